@@ -1,0 +1,145 @@
+"""Any Gymnasium environment id as a family of one task: CartPole-v1 and Pendulum-v1 for a first look."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float64
+from numpy import ndarray
+
+from core.errors import InputError
+from env_runner.task_family import (
+    ActionInfo,
+    EnvOptions,
+    Pool,
+    TaskFamily,
+    TaskVectorEnv,
+    check_count,
+    check_pool,
+    make_box,
+)
+
+LISTED = ("CartPole-v1", "Pendulum-v1")
+DEFAULT_HORIZON = 1000
+EVAL_STARTS = 20
+
+
+def is_gymnasium_id(name: str) -> bool:
+    """Whether Gymnasium knows this id. Ids of the form module:id are not looked up: they would import the module."""
+    return name in gymnasium.registry
+
+
+class GymnasiumVectorEnv(TaskVectorEnv):
+    """N single Gymnasium environments, stepped one after another; observations flattened to (N, D) float64."""
+
+    def __init__(self, family: GymnasiumTask, num_envs: int) -> None:
+        check_count("num_envs", num_envs, 1)
+        self.envs = [family.make_single() for _ in range(num_envs)]
+        self._single_obs_space = self.envs[0].observation_space
+        space = self.envs[0].action_space
+        self._offset = int(space.start) if isinstance(space, spaces.Discrete) else 0
+        if isinstance(space, spaces.Discrete):
+            action_space: spaces.Box | spaces.Discrete = spaces.Discrete(int(space.n))
+        else:
+            assert isinstance(space, spaces.Box)
+            action_space = spaces.Box(space.low.ravel(), space.high.ravel(), dtype=np.float32)
+        super().__init__(family, num_envs, make_box(family.obs_dim), action_space)
+        self._shape, self._dtype = space.shape, space.dtype
+        self._obs = np.zeros((num_envs, family.obs_dim))
+
+    def _flat(self, obs: Any) -> ndarray:
+        return np.asarray(spaces.flatten(self._single_obs_space, obs), dtype=np.float64)
+
+    def _start(self, worlds: ndarray) -> None:
+        for world in worlds.tolist():
+            obs, _ = self.envs[world].reset(seed=int(self.world_rngs[world].integers(2**31)))
+            self._obs[world] = self._flat(obs)
+
+    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        for world, env in enumerate(self.envs):
+            if isinstance(self.single_action_space, spaces.Discrete):
+                action: Any = int(actions[world]) + self._offset
+            else:
+                action = actions[world].reshape(self._shape).astype(self._dtype)
+            obs, reward, terminated[world], truncated[world], _ = env.step(action)
+            rewards[world] = float(reward)
+            self._obs[world] = self._flat(obs)
+        return rewards, terminated, {"truncated": truncated}
+
+    def _observe(self) -> ndarray:
+        return self._obs.copy()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class GymnasiumTask(TaskFamily):
+    """One Gymnasium environment as a family of one task (the parameter `task` is 0), in every pool.
+
+    A pool holds the task twenty times, so that an evaluation averages twenty independent start states. The environment
+    keeps its own start states, rewards, end and time limit (1,000 steps where it has none).
+    """
+
+    param_names = ("task",)
+    pools_are_disjoint = False
+
+    def __init__(self, env_id: str) -> None:
+        self.id = env_id
+
+    def make_single(self) -> gymnasium.Env:
+        """One environment. Raises InputError, with Gymnasium's own advice, where a package is missing."""
+        try:
+            env = gymnasium.make(self.id, disable_env_checker=True)
+        except gymnasium.error.Error as error:
+            raise InputError(f"task family {self.id!r}: Gymnasium says: {error}") from error
+        if not isinstance(env.action_space, spaces.Box | spaces.Discrete):
+            raise InputError(f"task family {self.id!r}: its action space is {env.action_space}, allowed: Box, Discrete")
+        return env
+
+    @cached_property
+    def _sample(self) -> gymnasium.Env:
+        env = self.make_single()
+        env.close()
+        return env
+
+    @cached_property
+    def horizon(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        spec = self._sample.spec
+        return int(spec.max_episode_steps) if spec is not None and spec.max_episode_steps else DEFAULT_HORIZON
+
+    @cached_property
+    def obs_dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return int(spaces.flatdim(self._sample.observation_space))
+
+    @cached_property
+    def action(self) -> ActionInfo:  # pyright: ignore[reportIncompatibleVariableOverride]
+        space = self._sample.action_space
+        if isinstance(space, spaces.Discrete):
+            return ActionInfo("categorical", int(space.n))
+        return ActionInfo("gaussian", int(np.prod(space.shape or ())))
+
+    @property
+    def docstring(self) -> str:
+        """Gymnasium's own page of the environment, under a note on the family."""
+        note = (GymnasiumTask.__doc__ or "").strip()
+        return f"# {self.id}\n\n{note}\n\n{self._sample.unwrapped.__doc__ or ''}\n\n## Version\n{self.version}\n"
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
+        return np.zeros((check_count("n", n, 0), 1))
+
+    def eval_tasks(self, pool: Pool) -> Float64[ndarray, "M P"]:
+        check_pool(pool)
+        return np.zeros((EVAL_STARTS, 1))
+
+    def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
+        if options is not None and options.changes_anything:
+            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        check_count("num_threads", num_threads, 0)
+        return GymnasiumVectorEnv(self, num_envs)

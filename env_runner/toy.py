@@ -1,0 +1,337 @@
+"""Families that cost milliseconds, for tests and a first look, most of them with exact anchors.
+
+`point-robot` (continuous actions), `bandit` and `tabular-mdp` (discrete, the two of the RL2 paper, Duan et al. 2016),
+and `t-maze` (pure memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Float64
+from numpy import ndarray
+
+from core.errors import InputError
+from core.seeding import numpy_stream
+from env_runner.task_family import (
+    ActionInfo,
+    ContinuousTasks,
+    EnvOptions,
+    FiniteTasks,
+    Pool,
+    TaskFamily,
+    TaskVectorEnv,
+    check_count,
+    check_pool,
+    make_box,
+)
+
+
+class ToyFamily(TaskFamily):
+    """A family without mid-episode changes, always on the caller's thread."""
+
+    env_type: type[TaskVectorEnv]
+    engine_packages = ("numpy",)
+
+    def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
+        if options is not None and options.changes_anything:
+            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        check_count("num_threads", num_threads, 0)
+        return self.env_type(self, num_envs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# Point robot ---------------------------------------------------------------------------------------------------------
+class PointRobotEnv(TaskVectorEnv):
+    """N points in the plane."""
+
+    STEP = 0.1
+
+    def __init__(self, family: TaskFamily, num_envs: int) -> None:
+        super().__init__(family, num_envs, make_box(2), spaces.Box(-1.0, 1.0, (2,), np.float32))
+        self._position = np.zeros((self.num_envs, 2))
+
+    def _start(self, worlds: ndarray) -> None:
+        for world in worlds.tolist():
+            self._position[world] = self.world_rngs[world].uniform(-0.1, 0.1, 2)
+
+    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
+        self._position += self.STEP * actions
+        angles = self.tasks[:, 0]
+        goals = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+        distance = np.linalg.norm(self._position - goals, axis=1)
+        return -distance, np.zeros(self.num_envs, dtype=bool), {"distance": distance}
+
+    def _observe(self) -> ndarray:
+        return self._position.copy()
+
+
+class PointRobot(ToyFamily, ContinuousTasks):
+    """## Description
+    A point in the plane looks for a hidden goal on the unit half-circle, from the reward alone.
+
+    ## Action Space
+    `Box(-1, 1, (2,), float32)`, clipped: the step in x and y, in units of 0.1 m.
+
+    ## Observation Space
+    `Box(-inf, inf, (2,), float64)`: x and y of the point, in m. The goal is not observed.
+
+    ## Tasks
+    `goal_angle` ~ U[0, pi] rad; the goal is (cos, sin) of it. Pools: grids, disjoint from one another and from training.
+
+    ## Rewards
+    Minus the distance to the goal in m, after the step.
+
+    ## Starting State
+    U[-0.1, 0.1] m in each coordinate.
+
+    ## Episode End
+    Never terminates; truncated after 20 steps.
+
+    ## Arguments
+    `make(num_envs)`.
+
+    ## Anchors
+    Standing at the origin costs 1 a step: -20, up to the start noise. Knowing the goal: at best 0.1 m a step along each
+    axis; the ceiling depends on the angle and is not given.
+
+    ## Provenance
+    The half-circle point robot of PEARL (Rakelly et al. 2019) and VariBAD with a dense reward.
+    """
+
+    id = "point-robot"
+    env_type = PointRobotEnv
+    horizon = 20
+    obs_dim = 2
+    action = ActionInfo("gaussian", 2)
+    param_names = ("goal_angle",)
+    low, high = (0.0,), (np.pi,)
+    anchors: Mapping[str, float] = {"stand_still": -20.0}
+
+
+# Bandit --------------------------------------------------------------------------------------------------------------
+class BanditEnv(TaskVectorEnv):
+    """N Bernoulli bandits; the observation is a constant."""
+
+    def __init__(self, family: TaskFamily, num_envs: int) -> None:
+        super().__init__(family, num_envs, make_box(1), spaces.Discrete(family.action.size))
+
+    def _start(self, worlds: ndarray) -> None:
+        pass
+
+    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
+        chance = np.take_along_axis(self.tasks, actions[:, None], axis=1)[:, 0]
+        drawn = np.array([rng.random() for rng in self.world_rngs])
+        return (drawn < chance).astype(np.float64), np.zeros(self.num_envs, dtype=bool), {}
+
+    def _observe(self) -> ndarray:
+        return np.ones((self.num_envs, 1))
+
+
+class Bandit(ToyFamily, ContinuousTasks):
+    """## Description
+    Five arms with hidden chances of paying 1. Explore, then exploit.
+
+    ## Action Space
+    `Discrete(5)`: the arm.
+
+    ## Observation Space
+    `Box(-inf, inf, (1,), float64)`: always 1 (no unit).
+
+    ## Tasks
+    Five chances, each U[0, 1]. Pools: fixed draws, disjoint from one another and from training.
+
+    ## Rewards
+    1 with the arm's chance, else 0.
+
+    ## Starting State
+    There is none.
+
+    ## Episode End
+    Never terminates; truncated after 100 steps.
+
+    ## Arguments
+    `make(num_envs)`.
+
+    ## Anchors
+    Exact: random and task-blind 50, ceiling (the best arm known from the start) 100 * 5/6 = 83.3.
+
+    ## Provenance
+    Duan et al. 2016 (RL2), section 3.1, with k = 5 arms and n = 100 pulls.
+    """
+
+    id = "bandit"
+    env_type = BanditEnv
+    horizon = 100
+    obs_dim = 1
+    action = ActionInfo("categorical", 5)
+    param_names = tuple(f"chance_{arm}" for arm in range(5))
+    low, high = (0.0,) * 5, (1.0,) * 5
+    anchors: Mapping[str, float] = {"random": 50.0, "task_blind": 50.0, "ceiling": 100 * 5 / 6}
+
+
+# Tabular MDP ---------------------------------------------------------------------------------------------------------
+class TabularMDPEnv(TaskVectorEnv):
+    """N random Markov decision processes of ten states and five actions."""
+
+    def __init__(self, family: TaskFamily, num_envs: int) -> None:
+        super().__init__(family, num_envs, make_box(TabularMDP.STATES), spaces.Discrete(TabularMDP.ACTIONS))
+        self._state = np.zeros(self.num_envs, dtype=np.int64)
+        self._apply_tasks()
+
+    def _apply_tasks(self) -> None:
+        states, actions = TabularMDP.STATES, TabularMDP.ACTIONS
+        self._mean_reward = self.tasks[:, : states * actions].reshape(-1, states, actions)
+        chances = self.tasks[:, states * actions :].reshape(-1, states, actions, states)
+        self._cumulative = np.cumsum(chances, axis=-1)
+
+    def _start(self, worlds: ndarray) -> None:
+        self._state[worlds] = 0
+
+    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
+        worlds = np.arange(self.num_envs)
+        noise = np.array([rng.standard_normal() for rng in self.world_rngs])
+        drawn = np.array([rng.random() for rng in self.world_rngs])
+        rewards = self._mean_reward[worlds, self._state, actions] + noise
+        passed = self._cumulative[worlds, self._state, actions] < drawn[:, None]
+        self._state = np.minimum(passed.sum(axis=1), TabularMDP.STATES - 1)
+        return rewards, np.zeros(self.num_envs, dtype=bool), {}
+
+    def _observe(self) -> ndarray:
+        return np.eye(TabularMDP.STATES)[self._state]
+
+
+class TabularMDP(ToyFamily):
+    """## Description
+    A random Markov decision process: learn where the reward is, then go there.
+
+    ## Action Space
+    `Discrete(5)`.
+
+    ## Observation Space
+    `Box(-inf, inf, (10,), float64)`: the state, one-hot (no unit).
+
+    ## Tasks
+    50 mean rewards (state, action), each N(1, 1), then 500 transition chances (state, action, next state), each row from
+    a flat Dirichlet. Pools: fixed draws, disjoint from one another and from training with probability one.
+
+    ## Rewards
+    N(mean of the state and action, 1).
+
+    ## Starting State
+    State 0.
+
+    ## Episode End
+    Never terminates; truncated after 10 steps.
+
+    ## Arguments
+    `make(num_envs)`.
+
+    ## Anchors
+    Exact: random and task-blind 10 (every mean reward is 1 on average).
+
+    ## Provenance
+    Duan et al. 2016 (RL2), section 3.2 (after Osband et al. 2013): 10 states, 5 actions, horizon 10.
+    """
+
+    STATES, ACTIONS = 10, 5
+    id = "tabular-mdp"
+    env_type = TabularMDPEnv
+    horizon = 10
+    obs_dim = STATES
+    action = ActionInfo("categorical", ACTIONS)
+    param_names = (
+        *(f"reward_{s}_{a}" for s in range(10) for a in range(5)),
+        *(f"chance_{s}_{a}_{t}" for s in range(10) for a in range(5) for t in range(10)),
+    )
+    anchors: Mapping[str, float] = {"random": 10.0, "task_blind": 10.0}
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
+        check_count("n", n, 0)
+        rewards = rng.normal(1.0, 1.0, (n, self.STATES * self.ACTIONS))
+        chances = rng.dirichlet(np.ones(self.STATES), (n, self.STATES * self.ACTIONS))
+        return np.concatenate((rewards, chances.reshape(n, -1)), axis=1)
+
+    def eval_tasks(self, pool: Pool) -> Float64[ndarray, "M P"]:
+        count = 40 if check_pool(pool) == "confirmation" else 20
+        return self.sample_tasks(numpy_stream(0, "pool", self.id, pool), count)
+
+
+# T-maze --------------------------------------------------------------------------------------------------------------
+class TMazeEnv(TaskVectorEnv):
+    """N corridors with a cue at the start and a junction at the end."""
+
+    def __init__(self, family: TaskFamily, num_envs: int) -> None:
+        super().__init__(family, num_envs, make_box(3), spaces.Discrete(3))
+        self._place = np.zeros(self.num_envs, dtype=np.int64)
+
+    def _start(self, worlds: ndarray) -> None:
+        self._place[worlds] = 0
+
+    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
+        at_junction = self._place == TMaze.LENGTH
+        turned = at_junction & (actions > 0)
+        side = np.where(actions == 1, 1.0, -1.0)
+        bumped = (at_junction & (actions == 0)) | (~at_junction & (actions > 0))
+        rewards = np.where(turned, np.where(side == self.tasks[:, 0], 1.0, -1.0), 0.0) - 0.1 * bumped
+        self._place += (~at_junction & (actions == 0)).astype(np.int64)
+        return rewards, turned, {}
+
+    def _observe(self) -> ndarray:
+        cue = np.where((self._place == 0) & (self.elapsed == 0), self.tasks[:, 0], 0.0)
+        junction = self._place == TMaze.LENGTH
+        return np.stack((cue, junction.astype(np.float64), np.ones(self.num_envs)), axis=1)
+
+
+class TMaze(ToyFamily, FiniteTasks):
+    """## Description
+    Walk down a corridor of 10 places and turn to the side that a cue showed at the very first step. Pure memory.
+
+    ## Action Space
+    `Discrete(3)`: 0 forward, 1 turn left, 2 turn right.
+
+    ## Observation Space
+    `Box(-inf, inf, (3,), float64)`, no units:
+
+    | Num | Observation |
+    |---|---|
+    | 0 | the cue at the first step of an episode (+1 left, -1 right), else 0 |
+    | 1 | 1 at the junction, else 0 |
+    | 2 | always 1 |
+
+    ## Tasks
+    `side`: +1 (left) or -1 (right); both in training and in every pool.
+
+    ## Rewards
+    +1 for the right turn at the junction, -1 for the wrong one, -0.1 for every action that bumps into a wall.
+
+    ## Starting State
+    The corridor's first place.
+
+    ## Episode End
+    Terminates at a turn taken at the junction; truncated after 30 steps.
+
+    ## Arguments
+    `make(num_envs)`.
+
+    ## Anchors
+    Exact: ceiling 1; task-blind 0 (half of the turns are wrong); stand still is not defined.
+
+    ## Provenance
+    After Bakker 2002, "Reinforcement learning with long short-term memory".
+    """
+
+    LENGTH = 10
+    id = "t-maze"
+    env_type = TMazeEnv
+    horizon = 30
+    obs_dim = 3
+    action = ActionInfo("categorical", 3)
+    param_names = ("side",)
+    tasks = ((1.0,), (-1.0,))
+    anchors: Mapping[str, float] = {"task_blind": 0.0, "ceiling": 1.0}
+
+
+TOYS: tuple[type[ToyFamily], ...] = (PointRobot, Bandit, TabularMDP, TMaze)

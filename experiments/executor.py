@@ -1,0 +1,212 @@
+"""Executes jobs as processes: two at once on two cores, each in its own process group with one thread.
+
+`Executor` is the interface; `LocalExecutor` is the one implementation. It streams messages to the caller's thread and
+knows nothing of the ledger. Only process groups that it created itself are ever signalled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from experiments.spec import Pool, RunSpec
+
+GRACE_S = 20.0  # between asking a run to stop and ending its process group
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to execute."""
+
+    run_id: int
+    spec: RunSpec
+    pool: Pool
+    checkpoint: Path
+    """Where an interrupted run continues from, without suffix."""
+    model: Path
+    """Where the trained learner is written, without suffix."""
+    log: Path
+    time_limit_s: float
+
+
+@dataclass(frozen=True)
+class Started:
+    pid: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One training iteration."""
+
+    env_steps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Raw evaluation results: name -> (tasks, episodes)."""
+
+    pool: Pool
+    values: Mapping[str, Sequence[Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last message of every job. status `stopped`: asked to, and can continue from its checkpoint."""
+
+    status: str
+    cause: str | None
+    env_steps: int | None = None
+    train_s: float | None = None
+    sha256: str | None = None
+
+
+Message = Started | Report | Evaluated | Ended
+_KINDS = {"started": Started, "report": Report, "eval": Evaluated, "end": Ended}
+
+
+class Executor(Protocol):
+    """Runs jobs to their end. `on_message` is called in the calling thread; every job gets exactly one Ended."""
+
+    workers: int
+
+    def run(self, jobs: Sequence[Job], on_message: Callable[[Job, Message], None], stop: threading.Event) -> None: ...
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    deadline: float
+    buffer: bytearray = field(default_factory=bytearray)
+    ended: Ended | None = None
+    kill_at: float | None = None
+
+
+class LocalExecutor:
+    """Jobs as processes of this machine.
+
+    workers: how many run at once. environment: variables added for the processes, such as cache folders.
+    """
+
+    def __init__(self, workers: int, environment: Mapping[str, str] | None = None) -> None:
+        self.workers = workers
+        self._environment = dict(environment or {})
+
+    def run(self, jobs: Sequence[Job], on_message: Callable[[Job, Message], None], stop: threading.Event) -> None:
+        waiting, running = list(jobs), []
+        with selectors.DefaultSelector() as selector:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.workers and not stop.is_set():
+                        entry = self._start(waiting.pop(0))
+                        selector.register(entry.process.stdout, selectors.EVENT_READ, entry)  # type: ignore[arg-type]
+                        running.append(entry)
+                    if stop.is_set():
+                        for job in waiting:
+                            on_message(job, Ended("stopped", "not started yet"))
+                        waiting.clear()
+                        for entry in running:
+                            if entry.kill_at is None:
+                                self._ask_to_stop(entry)
+                    for key, _ in selector.select(timeout=0.2):
+                        entry = key.data
+                        if not self._read(entry, on_message):
+                            selector.unregister(key.fileobj)
+                            running.remove(entry)
+                            on_message(entry.job, self._finish(entry))
+                    for entry in running:
+                        self._enforce(entry)
+            finally:
+                for entry in running:
+                    _end_group(entry.process)
+                    entry.log.close()
+
+    def _start(self, job: Job) -> _Running:
+        for path in (job.log, job.checkpoint, job.model):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        root = str(Path(__file__).resolve().parent.parent)
+        environment = {**os.environ, **self._environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        log = job.log.open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+        content = {
+            "spec": job.spec.model_dump(mode="json"),
+            "pool": job.pool,
+            "checkpoint": str(job.checkpoint),
+            "model": str(job.model),
+        }
+        self._write(process, json.dumps(content))
+        return _Running(job, process, log, deadline=time.monotonic() + job.time_limit_s)
+
+    def _write(self, process: subprocess.Popen[bytes], line: str) -> None:
+        assert process.stdin is not None
+        with suppress(OSError):  # it may have ended already; its end is read from its output
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+
+    def _ask_to_stop(self, entry: _Running) -> None:
+        entry.kill_at = time.monotonic() + GRACE_S
+        self._write(entry.process, "stop")
+
+    def _enforce(self, entry: _Running) -> None:
+        moment = time.monotonic()
+        if entry.ended is None and moment > entry.deadline:
+            entry.ended = Ended("timeout", f"ran longer than its limit of {entry.job.time_limit_s:.0f} s")
+            _end_group(entry.process)
+        elif entry.kill_at is not None and moment > entry.kill_at:
+            _end_group(entry.process)
+
+    def _read(self, entry: _Running, on_message: Callable[[Job, Message], None]) -> bool:
+        """Pass on complete lines; False at the end of the output."""
+        assert entry.process.stdout is not None
+        chunk = os.read(entry.process.stdout.fileno(), 1 << 16)
+        entry.buffer += chunk
+        while (end := entry.buffer.find(b"\n")) >= 0:
+            content: dict[str, Any] = json.loads(entry.buffer[:end])
+            del entry.buffer[: end + 1]
+            message = _KINDS[content.pop("kind")](**content)
+            if isinstance(message, Ended):
+                entry.ended = entry.ended or message
+            else:
+                on_message(entry.job, message)
+        return bool(chunk)
+
+    def _finish(self, entry: _Running) -> Ended:
+        assert entry.process.stdin is not None
+        with suppress(OSError):
+            entry.process.stdin.close()
+        code = entry.process.wait()
+        entry.log.close()
+        if entry.ended is not None:
+            return entry.ended
+        if entry.kill_at is not None:
+            return Ended("stopped", "did not stop in time; continues from its last checkpoint")
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return Ended("crashed", f"the process ended without a result ({reason}); see {entry.job.log}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process group that this executor started; its leader is not reaped yet, so the id is still its own."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

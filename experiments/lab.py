@@ -1,0 +1,1085 @@
+"""One campaign and everything that may be done in it: by the crew's tools, by a person, by the workflow's own code.
+
+Methods above the line "for the workflow's code alone" may be wrapped as tools: they reach the search pool only, take
+no measured value and write no verdict. All state is in the ledger, so a new `Lab` on the same campaign goes on where the
+last one stopped. Bad arguments raise InputError; `Paused` is raised where work was asked to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import statistics as stdlib_statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from sqlalchemy import func, select, update
+
+from core.config import FrozenConfig
+from core.errors import InputError, bad_value, unknown_name
+from core.seeding import numpy_stream
+from env_runner.task_distributions import get_family
+from experiments import judge as judging
+from experiments.executor import Executor
+from experiments.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent
+from experiments.ledger.models import Campaign, Claim, Event, Proposal, Run, Verdict
+from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id
+from experiments.paths import Paths
+from experiments.plan import MIN_ITERATIONS, Plan, format_count, format_seconds
+from experiments.provenance import provenance
+from experiments.question import Question, label
+from experiments.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
+from experiments.space import (
+    ROLES,
+    Parameter,
+    SearchSpace,
+    Value,
+    count_parameters,
+    iteration_steps,
+)
+from experiments.spec import RunSpec
+
+Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
+STAGES: tuple[Stage, ...] = (
+    "question",
+    "plan",
+    "baseline",
+    "search",
+    "selection",
+    "claim",
+    "confirmation",
+    "verdict",
+    "done",
+)
+Arm = Literal["challenger", "baseline"]
+VIEWS = ("incumbent", "top", "runs", "failures", "baseline", "sensitivity")
+POOL_OFFSET = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
+
+__all__ = ["STAGES", "Lab", "Paused", "create_campaign"]
+
+
+class SpaceView(FrozenConfig):
+    """The tunable fields of one arm."""
+
+    arm: str
+    parameters: tuple[Parameter, ...]
+
+
+class TableView(FrozenConfig):
+    """A small table of ledger facts."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+    note: str = ""
+
+
+class SuggestionView(FrozenConfig):
+    """The optimizer's joint configuration for the present round."""
+
+    arm: str
+    trial: int
+    source: Literal["default", "optimizer"]
+    values: dict[str, Value]
+
+
+class ProposalView(FrozenConfig):
+    """A slice of the present round's configuration as it stands in the ledger."""
+
+    id: str
+    arm: str
+    trial: int
+    role: str
+    source: str
+    values: dict[str, Value]
+
+
+class FeasibilityView(FrozenConfig):
+    """Whether a configuration can be trained, and what it would cost."""
+
+    feasible: bool
+    problems: tuple[str, ...]
+    parameters: int | None
+    """Trainable numbers of the whole policy."""
+    expected_s: float | None
+    """Expected seconds of the search run, from the campaign's measured throughput; None before the first run."""
+    same_as: str | None
+    """A run of this campaign with exactly this configuration."""
+
+
+class RoundView(FrozenConfig):
+    """The finished runs of one search round."""
+
+    round: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+    noise_floor: float | None
+    """Standard deviation of the score over seeds of the baseline's default configuration."""
+
+
+class NoteView(FrozenConfig):
+    id: int
+    target: str
+
+
+class BudgetView(FrozenConfig):
+    """What was spent and what is left."""
+
+    wall_s_spent: float
+    wall_s_planned: float | None
+    env_steps_spent: int
+    env_steps_planned: int
+    runs_finished: int
+    runs_planned: int
+    rounds_finished: int
+    rounds_planned: int
+
+
+class ClaimView(FrozenConfig):
+    id: str
+    content: ClaimContent
+    content_hash: str
+
+
+class VerdictView(VerdictContent):
+    id: str
+    claim_id: str
+
+
+class EventView(FrozenConfig):
+    id: int
+    kind: str
+    actor: str
+    payload: dict[str, Any]
+
+
+def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
+    """Write a new campaign at stage `baseline` (question and plan are what is written) and return its id."""
+    return ledger.add(
+        Campaign(
+            goal=question.goal,
+            question=question.model_dump(mode="json"),
+            plan=plan.model_dump(mode="json"),
+            seed=seed,
+            stage="baseline",
+            status="paused",
+            llm=llm,
+            provenance=provenance(),
+            created_at=now(),
+        )
+    )
+
+
+class Lab:
+    """The hands of one campaign.
+
+    ledger, executor, paths: where rows are written, runs executed and files kept.
+    listener: called with the progress of every run, in the thread that executes.
+    began: when this sitting began (time.monotonic()), so that planning counts towards the budget.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        campaign_id: int,
+        executor: Executor,
+        paths: Paths,
+        *,
+        listener: ProgressListener | None = None,
+        began: float | None = None,
+    ) -> None:
+        self.ledger, self.executor, self.paths, self.listener = ledger, executor, paths, listener
+        self.number = campaign_id
+        self.campaign_id = readable_id("c", campaign_id)
+        row = ledger.get_campaign(campaign_id)
+        self.question = Question.model_validate(row.question)
+        self.plan = Plan.model_validate(row.plan)
+        self.seed = row.seed
+        self.stop_event = threading.Event()
+        self._lock = threading.RLock()
+        self._progress: dict[int, RunProgress] = {}
+        self._since = time.monotonic() if began is None else began
+        self._spent_before = row.spent_s
+        self.arms: tuple[Arm, ...] = ("challenger", "baseline") if self.question.baseline_is_tuned else ("challenger",)
+        families = {"challenger": self.question.challenger, "baseline": self.question.baseline}
+        self._spaces = {arm: SearchSpace(family, self.question.task) for arm, family in families.items()}
+        default = self._spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
+        self._parameters = count_parameters(default)
+
+    # ---- state --------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        return self.ledger.get_campaign(self.number).stage  # type: ignore[return-value]
+
+    @property
+    def round(self) -> int:
+        """Search rounds whose runs are all finished; the index of the round to be worked on."""
+        with self._lock:
+            number = 0
+            while number < self.plan.rounds and all(self._trial_run(arm, number) is not None for arm in self.arms):
+                number += 1
+            return number
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Marks the campaign as worked on by this process; InputError where another one holds it."""
+        with self.ledger.session() as session:
+            row = session.get_one(Campaign, self.number)
+            if row.status == "running" and row.holder is not None and _alive(row.holder):
+                raise InputError(
+                    f"{self.campaign_id} is being worked on by process {row.holder['pid']} on {row.holder['host']} "
+                    f"since {row.holder['since'][:19]}. Press Ctrl-C there first"
+                )
+            row.status = "running" if row.stage != "done" else "done"
+            row.holder = _this_process()
+        try:
+            yield
+        except (Paused, KeyboardInterrupt):
+            self._let_go("paused")
+            raise
+        except BaseException:
+            self._let_go("failed")
+            raise
+        self._let_go("done" if self.stage == "done" else "paused")
+
+    def _let_go(self, status: str) -> None:
+        with self.ledger.session() as session:
+            row = session.get_one(Campaign, self.number)
+            row.status, row.holder, row.spent_s = status, None, self.spent_s
+            if status == "done" and row.ended_at is None:
+                row.ended_at = now()
+
+    @property
+    def spent_s(self) -> float:
+        """Wall seconds of all sittings."""
+        return self._spent_before + time.monotonic() - self._since
+
+    # ---- what tools may call ------------------------------------------------------------
+
+    def describe_search_space(self, arm: str, role: str | None = None) -> SpaceView:
+        """The tunable fields of an arm, of one role's slice where it is named."""
+        return SpaceView(arm=arm, parameters=self._space(arm).of_role(role))
+
+    def ledger_query(self, view: str, arm: str | None = None, limit: int = 8) -> TableView:
+        """A compact table of search-pool facts: incumbent, top, runs, failures, baseline or sensitivity."""
+        if view not in VIEWS:
+            raise unknown_name("view", view, VIEWS)
+        if arm is not None:
+            self._space(arm)
+        if not 1 <= limit <= 50:
+            raise bad_value("limit", limit, "from 1 to 50")
+        if view == "baseline":
+            return self._baseline_table()
+        if view == "sensitivity":
+            return self._sensitivity(arm or "challenger", limit)
+        if view == "failures":
+            runs = [r for r in self._search_runs(arm) if r.status in FINISHED and r.status != "done"]
+            rows = [(readable_id("r", r.id), r.arm, r.status, r.cause) for r in runs[-limit:]]
+            return TableView(columns=("run", "arm", "status", "cause"), rows=tuple(rows))
+        trials = [t for a in ([arm] if arm else self.arms) for t in self._trials(a)]
+        if view in ("incumbent", "top"):
+            trials = sorted((t for t in trials if t[3] is not None), key=lambda t: (-(t[3] or 0.0), t[1]))
+            if view == "incumbent":
+                trials = [next(t for t in trials if t[0] == a) for a in dict.fromkeys(t[0] for t in trials)]
+        rows = tuple(
+            (readable_id("r", run.id), a, number, run.status, _rounded(score), _describe(values))
+            for a, number, run, score, values in trials[:limit]
+        )
+        return TableView(columns=("run", "arm", "trial", "status", "score", "configuration"), rows=rows)
+
+    def suggest(self, arm: str) -> SuggestionView:
+        """The optimizer's configuration for the present round: the default first, multivariate TPE from then on."""
+        with self._lock:
+            space, trial = self._space(arm), self.round
+            self._must_be_open(trial)
+            if trial == 0:
+                return SuggestionView(arm=arm, trial=0, source="default", values=space.default_values())
+            history = [(values, score) for _, number, _, score, values in self._trials(arm) if number < trial]
+            values = space.suggest(history, seed=self.seed, arm=arm)
+            return SuggestionView(arm=arm, trial=trial, source="optimizer", values=values)
+
+    def propose(
+        self,
+        *,
+        arm: str,
+        role: str,
+        values: dict[str, Value],
+        reason: str,
+        predicted_effect: str = "",
+        evidence: Sequence[str] = (),
+        source: Literal["optimizer", "agent"] = "agent",
+    ) -> ProposalView:
+        """Set one role's slice of the present round. A repeated call replaces it until the round is launched.
+
+        Trial 0 is the default configuration of every arm by rule, so other values are refused there. The ledger, not
+        the caller, says where values came from: `source` is kept as "optimizer" only where they equal the suggestion.
+        """
+        with self._lock:
+            space, trial = self._space(arm), self.round
+            self._must_be_open(trial)
+            if role not in ROLES:
+                raise unknown_name("role", role, ROLES)
+            values = space.check_values(values, role)
+            suggestion = self.suggest(arm)
+            suggested = {p.name: suggestion.values[p.name] for p in space.of_role(role) if p.name in suggestion.values}
+            if trial == 0:
+                wrong = {k: v for k, v in values.items() if k in suggested and v != suggested[k]}
+                if wrong:
+                    name, value = next(iter(wrong.items()))
+                    raise bad_value(name, value, f"{suggested[name]} in round 0: trial 0 is every arm's default")
+                values, origin = suggested, "default"
+            else:
+                origin = source if all(suggested.get(k) == v for k, v in values.items()) else "agent"
+            self._check_evidence(evidence)
+            return self._write_proposal(
+                arm, trial, role, values, origin, reason=reason, effect=predicted_effect, evidence=list(evidence)
+            )
+
+    def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+        """Whether `values`, completed with defaults, can be trained within the plan, and at what cost."""
+        try:
+            spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
+            parameters = count_parameters(spec)
+        except InputError as error:
+            return FeasibilityView(
+                feasible=False, problems=(str(error),), parameters=None, expected_s=None, same_as=None
+            )
+        problems = []
+        if iteration_steps(spec) > spec.env_steps:
+            problems.append(
+                f"one iteration takes {iteration_steps(spec):,} env steps, a search run has {spec.env_steps:,}"
+            )
+        with self.ledger.session() as session:
+            same = session.scalar(
+                select(Run.id).where(Run.campaign_id == self.number, Run.config_hash == spec.config_hash)
+            )
+        rate = self._steps_per_s()
+        return FeasibilityView(
+            feasible=not problems,
+            problems=tuple(problems),
+            parameters=parameters,
+            expected_s=None if rate is None else round(spec.env_steps / rate + self.plan.startup_s, 1),
+            same_as=readable_id("r", same),
+        )
+
+    def launch(self) -> RoundView:
+        """Train the present round's trial of every arm, two at once, and return the scores. Idempotent by round."""
+        with self._lock:
+            trial = self.round
+            self._must_be_open(trial)
+            run_ids = []
+            for arm in self.arms:
+                values = self._complete_proposals(arm, trial)
+                spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
+                run_ids.append(self._queue_once(spec, "search", "search", arm, trial))
+            self._execute(run_ids)
+            return self._round_view(trial)
+
+    def peek(self) -> TableView:
+        """The runs that are training now."""
+        rows = [
+            (readable_id("r", p.run_id), p.arm, p.env_steps, p.env_steps_planned, _rounded(p.train_return))
+            for p in list(self._progress.values())
+            if p.status == "running" and p.purpose in ("baseline", "search")
+        ]
+        return TableView(columns=("run", "arm", "env_steps", "of", "training return"), rows=tuple(rows))
+
+    def compare_variants(self, first: str, second: str) -> TableView:
+        """Two runs of the search pool: what differs in the configuration, and the scores in units of the noise floor."""
+        a, b = self._search_run(first), self._search_run(second)
+        left, right = _flatten(a.spec), _flatten(b.spec)
+        rows: list[tuple[str | float | int | None, ...]] = [
+            (name, str(left.get(name)), str(right.get(name)))
+            for name in sorted(left.keys() | right.keys())
+            if left.get(name) != right.get(name)
+        ]
+        rows.append(("score", _rounded(a.score), _rounded(b.score)))
+        floor = self._noise_floor()
+        note = ""
+        if a.score is not None and b.score is not None and floor:
+            note = f"{first} minus {second} is {(a.score - b.score) / floor:+.1f} noise floors (one is {floor:.1f})"
+        return TableView(columns=("field", first, second), rows=tuple(rows), note=note)
+
+    def learning_curve(self, run_id: str) -> TableView:
+        """At most 20 points of the mean training return of one search-pool run."""
+        run = self._search_run(run_id)
+        rows = [(m.env_steps, m.value) for m in self.ledger.metrics(run.id, "rollout/ep_rew_mean")]
+        step = max(1, math.ceil(len(rows) / 20))
+        return TableView(
+            columns=("env_steps", "training return"),
+            rows=tuple((s, _rounded(v)) for s, v in rows[::-1][::step][::-1]),
+        )
+
+    def episode_returns(self, run_id: str) -> TableView:
+        """Mean and worst evaluation return of one search-pool run by episode on the task."""
+        run = self._search_run(run_id)
+        by_episode: dict[int, list[float]] = {}
+        for row in self.ledger.evals([run.id]):
+            by_episode.setdefault(row.episode, []).append(join_value(row.value, row.kind))
+        rows = [
+            (episode, _rounded(float(np.mean(v))), _rounded(float(np.min(v))))
+            for episode, v in sorted(by_episode.items())
+        ]
+        return TableView(columns=("episode", "mean return", "worst task"), rows=tuple(rows))
+
+    def write_note(self, text: str, author: str, target: str | None = None) -> NoteView:
+        """Keep a remark about a row; notes are never read by the judge."""
+        if not 1 <= len(text.strip()) <= 4000:
+            raise bad_value("text", f"{len(text)} characters", "from 1 to 4000 characters")
+        target = target or self.campaign_id
+        if target.startswith("r-"):
+            self.ledger.resolve(target, "run")
+        elif target != self.campaign_id:
+            raise bad_value("target", target, f"{self.campaign_id} or a run such as r-0042")
+        return NoteView(id=self.ledger.add_note(target, author, text), target=target)
+
+    def budget(self) -> BudgetView:
+        """What was spent and what is planned."""
+        with self.ledger.session() as session:
+            steps, finished = session.execute(
+                select(func.coalesce(func.sum(Run.env_steps), 0), func.count()).where(
+                    Run.campaign_id == self.number, Run.status.in_(FINISHED)
+                )
+            ).one()
+        return BudgetView(
+            wall_s_spent=round(self.spent_s, 1),
+            wall_s_planned=self.plan.budget.wall_s or self.plan.expected_s,
+            env_steps_spent=int(steps) + sum(p.env_steps for p in self._progress.values() if p.status == "running"),
+            env_steps_planned=self.plan.env_steps_total,
+            runs_finished=int(finished),
+            runs_planned=self.plan.runs,
+            rounds_finished=self.round,
+            rounds_planned=self.plan.rounds,
+        )
+
+    def record_event(self, kind: str, actor: str, payload: dict[str, Any]) -> None:
+        """Keep what the crew said or did."""
+        clean = json.loads(json.dumps(payload, default=str))
+        self.ledger.record_event(self.number, kind, actor, clean)
+
+    def events(
+        self, kinds: Sequence[str] | None = None, after: int = 0, campaign: str | None = None
+    ) -> list[EventView]:
+        """Recorded events, oldest first, of this campaign or of another."""
+        number = self.number if campaign is None else self.ledger.resolve(campaign, "campaign")
+        query = select(Event).where(Event.campaign_id == number, Event.id > after).order_by(Event.id)
+        if kinds is not None:
+            query = query.where(Event.kind.in_(list(kinds)))
+        with self.ledger.session() as session:
+            return [EventView(id=e.id, kind=e.kind, actor=e.actor, payload=e.payload) for e in session.scalars(query)]
+
+    # ---- for the workflow's code alone --------------------------------------------------
+
+    def set_stage(self, stage: Stage) -> None:
+        """Move the campaign to a later stage."""
+        if stage not in STAGES:
+            raise unknown_name("stage", stage, STAGES)
+        with self.ledger.session() as session:
+            row = session.get_one(Campaign, self.number)
+            row.stage, row.spent_s = stage, self.spent_s
+
+    def run_baseline(self) -> TableView:
+        """Train the baseline's default configuration on several seeds: the noise floor, and its search trial 0."""
+        with self._lock:
+            run_ids = []
+            for number, seed in enumerate(self._seeds("search")[: self.plan.design.baseline_seeds]):
+                spec = self._spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search)
+                trial = 0 if number == 0 else None
+                run_ids.append(self._queue_once(spec, "baseline", "search", "baseline", trial))
+            self._execute(run_ids)
+            return self._baseline_table()
+
+    def time_is_short(self) -> bool:
+        """Whether another search round would leave too little wall time for selection and confirmation."""
+        budget, rate = self.plan.budget.wall_s, self._steps_per_s()
+        if budget is None or rate is None or self.round == 0:
+            return False
+        rounds = math.ceil(len(self.arms) / self.plan.workers) * (
+            self.plan.env_steps_search / rate + self.plan.startup_s
+        )
+        runs = self._final_runs()
+        final = (runs * self.plan.env_steps_full / rate + runs * self.plan.startup_s) / self.plan.workers
+        return self.spent_s + rounds + 0.8 * final > 0.95 * budget
+
+    def run_selection(self) -> TableView:
+        """Measure the best few configurations of every arm again, on fresh seeds and other tasks, at full length."""
+        with self._lock:
+            self._fit_full_length()
+            run_ids = []
+            for place in range(self.plan.design.top):
+                for seed in self._seeds("selection"):
+                    for arm in self.arms:
+                        candidates = self._candidates(arm)
+                        if place >= len(candidates):
+                            continue
+                        trial, values = candidates[place]
+                        spec = self._spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
+                        run_ids.append(self._queue_once(spec, "selection", "selection", arm, trial))
+            self._execute(run_ids)
+            rows = [
+                (readable_id("r", r.id), r.arm, r.trial, r.status, _rounded(r.score))
+                for r in self.ledger.runs(self.number, purpose="selection")
+            ]
+            return TableView(columns=("run", "arm", "trial", "status", "score"), rows=tuple(rows))
+
+    def write_claim(self) -> ClaimView:
+        """Fix the hypothesis, both configurations, the seeds and the rule, before the first confirmation run."""
+        with self._lock:
+            existing = self._claim()
+            if existing is not None:
+                return _claim_view(existing)
+            content = self._claim_content()
+            number = self.ledger.add(
+                Claim(
+                    campaign_id=self.number,
+                    content=content.model_dump(mode="json"),
+                    content_hash=content.content_hash,
+                    created_at=now(),
+                )
+            )
+            return ClaimView(id=readable_id("k", number), content=content, content_hash=content.content_hash)
+
+    def run_confirmation(self) -> TableView:
+        """Train both chosen configurations on every seed of the claim and evaluate on the held-out tasks."""
+        with self._lock:
+            claim = self._claim()
+            if claim is None:
+                raise InputError("confirmation needs a claim: write_claim() comes first")
+            content = ClaimContent.model_validate(claim.content)
+            run_ids = []
+            for seed in content.seeds:
+                for arm in ("challenger", "baseline"):
+                    trial, values = self._winner(arm)
+                    spec = self._spec(arm, values, seed=seed, env_steps=content.env_steps)
+                    run_ids.append(
+                        self._queue_once(spec, "confirmation", "confirmation", arm, trial, claim_id=claim.id)
+                    )
+            self._execute(run_ids)
+            rows = [
+                (readable_id("r", r.id), r.arm, r.seed, r.status, _rounded(r.score))
+                for r in self.ledger.runs(self.number, purpose="confirmation")
+            ]
+            return TableView(columns=("run", "arm", "seed", "status", "score"), rows=tuple(rows))
+
+    def judge(self) -> VerdictView:
+        """Judge the claim from its rows and keep the verdict. Idempotent."""
+        with self._lock:
+            claim = self._claim()
+            if claim is None:
+                raise InputError("a verdict needs a claim: write_claim() comes first")
+            with self.ledger.session() as session:
+                row = session.scalar(select(Verdict).where(Verdict.claim_id == claim.id))
+            if row is None:
+                content = judging.judge(
+                    ClaimContent.model_validate(claim.content), confirmation_rows(self.ledger, claim.id)
+                )
+                row = Verdict(
+                    claim_id=claim.id,
+                    outcome=content.outcome,
+                    reason=content.reason,
+                    content=content.model_dump(mode="json"),
+                    created_at=now(),
+                )
+                self.ledger.add(row)
+            return VerdictView(
+                **VerdictContent.model_validate(row.content).model_dump(),
+                id=readable_id("v", row.id),
+                claim_id=readable_id("k", claim.id),
+            )
+
+    def finish(self, narrative: str, narrator: str) -> None:
+        """Close the campaign with the crew's own words, which stand beside the verdict and never in its place."""
+        with self.ledger.session() as session:
+            row = session.get_one(Campaign, self.number)
+            row.narrative = f"{narrative.strip()}\n\n({narrator})"
+            row.stage = "done"
+
+    # ---- inner workings -----------------------------------------------------------------
+
+    def _space(self, arm: str) -> SearchSpace:
+        if arm not in self.arms and arm != "baseline":
+            raise unknown_name("arm", arm, self.arms)
+        return self._spaces[arm]
+
+    def _seeds(self, pool: str) -> tuple[int, ...]:
+        """The training seeds of a pool; the three ranges are disjoint."""
+        design = self.plan.design
+        count = {
+            "search": max(design.baseline_seeds, 1),
+            "selection": design.selection_seeds,
+            "confirmation": design.confirmation_seeds,
+        }[pool]
+        draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
+        return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
+
+    def _must_be_open(self, trial: int) -> None:
+        if trial >= self.plan.rounds or self.stage not in ("baseline", "search"):
+            raise InputError(f"the search is closed: {self.round} of {self.plan.rounds} rounds are finished")
+
+    def _spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
+        return self._space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self._parameters)
+
+    def _queue_once(
+        self,
+        spec: RunSpec,
+        purpose: Any,
+        pool: Any,
+        arm: str,
+        trial: int | None,
+        claim_id: int | None = None,
+    ) -> int:
+        """The campaign's run of this specification on this pool, queued if there is none yet."""
+        with self.ledger.session() as session:
+            found = session.scalar(
+                select(Run.id)
+                .where(
+                    Run.campaign_id == self.number,
+                    Run.config_hash == spec.config_hash,
+                    Run.pool == pool,
+                    Run.claim_id == claim_id if claim_id is not None else Run.claim_id.is_(None),
+                    Run.arm == arm if pool == "confirmation" else True,  # type: ignore[arg-type]
+                )
+                .order_by(Run.id)
+            )
+        if found is not None:
+            return found
+        return queue_run(
+            self.ledger,
+            spec,
+            purpose=purpose,
+            pool=pool,
+            proposer=self._proposer(arm, trial, purpose),
+            campaign_id=self.number,
+            claim_id=claim_id,
+            arm=arm,
+            trial=trial,
+        )
+
+    def _proposer(self, arm: str, trial: int | None, purpose: str) -> str:
+        """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
+        if trial in (None, 0) or purpose == "baseline":
+            return "default"
+        slices = self._slices(arm, trial or 0)
+        agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
+        return "agent:" + "+".join(agents) if agents else "optimizer"
+
+    def _execute(self, run_ids: Sequence[int]) -> None:
+        def listen(progress: RunProgress) -> None:
+            self._progress[progress.run_id] = progress
+            if progress.status != "running":
+                self._progress.pop(progress.run_id, None)
+            if self.listener is not None:
+                self.listener(progress)
+
+        rate = self._steps_per_s()
+        steps = max(self.plan.env_steps_full, self.plan.env_steps_search)
+        limit = 6 * 3600.0 if rate is None else 120 + 10 * steps / rate
+        try:
+            execute_runs(
+                self.ledger,
+                self.executor,
+                self.paths,
+                run_ids,
+                stop=self.stop_event,
+                listener=listen,
+                time_limit_s=limit,
+            )
+        finally:
+            self._progress.clear()
+
+    def _slices(self, arm: str, trial: int) -> list[Proposal]:
+        query = (
+            select(Proposal)
+            .where(
+                Proposal.campaign_id == self.number,
+                Proposal.arm == arm,
+                Proposal.trial == trial,
+                Proposal.superseded.is_(False),
+            )
+            .order_by(Proposal.id)
+        )
+        with self.ledger.session() as session:
+            return list(session.scalars(query))
+
+    def _write_proposal(
+        self,
+        arm: str,
+        trial: int,
+        role: str,
+        values: dict[str, Value],
+        source: str,
+        *,
+        reason: str,
+        effect: str,
+        evidence: list[str],
+    ) -> ProposalView:
+        present = next((p for p in self._slices(arm, trial) if p.role == role), None)
+        if present is None or present.changes != values or present.source != source:
+            with self.ledger.session() as session:
+                session.execute(
+                    update(Proposal)
+                    .where(
+                        Proposal.campaign_id == self.number,
+                        Proposal.arm == arm,
+                        Proposal.trial == trial,
+                        Proposal.role == role,
+                    )
+                    .values(superseded=True)
+                )
+                present = Proposal(
+                    campaign_id=self.number,
+                    arm=arm,
+                    trial=trial,
+                    role=role,
+                    source=source,
+                    changes=values,
+                    reason=reason[:2000],
+                    predicted_effect=effect[:1000],
+                    evidence=evidence,
+                    created_at=now(),
+                )
+                session.add(present)
+        return ProposalView(
+            id=readable_id("p", present.id), arm=arm, trial=trial, role=role, source=source, values=values
+        )
+
+    def _complete_proposals(self, arm: str, trial: int) -> dict[str, Value]:
+        """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""
+        space = self._space(arm)
+        suggestion = self.suggest(arm)
+        slices = {p.role: p.changes for p in self._slices(arm, trial)}
+        for role in ROLES:
+            names = [p.name for p in space.of_role(role) if p.name in suggestion.values]
+            if role not in slices and names:
+                values = {name: suggestion.values[name] for name in names}
+                self._write_proposal(
+                    arm, trial, role, values, suggestion.source, reason="nobody proposed this slice", effect="", evidence=[]
+                )  # fmt: skip
+                slices[role] = values
+        merged: dict[str, Value] = {}
+        for values in slices.values():
+            merged |= values
+        return space.complete(merged)
+
+    def _trial_values(self, arm: str, trial: int) -> dict[str, Value] | None:
+        slices = self._slices(arm, trial)
+        if not slices:
+            return None
+        merged: dict[str, Value] = {}
+        for p in slices:
+            merged |= p.changes
+        return self._space(arm).complete(merged)
+
+    def _trial_run(self, arm: str, trial: int) -> Run | None:
+        """The finished search run of a trial, or None."""
+        values = self._trial_values(arm, trial)
+        if values is None:
+            return None
+        spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
+        query = select(Run).where(
+            Run.campaign_id == self.number,
+            Run.pool == "search",
+            Run.config_hash == spec.config_hash,
+            Run.status.in_(FINISHED),
+        )
+        with self.ledger.session() as session:
+            return session.scalar(query.order_by(Run.id))
+
+    def _trials(self, arm: str) -> list[tuple[str, int, Run, float | None, dict[str, Value]]]:
+        """(arm, trial, run, score, values) of every finished trial, in order."""
+        trials = []
+        for number in range(self.plan.rounds):
+            run = self._trial_run(arm, number)
+            if run is None:
+                break
+            values = self._trial_values(arm, number) or {}
+            trials.append((arm, number, run, run.score if run.status == "done" else None, values))
+        return trials
+
+    def _search_runs(self, arm: str | None = None) -> list[Run]:
+        return self.ledger.runs(self.number, purpose=("baseline", "search"), arm=arm)
+
+    def _search_run(self, run_id: str) -> Run:
+        """A finished run of this campaign's search pool; agents see no other."""
+        run = self.ledger.get_run(self.ledger.resolve(run_id, "run"))
+        if run.campaign_id != self.number or run.pool != "search":
+            allowed = ", ".join(readable_id("r", r.id) for r in self._search_runs()[-12:])
+            raise bad_value("run", run_id, f"a search run of this campaign: {allowed or 'none yet'}")
+        return run
+
+    def _check_evidence(self, evidence: Sequence[str]) -> None:
+        for item in evidence:
+            if item.startswith("r-"):
+                self._search_run(item)
+            else:
+                raise bad_value("evidence", item, "ids of search runs of this campaign, such as r-0042")
+
+    def _baseline_runs(self) -> list[Run]:
+        specs = [
+            self._spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search).config_hash
+            for seed in self._seeds("search")[: self.plan.design.baseline_seeds]
+        ]
+        return [r for r in self._search_runs("baseline") if r.config_hash in specs]
+
+    def _noise_floor(self) -> float | None:
+        scores = [r.score for r in self._baseline_runs() if r.score is not None]
+        return stdlib_statistics.stdev(scores) if len(scores) > 1 else None
+
+    def _baseline_table(self) -> TableView:
+        runs = self._baseline_runs()
+        rows = tuple((readable_id("r", r.id), r.seed, r.status, r.env_steps, _rounded(r.score)) for r in runs)
+        scores = [r.score for r in runs if r.score is not None]
+        note = ""
+        if len(scores) > 1:
+            note = f"mean {np.mean(scores):.1f}, noise floor {stdlib_statistics.stdev(scores):.1f} over {len(scores)} seeds"
+        return TableView(columns=("run", "seed", "status", "env_steps", "score"), rows=rows, note=note)
+
+    def _sensitivity(self, arm: str, limit: int) -> TableView:
+        """Spearman correlation of each numeric parameter with the score over finished trials."""
+        from scipy import stats
+
+        trials = [t for t in self._trials(arm) if t[3] is not None]
+        rows = []
+        for p in self._space(arm).parameters:
+            pairs = [(t[4][p.name], t[3]) for t in trials if isinstance(t[4].get(p.name), int | float)]
+            if len(pairs) >= 4 and len({x for x, _ in pairs}) > 1 and len({y for _, y in pairs}) > 1:
+                result: Any = stats.spearmanr([x for x, _ in pairs], [y for _, y in pairs])
+                rows.append((p.name, round(float(result.statistic), 2), round(float(result.pvalue), 3), len(pairs)))
+        rows.sort(key=lambda r: -abs(r[1]))
+        note = "" if rows else "needs four finished trials with different values"
+        return TableView(columns=("parameter", "rank correlation", "p", "trials"), rows=tuple(rows[:limit]), note=note)
+
+    def _round_view(self, trial: int) -> RoundView:
+        rows = []
+        for arm in self.arms:
+            run = self._trial_run(arm, trial)
+            if run is not None:
+                values = self._trial_values(arm, trial) or {}
+                rows.append((readable_id("r", run.id), arm, run.status, _rounded(run.score), _describe(values)))
+        floor = self._noise_floor()
+        return RoundView(
+            round=trial,
+            columns=("run", "arm", "status", "score", "configuration"),
+            rows=tuple(rows),
+            noise_floor=None if floor is None else round(floor, 2),
+        )
+
+    def _candidates(self, arm: str) -> list[tuple[int, dict[str, Value]]]:
+        """The best different configurations of an arm by search score; the default where none succeeded."""
+        ranked = sorted((t for t in self._trials(arm) if t[3] is not None), key=lambda t: (-(t[3] or 0.0), t[1]))
+        chosen: dict[str, tuple[int, dict[str, Value]]] = {}
+        for _, number, run, _, values in ranked:
+            chosen.setdefault(run.variant_hash, (number, values))
+        return list(chosen.values())[: self.plan.design.top] or [(0, self._space(arm).default_values())]
+
+    def _winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
+        """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
+        if arm not in self.arms:
+            return None, {}
+        runs = self.ledger.runs(self.number, purpose="selection", arm=arm)
+        best: tuple[float, int | None, dict[str, Value]] = (-math.inf, None, {})
+        candidates = self._candidates(arm)
+        for trial, values in candidates:
+            variant = self._spec(arm, values, seed=0, env_steps=1).variant_hash
+            scores = [r.score for r in runs if r.variant_hash == variant]
+            if scores and all(s is not None for s in scores):
+                mean = float(np.mean([s for s in scores if s is not None]))
+                if mean > best[0]:
+                    best = (mean, trial, values)
+        return (best[1], best[2]) if best[0] > -math.inf else candidates[0]
+
+    def _final_runs(self) -> int:
+        design = self.plan.design
+        return len(self.arms) * design.top * design.selection_seeds + 2 * design.confirmation_seeds
+
+    def _steps_per_s(self) -> float | None:
+        """Training throughput of one worker: measured in this campaign's runs, else what the plan measured."""
+        with self.ledger.session() as session:
+            query = select(Run.env_steps, Run.train_s).where(Run.campaign_id == self.number, Run.status == "done")
+            pairs = [(s, t) for s, t in session.execute(query) if t]
+        if not pairs:
+            return self.plan.steps_per_s
+        return sum(s for s, _ in pairs) / sum(t for _, t in pairs)
+
+    def _fit_full_length(self) -> None:
+        """Shorten the final runs where the machine turned out slower than planned; only before any of them ran."""
+        budget, rate = self.plan.budget.wall_s, self._steps_per_s()
+        if budget is None or rate is None or self.ledger.runs(self.number, purpose="selection"):
+            return
+        runs = self._final_runs()
+        left = max(budget * 0.95 - self.spent_s - 10, 0.0) * self.plan.workers - runs * self.plan.startup_s
+        unit = self._unit()
+        fits = int(left * rate / runs) // unit * unit
+        full = max(min(fits, self.plan.env_steps_full), MIN_ITERATIONS * unit)
+        if full < self.plan.env_steps_full:
+            with self.ledger.session() as session:
+                row = session.get_one(Campaign, self.number)
+                row.plan = self.plan.model_copy(update={"env_steps_full": full}).model_dump(mode="json")
+            self.record_event(
+                "replan",
+                "lab",
+                {
+                    "text": f"{format_seconds(self.spent_s)} spent at {rate:,.0f} env steps/s: selection and confirmation "
+                    f"runs are shortened from {format_count(self.plan.env_steps_full)} to {format_count(full)} env steps"
+                },
+            )
+            self.plan = self.plan.model_copy(update={"env_steps_full": full})
+
+    def _unit(self) -> int:
+        """Run lengths are whole multiples of this many env steps, whatever number of worlds a trial chose."""
+        return plan_unit([self._spaces[arm] for arm in self._spaces])
+
+    def _claim(self) -> Claim | None:
+        with self.ledger.session() as session:
+            return session.scalar(select(Claim).where(Claim.campaign_id == self.number))
+
+    def _claim_content(self) -> ClaimContent:
+        question, family = self.question, get_family(self.question.task)
+        arms = {}
+        for arm in ("challenger", "baseline"):
+            _, values = self._winner(arm)
+            spec = self._spec(arm, values, seed=0, env_steps=self.plan.env_steps_full)
+            trials = self._trials(arm) if arm in self.arms else []
+            selection = self.ledger.runs(self.number, purpose="selection", arm=arm)
+            arms[arm] = ArmClaim(
+                variant_hash=spec.variant_hash,
+                model=spec.policy.model.kind,
+                parameters=count_parameters(spec),
+                tuner="default then multivariate TPE" if arm in self.arms else "default",
+                search_trials=len(trials),
+                tuning_env_steps=sum(t[2].env_steps for t in trials) + sum(r.env_steps for r in selection),
+            )
+        anchors = family.anchors
+        floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
+        names = {
+            "task_blind": "the best policy that is blind to the task",
+            "stand_still": "standing still",
+            "random": "a random policy",
+        }
+        margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
+        tuned = "" if question.baseline_is_tuned else "default "
+        return ClaimContent(
+            hypothesis=f"{label(question.challenger)} beats the {tuned}{label(question.baseline)}{margin} on {question.task} "
+            f"after {self.plan.env_steps_full:,} env steps",
+            task=question.task,
+            task_version=family.version,
+            challenger=arms["challenger"],
+            baseline=arms["baseline"],
+            seeds=self._seeds("confirmation"),
+            env_steps=self.plan.env_steps_full,
+            num_tasks=len(family.eval_tasks("confirmation")),
+            margin_pct=question.improvement_pct,
+            floor=anchors[floor_name] if floor_name else None,
+            floor_name=f"{names[floor_name]} reaches" if floor_name else "",
+            equal_tuning=question.baseline_is_tuned,
+        )
+
+
+def plan_unit(spaces: Sequence[SearchSpace]) -> int:
+    """The least common multiple of one training iteration's env steps over every choice of worlds and episodes."""
+    sizes = {1}
+    for space in spaces:
+        by_name = {p.name: p for p in space.parameters}
+        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
+        horizon = get_family(space.task).horizon
+        options: dict[str, set[int]] = {}
+        for field in ("num_worlds", "episodes_per_trial"):
+            parameter = by_name.get(f"learner.{field}")
+            present = getattr(spec.learner, field)
+            choices = parameter.choices if parameter and parameter.choices else (present,)
+            options[field] = {int(c) for c in choices}
+        sizes |= {horizon * w * k for w in options["num_worlds"] for k in options["episodes_per_trial"]}
+    return math.lcm(*sizes)
+
+
+def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
+    """The judge's evidence: every confirmation run of a claim with its raw first-episode returns."""
+    with ledger.session() as session:
+        query = select(Run).where(Run.claim_id == claim_id, Run.purpose == "confirmation").order_by(Run.id)
+        runs = list(session.scalars(query))
+    returns: dict[int, dict[int, float]] = {run.id: {} for run in runs}
+    for row in ledger.evals([run.id for run in runs]):
+        if row.episode == 0 and row.pool == "confirmation":
+            returns[row.run_id][row.task_index] = join_value(row.value, row.kind)
+    return [
+        ConfirmationRow(
+            run_id=run.id,
+            arm=run.arm or "",
+            seed=run.seed,
+            variant_hash=run.variant_hash,
+            task=run.task,
+            task_version=run.task_version,
+            status=run.status,
+            env_steps=run.env_steps,
+            returns=tuple(value for _, value in sorted(returns[run.id].items())),
+        )
+        for run in runs
+    ]
+
+
+def _claim_view(row: Claim) -> ClaimView:
+    content = ClaimContent.model_validate(row.content)
+    if content.content_hash != row.content_hash:
+        raise InputError(f"claim {readable_id('k', row.id)} does not match its hash: the ledger was edited by hand")
+    return ClaimView(id=readable_id("k", row.id), content=content, content_hash=row.content_hash)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def _describe(values: dict[str, Value]) -> str:
+    """A configuration on one line."""
+    parts = []
+    for name, value in values.items():
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
+        parts.append(f"{name}={text}")
+    return " ".join(parts)
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": now().isoformat(),
+        "start": _start_time(os.getpid()),
+    }
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in the kernel's own count, so that a reused pid is told apart. None where unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return True  # another machine: only its own word that it let go counts
+    if holder["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return holder.get("start") is None or _start_time(holder["pid"]) == holder["start"]

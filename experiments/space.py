@@ -1,0 +1,286 @@
+"""The search space of one arm, read off the tunable fields of the registered configurations.
+
+A field marked with `core.config.search(...)` is a parameter of the space; a new model or learner therefore brings its
+own. Every parameter belongs to the slice of one role of the crew, and the slices are disjoint. Both arms train models
+of the same parameter count: the width follows from the campaign's parameter budget and is not searched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import ValidationError
+
+from core.config import FrozenConfig
+from core.errors import InputError, bad_value, unknown_name
+from core.policy import ActionSpec, PolicyConfig, RecurrentPolicy
+from core.seeding import seed_sequence
+from core.sequence_model import width_multiple, with_width
+from env_runner.task_distributions import get_family
+from experiments.presets import preset
+from experiments.question import ModelFamily
+from experiments.spec import RunSpec, explain_validation
+
+Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
+ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "environment")
+Value = bool | int | float | str
+
+
+class Parameter(FrozenConfig):
+    """One searched field."""
+
+    name: str
+    """Dotted name, such as learner.learning_rate."""
+    role: Role
+    """Whose slice it belongs to."""
+    kind: Literal["float", "int", "choice"]
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Value, ...] | None = None
+    default: Value
+    only_for: tuple[str, ...] | None = None
+    """Model kinds that have this field; None where all do."""
+    description: str = ""
+
+    def distribution(self) -> BaseDistribution:
+        if self.kind == "choice":
+            return CategoricalDistribution(self.choices or ())
+        assert self.low is not None
+        assert self.high is not None
+        if self.kind == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def allowed(self) -> str:
+        if self.kind == "choice":
+            return f"one of {', '.join(str(c) for c in self.choices or ())}"
+        return f"{self.kind} from {self.low:g} to {self.high:g}{' (log scale)' if self.log else ''}"
+
+    def check(self, value: Value) -> Value:
+        """The value in its own type; InputError where it is not allowed."""
+        if self.kind == "choice":
+            for choice in self.choices or ():
+                if value == choice and isinstance(value, bool) == isinstance(choice, bool):
+                    return choice
+                if str(value).lower() == str(choice).lower():
+                    return choice
+            raise bad_value(self.name, value, self.allowed())
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise bad_value(self.name, value, self.allowed()) from None
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(value, bool) or not self.low <= number <= self.high or (self.kind == "int" and number % 1):
+            nearest = min(max(number, self.low), self.high) if number == number else self.default
+            raise bad_value(self.name, value, self.allowed(), hint=f"The nearest allowed is {nearest:g}.")
+        return int(number) if self.kind == "int" else number
+
+
+class SearchSpace:
+    """The parameters of one arm and how their values become a RunSpec.
+
+    family: the arm's model kinds. task: task family. learner: which learner's fields are searched.
+    """
+
+    def __init__(self, family: ModelFamily, task: str, *, learner: str = "rl2") -> None:
+        self.family = family
+        self.task = task
+        self.learner = learner
+        self.defaults = {kind: preset(task, kind, learner) for kind in family.kinds}
+        self.parameters = self._collect()
+
+    def _collect(self) -> tuple[Parameter, ...]:
+        first = self.family.kinds[0]
+        parameters: list[Parameter] = []
+        if len(self.family.kinds) > 1:
+            parameters.append(
+                Parameter(
+                    name="model.kind",
+                    role="state-modeling",
+                    kind="choice",
+                    choices=self.family.kinds,
+                    default=first,
+                    description="Kind of sequence model.",
+                )
+            )
+        owners: dict[str, list[str]] = {}
+        found: dict[str, Parameter] = {}
+        for kind in self.family.kinds:
+            config = self.defaults[kind].policy.model
+            for parameter in _tunable(config, "model", "state-modeling"):
+                owners.setdefault(parameter.name, []).append(kind)
+                found.setdefault(parameter.name, parameter)
+        for name, parameter in found.items():
+            kinds = tuple(owners[name])
+            only = None if len(kinds) == len(self.family.kinds) else kinds
+            parameters.append(parameter.model_copy(update={"only_for": only}))
+        parameters += _tunable(self.defaults[first].learner, "learner", "meta-learning")
+        return tuple(parameters)
+
+    def of_role(self, role: str | None) -> tuple[Parameter, ...]:
+        if role is None:
+            return self.parameters
+        if role not in ROLES:
+            raise unknown_name("role", role, ROLES)
+        return tuple(p for p in self.parameters if p.role == role)
+
+    def default_values(self) -> dict[str, Value]:
+        """Trial 0 of every arm: the preset of the family's first kind."""
+        first = self.family.kinds[0]
+        return {p.name: p.default for p in self.parameters if p.only_for is None or first in p.only_for}
+
+    def check_values(self, values: dict[str, Value], role: str | None = None) -> dict[str, Value]:
+        """Values in their own types. InputError for a name outside the role's slice or a value out of range."""
+        slice_ = {p.name: p for p in self.of_role(role)}
+        for name in values:
+            if name not in slice_:
+                owner = next((p.role for p in self.parameters if p.name == name), None)
+                hint = f"{name} belongs to the slice of {owner}." if owner else ""
+                raise unknown_name("parameter", name, slice_, hint=hint)
+        return {name: slice_[name].check(value) for name, value in values.items()}
+
+    def complete(self, values: dict[str, Value]) -> dict[str, Value]:
+        """`values` with defaults for what is missing, less what the chosen kind does not have."""
+        kind = str(values.get("model.kind", self.family.kinds[0]))
+        own = {p.name: p.default for p in _tunable(self.defaults[kind].policy.model, "model", "state-modeling")}
+        merged: dict[str, Value] = {}
+        for p in self.parameters:
+            if p.only_for is None or kind in p.only_for:
+                merged[p.name] = values.get(p.name, own.get(p.name, p.default))
+        return merged
+
+    def spec(self, values: dict[str, Value], *, env_steps: int, seed: int, parameters: int | None) -> RunSpec:
+        """The RunSpec of a complete configuration, its policy sized to `parameters` trainable numbers."""
+        values = self.complete(self.check_values(values))
+        kind = str(values.get("model.kind", self.family.kinds[0]))
+        data: dict[str, Any] = self.defaults[kind].model_dump(mode="json") | {"env_steps": env_steps, "seed": seed}
+        for name, value in values.items():
+            if name == "model.kind":
+                continue
+            section, field = name.split(".", 1)
+            (data["policy"]["model"] if section == "model" else data["learner"])[field] = value
+        if data["learner"].get("episodes_per_trial", 1) > data["evaluation_episodes"]:
+            data["evaluation_episodes"] = data["learner"]["episodes_per_trial"]
+        try:
+            spec = RunSpec.model_validate(data)
+        except ValidationError as error:
+            raise InputError(f"configuration: {explain_validation(error)}") from None
+        return spec if parameters is None else size_policy(spec, parameters)
+
+    # ---- the optimizer ------------------------------------------------------------------
+
+    def suggest(self, history: list[tuple[dict[str, Value], float | None]], *, seed: int, arm: str) -> dict[str, Value]:
+        """The next configuration from multivariate TPE, a pure function of its arguments.
+
+        history: (values, score) of every finished trial of this arm in order; a failed one has the score None.
+        The study is built anew each time, so a resumed campaign gets the suggestion it would have got.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        number = len(history)
+        state = int(seed_sequence(seed, "optimizer", arm, number).generate_state(1)[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate and group are
+            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=4, seed=state)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        by_name = {p.name: p for p in self.parameters}
+        for values, score in history:
+            known = {k: v for k, v in values.items() if k in by_name}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=known,
+                    distributions={k: by_name[k].distribution() for k in known},
+                    value=score,
+                    state=optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL,
+                )
+            )
+        trial = study.ask()
+        chosen: dict[str, Value] = {}
+        for p in self.parameters:
+            kind = chosen.get("model.kind", self.family.kinds[0])
+            if p.only_for is not None and kind not in p.only_for:
+                continue
+            if p.kind == "choice":
+                picked: Any = trial.suggest_categorical(p.name, p.choices or ())
+                chosen[p.name] = picked
+            elif p.kind == "int":
+                chosen[p.name] = trial.suggest_int(p.name, int(p.low or 0), int(p.high or 0), log=p.log)
+            else:
+                chosen[p.name] = trial.suggest_float(p.name, p.low or 0.0, p.high or 0.0, log=p.log)
+        return chosen
+
+
+def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
+    """The parameters marked in a configuration's class, with the defaults that `config` holds."""
+    parameters = []
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        marked: Any = extra.get("search") if isinstance(extra, dict) else None
+        if marked is None:
+            continue
+        default = getattr(config, name)
+        if marked["choices"] is not None:
+            kind = "choice"
+        else:
+            kind = "int" if isinstance(default, int) and not isinstance(default, bool) else "float"
+        choices = tuple(marked["choices"]) if marked["choices"] is not None else None
+        if choices is not None and default not in choices:
+            choices = (*choices, default)
+        parameters.append(
+            Parameter(
+                name=f"{section}.{name}",
+                role=marked["role"] or role,
+                kind=kind,
+                low=marked["low"],
+                high=marked["high"],
+                log=marked["log"],
+                choices=choices,
+                default=default,
+                description=(field.description or "").replace("\n", " "),
+            )
+        )
+    return parameters
+
+
+def count_parameters(spec: RunSpec) -> int:
+    """Trainable numbers of the policy that `spec` describes."""
+    return _count(spec.task, spec.policy.model_dump_json())
+
+
+@lru_cache(maxsize=1024)
+def _count(task: str, policy: str) -> int:
+    family = get_family(task)
+    built = RecurrentPolicy(family.obs_dim, ActionSpec(*family.action), PolicyConfig.model_validate_json(policy))
+    return sum(p.numel() for p in built.parameters())
+
+
+def size_policy(spec: RunSpec, parameters: int) -> RunSpec:
+    """The same specification with the model width whose whole policy comes nearest to `parameters` trainable numbers."""
+
+    def at(width: int) -> RunSpec:
+        model = with_width(spec.policy.model, width)
+        return spec.model_copy(update={"policy": spec.policy.model_copy(update={"model": model})})
+
+    step = width_multiple(spec.policy.model)
+    low, high = step, step
+    while count_parameters(at(high)) < parameters:
+        low, high = high, high * 2
+    while high - low > step:
+        middle = (low + high) // 2 // step * step
+        low, high = (middle, high) if count_parameters(at(middle)) <= parameters else (low, middle)
+    return min((at(low), at(high)), key=lambda sized: abs(count_parameters(sized) - parameters))
+
+
+def iteration_steps(spec: RunSpec) -> int:
+    """Env steps of one training iteration of `spec`."""
+    return get_family(spec.task).horizon * spec.learner.num_worlds * spec.learner.episodes_per_trial  # type: ignore[attr-defined]

@@ -1,0 +1,88 @@
+"""RunSpec: everything that decides a run's numbers, as one typed value with two hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from core.config import FrozenConfig
+from core.errors import InputError
+from core.policy import PolicyConfig
+from meta_rl.learner import AnyLearnerConfig
+
+Pool = Literal["search", "selection", "confirmation"]
+Purpose = Literal["baseline", "search", "selection", "confirmation", "manual", "rerun"]
+RunStatus = Literal["queued", "running", "done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled"]
+
+
+class RunSpec(FrozenConfig):
+    """One training run: task family, policy with its sequence model, learner, budget and seed."""
+
+    task: str
+    """Id of the task family, such as halfcheetah-vel."""
+    policy: PolicyConfig
+    """Encoder, sequence model and heads."""
+    learner: AnyLearnerConfig
+    """Learning algorithm and its settings."""
+    evaluation_episodes: int = Field(default=2, ge=1, le=20)
+    """Episodes lived on each evaluation task with memory kept; the first one is the score."""
+    env_steps: int = Field(ge=1)
+    """Training budget in environment steps."""
+    seed: int = Field(ge=0)
+    """Seed of every random stream of the run."""
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the whole specification: equal hashes mean equal numbers."""
+        return _hash(self.model_dump(mode="json"))
+
+    @property
+    def variant_hash(self) -> str:
+        """Hash without seed and budget, so that aggregates group over them."""
+        return _hash(self.model_dump(mode="json", exclude={"seed", "env_steps", "evaluation_episodes"}))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_spec(text: str, source: str) -> RunSpec:
+    """A RunSpec from JSON text. InputError names each wrong field by its path, the value and what is allowed."""
+    try:
+        return RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{source}: {explain_validation(error)}") from None
+
+
+def explain_validation(error: ValidationError) -> str:
+    """Every complaint of pydantic in one line each: path, value, what is allowed."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        value = "" if item["type"] in ("missing", "json_invalid") else f", got {item['input']!r:.80}"
+        lines.append(f"{path}{value}: {item['msg']}")
+    return "; ".join(lines)
+
+
+def set_fields(spec: RunSpec, changes: dict[str, str]) -> RunSpec:
+    """A copy with `{"policy.model.state_dim": "64"}` applied; `model.` is short for `policy.model.`."""
+    data = spec.model_dump(mode="json")
+    for path, raw in changes.items():
+        parts = path.split(".")
+        if parts[0] == "model":
+            parts = ["policy", *parts]
+        node = data
+        for part in parts[:-1]:
+            if not isinstance(node.get(part), dict):
+                raise InputError(f"--set {path}: no field {part!r}; allowed here: {', '.join(node)}")
+            node = node[part]
+        if parts[-1] not in node:
+            raise InputError(f"--set {path}: no field {parts[-1]!r}; allowed here: {', '.join(node)}")
+        try:
+            node[parts[-1]] = json.loads(raw)
+        except json.JSONDecodeError:
+            node[parts[-1]] = raw
+    return parse_spec(json.dumps(data), "--set")

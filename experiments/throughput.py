@@ -1,0 +1,85 @@
+"""Training throughput of this machine, measured before a plan is made: a few real iterations, all workers busy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.config import FrozenConfig
+from core.errors import InputError
+from experiments.executor import Ended, Job, LocalExecutor, Message, Report, Started
+from experiments.paths import Paths
+from experiments.runner import Paused
+from experiments.space import SearchSpace, iteration_steps
+
+ITERATIONS = 4
+
+
+class Throughput(FrozenConfig):
+    """What one worker does while all are busy."""
+
+    steps_per_s: float
+    """Training env steps a second, harmonic mean over the arms' default configurations."""
+    startup_s: float
+    """Seconds of a run that are not training: process start, imports, compiling, evaluation."""
+
+
+def measure_throughput(spaces: Sequence[SearchSpace], paths: Paths, workers: int, stop: threading.Event) -> Throughput:
+    """Train the default of every space for a few iterations, as many at once as the campaign will.
+
+    Raises Paused where `stop` was set, and InputError where a default configuration cannot be trained.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="probe-", dir=paths.data))
+    try:
+        jobs = []
+        for number in range(max(workers, len(spaces))):
+            space = spaces[number % len(spaces)]
+            short = space.spec({}, env_steps=1, seed=number, parameters=None)
+            spec = short.model_copy(update={"env_steps": ITERATIONS * iteration_steps(short)})
+            jobs.append(
+                Job(
+                    run_id=number,
+                    spec=spec,
+                    pool="search",
+                    checkpoint=folder / f"{number}-checkpoint",
+                    model=folder / f"{number}-model",
+                    log=folder / f"{number}.log",
+                    time_limit_s=300,
+                )
+            )
+        rates: dict[int, list[float]] = {job.run_id: [] for job in jobs}
+        began: dict[int, float] = {}
+        startup: list[float] = []
+
+        def listen(job: Job, message: Message) -> None:
+            if isinstance(message, Started):
+                began[job.run_id] = time.monotonic()
+            elif isinstance(message, Report):
+                rates[job.run_id].append(message.metrics["time/fps"])
+            elif isinstance(message, Ended) and message.status == "done":
+                trained = job.spec.env_steps / _steady(rates[job.run_id])
+                startup.append(time.monotonic() - launched - trained)
+            elif isinstance(message, Ended) and message.status != "stopped":
+                log = job.log.read_text(errors="replace")[-800:] if job.log.exists() else ""
+                raise InputError(f"the default configuration could not be trained: {message.cause}\n{log}".rstrip())
+
+        launched = time.monotonic()
+        LocalExecutor(workers, paths.environment()).run(jobs, listen, stop)
+        if stop.is_set():
+            raise Paused
+        per_job = [_steady(r) for r in rates.values()]
+        return Throughput(
+            steps_per_s=len(per_job) / sum(1 / r for r in per_job), startup_s=max(sum(startup) / len(startup), 0.5)
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _steady(rates: Sequence[float]) -> float:
+    """The rate without the first iteration, which compiles."""
+    later = rates[1:] or rates
+    return len(later) / sum(1 / r for r in later)

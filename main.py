@@ -1,0 +1,649 @@
+"""The command line: parse, call one function, draw a view. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from core.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+
+    from experiments.lab import Lab
+    from experiments.ledger import Ledger
+    from experiments.paths import Paths
+    from experiments.views import LiveView
+    from multi_agent.llm.choose import LLMChoice
+
+app = App(
+    name="main.py",
+    help="Ask a research question about sequence models in meta-reinforcement learning; a crew runs the experiments, code judges.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Place:
+    """Where the ledger is and how results are shown."""
+
+    data_dir: str | None = None
+    """Folder for everything that is written (default: runs/ in the checkout)."""
+    ledger: str | None = None
+    """Database URL of the ledger (default: ledger.db in the data folder)."""
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print JSON instead of a table."""
+    quiet: Annotated[bool, Parameter(negative="")] = False
+    """Print the result alone."""
+
+    def open(self, *, read_only: bool = True) -> tuple[Ledger, Paths]:
+        from experiments.ledger import Ledger
+        from experiments.paths import Paths
+
+        paths = Paths.of(self.data_dir)
+        if not read_only:
+            paths.ensure()
+        return Ledger(self.ledger or paths.ledger_url, read_only=read_only), paths
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Brain:
+    """Which chat model drives the crew, and what it may cost."""
+
+    llm: str = "auto"
+    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL or replay:CAMPAIGN."""
+    base_url: str | None = None
+    """An OpenAI-compatible server to use instead of the vendor's."""
+    max_usd: float | None = None
+    """Cap on the chat model's cost."""
+    max_tokens: int | None = None
+    """Cap on the chat model's tokens."""
+
+
+@app.default
+def research(
+    *,
+    goal: str | None = None,
+    budget: str | None = None,
+    env_steps: str | None = None,
+    seed: int = 0,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    brain: Brain | None = None,
+    place: Place | None = None,
+) -> int:
+    """Research a goal to a verdict.
+
+    Parameters
+    ----------
+    goal
+        Such as "beat LSTM on halfcheetah-vel", "compare S5 and GRU on halfcheetah-dir", "improve LRU on ant-dir by 10 %".
+    budget
+        Wall time for everything, such as 30m (the default), 3m or 2h.
+    env_steps
+        Total training steps instead of wall time, such as 20M; the campaign is then deterministic.
+    seed
+        Seed of the whole campaign.
+    dry_run
+        Show what was understood and the plan, and stop.
+    """
+    brain, place = brain or Brain(), place or Place()
+    if goal is None:
+        app.help_print([])
+        return 0
+    from core.errors import bad_value
+
+    if budget is not None and env_steps is not None:
+        raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
+    if not 0 <= seed < 2**31:
+        raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
+    from experiments.plan import Budget, parse_count, parse_duration
+
+    wanted = (
+        Budget(env_steps=parse_count(env_steps)) if env_steps is not None else Budget(wall_s=parse_duration(budget or "30m"))
+    )  # fmt: skip
+    return _new_campaign(goal, wanted, seed, dry_run, brain, place)
+
+
+def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain, place: Place) -> int:
+    import threading
+    import time
+
+    began = time.monotonic()
+    from experiments.paths import Paths
+    from experiments.question import parse_goal
+
+    question = parse_goal(goal)
+    from multi_agent.llm.choose import choose_llm
+
+    choice = choose_llm(brain.llm, brain.base_url)
+    console = _console(place)
+    say = _speaker(console, place)
+    say(f"Understood: {question.sentence()}")
+    say(choice.describe())
+
+    paths = Paths.of(place.data_dir)
+    ledger = None
+    if not dry_run:  # a ledger that cannot be used is said before anything is spent
+        ledger, paths = place.open(read_only=False)
+    stop = threading.Event()
+    with _probing_paths(paths, dry_run) as probe, _stopping(stop, say):
+        plan = _make_plan(question, budget, probe, stop, say)
+    from experiments.views import plan_text
+
+    say(plan_text(question, plan))
+    if dry_run:
+        _print_json(place, {"question": question.model_dump(mode="json"), "plan": plan.model_dump(mode="json")})
+        say("Dry run: nothing was started.")
+        return 0
+    from experiments.lab import create_campaign
+
+    assert ledger is not None
+    number = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
+    return _work(ledger, paths, number, choice, brain, place, console, began)
+
+
+def _make_plan(question: Any, budget: Any, paths: Paths, stop: Any, say: Any) -> Any:
+    from env_runner.task_distributions import get_family
+    from experiments.lab import plan_unit
+    from experiments.plan import make_plan
+    from experiments.space import SearchSpace
+
+    families = [question.challenger, question.baseline]
+    spaces = [SearchSpace(family, question.task) for family in families]
+    workers = _workers()
+    rate = startup = None
+    if budget.wall_s is not None:
+        from experiments.throughput import measure_throughput
+
+        say("Measuring this machine's training throughput ...")
+        measured = measure_throughput(spaces, paths, workers, stop)
+        rate, startup = measured.steps_per_s, measured.startup_s
+        say(
+            f"Measured {rate:,.0f} env steps/s a run with {workers} at once, {startup:.1f} s of start and evaluation a run."
+        )
+    return make_plan(
+        budget,
+        iteration_steps=plan_unit(spaces),
+        horizon=get_family(question.task).horizon,
+        tuned_arms=2 if question.baseline_is_tuned else 1,
+        workers=workers,
+        steps_per_s=rate,
+        **({} if startup is None else {"startup_s": startup}),
+    )
+
+
+def _work(
+    ledger: Ledger,
+    paths: Paths,
+    number: int,
+    choice: LLMChoice,
+    brain: Brain,
+    place: Place,
+    console: Console,
+    began: float,
+) -> int:
+    """Drive a campaign to its verdict, or to a pause."""
+    from experiments.executor import LocalExecutor
+    from experiments.lab import Lab, Paused
+    from experiments.ledger import readable_id
+    from experiments.views import LiveView
+    from multi_agent.workflows.research_workflow import run_research
+
+    say = _speaker(console, place)
+    view = LiveView(console, quiet=place.quiet or place.json)
+    lab = Lab(
+        ledger, number, LocalExecutor(_workers(), paths.environment()), paths, listener=view.on_progress, began=began
+    )
+    view.lab = lab
+    name = readable_id("c", number)
+    try:
+        with lab.holding(), _stopping(lab.stop_event, say), view:
+            say(f"Campaign {name} in {ledger.path or ledger.url}")
+            run_research(
+                lab,
+                choice,
+                data_dir=paths.data,
+                on_event=lambda event: view.on_event(event.kind, event.actor, event.text),
+                max_tokens=brain.max_tokens,
+                max_usd=brain.max_usd,
+            )
+    except (Paused, KeyboardInterrupt):
+        say(f"Paused; nothing is lost. Go on with: python main.py resume {name}{_flags(place)}", always=True)
+        return 130
+    return _conclude(lab, paths, place, console)
+
+
+def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
+    """Write the report, keep the better model, show the verdict."""
+    from experiments.report import keep_model, write_report
+    from experiments.views import verdict_lines, verdict_panel
+
+    verdict = lab.judge()
+    html, _ = write_report(lab.ledger, lab.number, paths)
+    kept = keep_model(lab.ledger, lab.number, paths)
+    flags = _flags(place)
+    commands = [f"open {html}"]
+    if verdict.run_ids:
+        run = verdict.run_ids[0]
+        commands += [
+            f"python main.py show r-{run:04d}{flags}",
+            f"python main.py rerun r-{run:04d} --check{flags}",
+        ]
+    commands.append(f"python main.py runs --campaign {lab.campaign_id}{flags}")
+    if place.json:
+        _print_json(place, {"campaign": lab.campaign_id, "verdict": verdict.model_dump(mode="json"), "report": str(html), "model": str(kept) if kept else None})  # fmt: skip
+        return 0
+    lines = verdict_lines(verdict, lab.question, lab.plan, lab.campaign_id, verdict.claim_id)
+    console.print(verdict_panel(lines, verdict.outcome, commands))
+    return 0
+
+
+@app.command
+def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place | None = None) -> int:
+    """Go on with a paused or interrupted campaign.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    """
+    import time
+
+    brain, place = brain or Brain(), place or Place()
+    began = time.monotonic()
+    from multi_agent.llm.choose import choose_llm
+
+    ledger, paths = place.open()
+    number = ledger.resolve(campaign, "campaign")
+    ledger.close()
+    ledger, paths = place.open(read_only=False)
+    row = ledger.get_campaign(number)
+    name = brain.llm if brain.llm != "auto" else row.llm
+    console = _console(place)
+    choice = choose_llm(name, brain.base_url)
+    if row.stage == "done":
+        _speaker(console, place)(f"Campaign c-{number:04d} is finished; its verdict stands.")
+    else:
+        _speaker(console, place)(f"Going on with c-{number:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
+    if row.stage == "done":
+        from experiments.executor import LocalExecutor
+        from experiments.lab import Lab
+
+        return _conclude(Lab(ledger, number, LocalExecutor(1), paths), paths, place, console)
+    return _work(ledger, paths, number, choice, brain, place, console, began)
+
+
+@app.command
+def runs(
+    *,
+    campaign: str | None = None,
+    purpose: str | None = None,
+    status: str | None = None,
+    limit: int = 40,
+    place: Place | None = None,
+) -> int:
+    """List recorded runs, newest last.
+
+    Parameters
+    ----------
+    campaign
+        Only those of one campaign, such as c-0007 or @last.
+    purpose
+        Only baseline, search, selection, confirmation, manual or rerun.
+    status
+        Only those with a status, such as done or failed.
+    limit
+        How many at most.
+    """
+    place = place or Place()
+    from experiments.queries import list_runs
+
+    ledger, _ = place.open()
+    number = None if campaign is None else ledger.resolve(campaign, "campaign")
+    found = list_runs(ledger, campaign=number, purpose=purpose, status=status, limit=limit)
+    _show_table(place, found.columns, found.rows, found.note)
+    return 0
+
+
+@app.command
+def campaigns(*, place: Place | None = None) -> int:
+    """List campaigns with their stage and verdict."""
+    place = place or Place()
+    from experiments.queries import list_campaigns
+
+    ledger, _ = place.open()
+    found = list_campaigns(ledger)
+    _show_table(place, found.columns, found.rows, found.note)
+    return 0
+
+
+@app.command
+def show(id: str, *, place: Place | None = None) -> int:
+    """Show one run, campaign, claim or verdict with everything recorded about it.
+
+    Parameters
+    ----------
+    id
+        Such as r-0042, c-0007, k-0001, v-0001, @last (the last run) or @best.
+    """
+    place = place or Place()
+    from experiments.queries import describe_row
+
+    ledger, _ = place.open()
+    described = describe_row(ledger, id)
+    if place.json:
+        _print_json(place, described)
+        return 0
+    from rich.text import Text
+
+    console = _console(place)
+    for line in json.dumps(described, indent=2, ensure_ascii=False, default=str).splitlines():
+        console.print(Text(line), soft_wrap=True)
+    return 0
+
+
+@app.command
+def rerun(
+    run: str,
+    *,
+    set: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    seed: int | None = None,
+    check: Annotated[bool, Parameter(negative="")] = False,
+    place: Place | None = None,
+) -> int:
+    """Train a recorded configuration again.
+
+    Parameters
+    ----------
+    run
+        Its id, such as r-0042, @last or @best.
+    set
+        Fields to change, such as model.state_dim=64.
+    seed
+        Another seed.
+    check
+        Compare every number with the recorded ones; the exit code is 1 where they drift.
+    """
+    place = place or Place()
+    from core.errors import bad_value
+    from experiments.runner import compare_reruns, queue_run
+    from experiments.spec import RunSpec, set_fields
+
+    ledger, paths = place.open()
+    number = ledger.resolve(run, "run")
+    ledger.close()
+    ledger, paths = place.open(read_only=False)
+    original = ledger.get_run(number)
+    spec = RunSpec.model_validate(original.spec)
+    changes = {}
+    for item in set or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise bad_value("--set", item, "field=value, such as model.state_dim=64")
+        changes[name] = value
+    if seed is not None:
+        changes["seed"] = str(seed)
+    if check and changes:
+        raise bad_value("--check", "with --set or --seed", "the recorded configuration unchanged")
+    spec = set_fields(spec, changes) if changes else spec
+    new = queue_run(
+        ledger,
+        spec,
+        purpose="rerun",
+        pool=original.pool if not changes else "search",  # type: ignore[arg-type]
+        proposer="rerun",
+        claim_id=original.claim_id if not changes else None,
+        rerun_of=number,
+    )
+    code = _execute_one(ledger, paths, new, place)
+    if not check or code:
+        return code
+    result = compare_reruns(ledger, number, new)
+    if place.json:
+        _print_json(place, result.model_dump(mode="json"))
+    elif result.matches:
+        print(f"{result.rerun} matches {result.original}: {result.compared} numbers are the same.")
+    else:
+        print(f"{result.rerun} drifts from {result.original}:")
+        for d in result.differences:
+            print(f"  {d.where}: {d.recorded} recorded, {d.rerun} now")
+        for reason in result.reasons or ("no difference in code, packages or machine explains it",):
+            print(f"  reason: {reason}")
+    return 0 if result.matches else 1
+
+
+@app.command(name="run")
+def run_spec(*, spec: str, place: Place | None = None) -> int:
+    """Train one specification and evaluate it on the search pool.
+
+    Parameters
+    ----------
+    spec
+        A JSON file with the fields of a RunSpec; `show r-0042 --json` has one under "spec".
+    """
+    place = place or Place()
+    from pathlib import Path
+
+    from experiments.runner import queue_run
+    from experiments.spec import parse_spec
+
+    file = Path(spec)
+    if not file.is_file():
+        raise InputError(f"--spec: {spec} does not exist")
+    parsed = parse_spec(file.read_text(), spec)
+    ledger, paths = place.open(read_only=False)
+    return _execute_one(
+        ledger, paths, queue_run(ledger, parsed, purpose="manual", pool="search", proposer="human"), place
+    )
+
+
+@app.command
+def report(campaign: str = "@last", *, place: Place | None = None) -> int:
+    """Write a campaign's report anew, as one HTML file and as Markdown.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    """
+    place = place or Place()
+    from experiments.report import write_report
+
+    ledger, paths = place.open()
+    number = ledger.resolve(campaign, "campaign")
+    html, markdown = write_report(ledger, number, paths)
+    if place.json:
+        _print_json(place, {"html": str(html), "markdown": str(markdown)})
+    else:
+        print(f"{html}\n{markdown}")
+    return 0
+
+
+@app.command(name="list")
+def list_names(what: Literal["tasks", "models", "learners"], *, place: Place | None = None) -> int:
+    """List what can be named in a goal or a specification.
+
+    Parameters
+    ----------
+    what
+        tasks, models or learners.
+    """
+    place = place or Place()
+    from experiments.queries import list_registered
+
+    found = list_registered(what)
+    _show_table(place, found.columns, found.rows, found.note)
+    return 0
+
+
+@app.command
+def bench(
+    what: Literal["models", "env", "train", "maml"],
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> int:
+    """Measure speed against named rivals, as ratios in one run.
+
+    Parameters
+    ----------
+    what
+        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop) or maml.
+    options
+        Passed on, such as --quick or --help.
+    """
+    import importlib
+
+    return importlib.import_module(f"experiments.bench_{what}").main(list(options)) or 0
+
+
+def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place) -> int:
+    """Train one queued run with a live view, and print its result."""
+    import threading
+
+    from experiments.executor import LocalExecutor
+    from experiments.ledger import readable_id
+    from experiments.runner import Paused, execute_runs
+    from experiments.views import LiveView
+
+    console = _console(place)
+    say = _speaker(console, place)
+    stop = threading.Event()
+    view: LiveView = LiveView(console, quiet=place.quiet or place.json)
+    name = readable_id("r", number)
+    try:
+        with _stopping(stop, say), view:
+            execute_runs(
+                ledger, LocalExecutor(1, paths.environment()), paths, [number], stop=stop, listener=view.on_progress
+            )
+    except (Paused, KeyboardInterrupt):
+        from experiments.runner import cancel_run
+
+        cancel_run(ledger, number)
+        say(f"{name} was cancelled.", always=True)
+        return 130
+    row = ledger.get_run(number)
+    if place.json:
+        _print_json(place, {"run": name, "status": row.status, "cause": row.cause, "score": row.score})
+    else:
+        score = "" if row.score is None else f", mean first-episode return on the {row.pool} tasks {row.score:.2f}"
+        cause = "" if row.cause is None else f" ({row.cause})"
+        print(f"{name}: {row.status}{cause}{score}")
+    return 0 if row.status == "done" else 1
+
+
+def _workers() -> int:
+    """Runs at once: one a core that this process may use, two at most."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(2, available))
+
+
+def _console(place: Place) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=place.json, highlight=False, quiet=place.quiet and not place.json)
+
+
+def _speaker(console: Console, place: Place) -> Any:
+    """Prints plain words; with --json they go to standard error."""
+    from rich.text import Text
+
+    def say(words: str, *, always: bool = False) -> None:
+        if always and place.quiet:
+            print(words, file=sys.stderr)
+        else:
+            console.print(Text(words), soft_wrap=not console.is_terminal)
+
+    return say
+
+
+@contextmanager
+def _probing_paths(paths: Paths, dry_run: bool) -> Iterator[Paths]:
+    """Where throughput is measured: the data folder, or a folder that goes away after a dry run."""
+    if not dry_run:
+        yield paths
+        return
+    import tempfile
+
+    from experiments.paths import Paths as PathsType
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield PathsType.of(folder)
+
+
+@contextmanager
+def _stopping(stop: Any, say: Any) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a clean pause, the second ends at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        say("Stopping: saving checkpoints (once more to stop at once) ...")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flags(place: Place) -> str:
+    """The flags that name another place, for commands that are printed."""
+    data = f" --data-dir {place.data_dir}" if place.data_dir else ""
+    return data + (f" --ledger {place.ledger}" if place.ledger else "")
+
+
+def _print_json(place: Place, value: Any) -> None:
+    if place.json:
+        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _show_table(place: Place, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
+    if place.json:
+        _print_json(place, [dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    from rich.text import Text
+
+    from experiments.views import table
+
+    console = _console(place)
+    console.print(table(columns, rows))
+    if note:
+        console.print(Text(note))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped."""
+    from cyclopts import CycloptsError
+
+    try:
+        return app(arguments, exit_on_error=False, print_error=False) or 0
+    except CycloptsError as error:
+        print(f"error: {error}\nSee: python main.py --help", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "Paused":
+            return 130
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""One protocol of evaluation for every learner: raw returns per task and episode, zero-shot first.
+
+Column e of a result is what a learner earns in its e-th episode on a task (memory learners) or after e adaptation steps
+(gradient learners). So zero-shot is column 0, and K-shot is column K, whichever way a learner adapts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.errors import InputError, bad_value
+from core.policy import RecurrentPolicy
+from core.seeding import numpy_stream, torch_stream
+from env_runner.task_family import TaskFamily
+from meta_rl.learner import EvalResult, Learner
+from meta_rl.normalize import Normalizer
+from meta_rl.rollout import Trajectory, episode_bounds, rollout
+
+LAST_STEPS = 100  # "final_" quantities are means over the last this many steps of an episode
+
+
+def check_tasks(tasks: np.ndarray, family: TaskFamily) -> np.ndarray:
+    """Tasks as float64 (M, P) with M >= 1, or InputError."""
+    tasks = np.asarray(tasks, dtype=np.float64)
+    if tasks.ndim != 2 or tasks.shape[0] < 1 or tasks.shape[1] != family.num_params:
+        raise bad_value("tasks", tasks.shape, f"(M, {family.num_params}) with M >= 1, for {family.id}")
+    if not np.isfinite(tasks).all():
+        raise bad_value("tasks", "values that are not finite", "finite numbers")
+    return tasks
+
+
+def evaluate_in_context(
+    policy: RecurrentPolicy,
+    normalizer: Normalizer,
+    family: TaskFamily,
+    tasks: np.ndarray,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+) -> EvalResult:
+    """Let a memory policy live `episodes` episodes on each task, memory kept, weights and normalisers untouched.
+
+    Worlds of families that can end early live more episodes in the same time; the first `episodes` count.
+    """
+    tasks = check_tasks(tasks, family)
+    if episodes < 1:
+        raise bad_value("episodes", episodes, "1 or more")
+    worlds = family.make(len(tasks))
+    try:
+        trajectory = rollout(
+            policy,
+            normalizer,
+            worlds,
+            tasks,
+            num_steps=episodes * family.horizon,
+            seed=int(numpy_stream(seed, "evaluate", "worlds").integers(2**31 - 1)),
+            generator=torch_stream(seed, "evaluate", "actions"),
+            deterministic=deterministic,
+            # The critic's values are not used here, but a critic built for task parameters must be given some.
+            privileged=policy.privileged_dim > 0,
+        )
+    finally:
+        worlds.close()
+    return summarize(trajectory, episodes)
+
+
+def summarize(trajectory: Trajectory, episodes: int) -> EvalResult:
+    """Returns, lengths and final quantities of the first `episodes` episodes of every world."""
+    shape = (len(trajectory.rewards), episodes)
+    returns, lengths = np.empty(shape), np.empty(shape)
+    finals = {f"final_{name}": np.empty(shape) for name in trajectory.infos}
+    for world in range(shape[0]):
+        bounds = episode_bounds(trajectory, world)
+        if len(bounds) < episodes:
+            raise InputError(f"evaluate: a world ended {len(bounds)} episodes in {trajectory.rewards.shape[1]} steps")
+        for column, (start, end) in enumerate(bounds[:episodes]):
+            returns[world, column] = trajectory.rewards[world, start:end].sum()
+            lengths[world, column] = end - start
+            for name, values in trajectory.infos.items():
+                finals[f"final_{name}"][world, column] = values[world, max(start, end - LAST_STEPS) : end].mean()
+    return EvalResult(returns, {"episode_length": lengths, **finals})
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """Returns (M,) on each of M tasks, by number of shots."""
+
+    returns: Mapping[int, np.ndarray]
+
+
+def few_shot(
+    learner: Learner, tasks: np.ndarray, *, shots: Sequence[int] = (0, 1, 5, 10), seed: int, deterministic: bool = True
+) -> FewShotResult:
+    """Zero-shot and K-shot returns of any learner by the same protocol; `shots` are 0 or more, in any order."""
+    if not shots or min(shots) < 0:
+        raise bad_value("shots", list(shots), "one or more integers of 0 or more")
+    result = learner.evaluate(tasks, episodes=max(shots) + 1, seed=seed, deterministic=deterministic)
+    return FewShotResult({shot: result.returns[:, shot] for shot in sorted(set(shots))})

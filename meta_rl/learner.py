@@ -1,0 +1,242 @@
+"""The contract of every learner: a generator of frozen reports that can be stopped, saved, loaded and continued.
+
+Where it sits: the lab (`experiments/`) builds a learner from a run's specification, draws reports from `train()`, saves
+where it likes and asks `evaluate()` for raw returns. A learner prints nothing, opens no database and holds no clock but
+the one for `time/fps`. A new learner is one file with a config class, a `Learner` subclass and `@register_learner`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.config import FrozenConfig
+from core.errors import InputError, bad_value
+from core.policy import PolicyConfig
+from core.registry import Registry
+
+
+class DivergedError(RuntimeError):
+    """Raised by `train()` when a loss or a parameter is no longer finite.
+
+    The learner's state is put back to the last iteration's border before this is raised, so `save()` still works.
+    """
+
+
+class LearnerConfig(FrozenConfig):
+    """The base of a learner's settings; the subclass stands beside its learner."""
+
+    kind: str
+    """Which learner: a name in the registry, such as "rl2"."""
+
+
+@dataclass(frozen=True)
+class LearnerEntry:
+    """What the registry knows about a learner."""
+
+    learner: type[Learner]
+    config_type: type[LearnerConfig]
+
+
+class _LearnerRegistry(Registry[LearnerEntry]):
+    """Imports every module of `meta_rl` at the first look-up, so that a new learner is one new file and no other edit."""
+
+    _discovered = False
+
+    def _discover(self) -> None:
+        if not self._discovered:
+            self._discovered = True
+            for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+                importlib.import_module(f"meta_rl.{module.name}")
+
+    def __getitem__(self, name: str) -> LearnerEntry:
+        self._discover()
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return super().__iter__()
+
+    def names(self) -> list[str]:
+        self._discover()
+        return super().names()
+
+
+LEARNERS: _LearnerRegistry = _LearnerRegistry("learner", hint="See: python main.py list learners")
+
+LearnerT = TypeVar("LearnerT", bound="type[Learner]")
+
+
+def register_learner(kind: str, config_type: type[LearnerConfig]) -> Any:
+    """Class decorator: makes a learner available under `kind` with its config class."""
+
+    def add(learner: LearnerT) -> LearnerT:
+        learner.kind = kind
+        learner.config_type = config_type
+        LEARNERS.register(kind)(LearnerEntry(learner, config_type))
+        return learner
+
+    return add
+
+
+def parse_learner_config(value: object) -> LearnerConfig:
+    """A configuration from a configuration, a kind's name, or a dict with a "kind". Raises InputError."""
+    if isinstance(value, LearnerConfig):
+        if type(value) is LearnerConfig:
+            raise bad_value("learner", value, "the configuration class of a registered kind")
+        return value
+    if isinstance(value, str):
+        return LEARNERS[value].config_type(kind=value)
+    if isinstance(value, Mapping):
+        if "kind" not in value:
+            raise bad_value("learner", value, f"a dict with 'kind', one of {', '.join(LEARNERS)}")
+        return LEARNERS[value["kind"]].config_type.model_validate(dict(value))
+    raise bad_value("learner", value, f"a learner configuration, a dict or one of {', '.join(LEARNERS)}")
+
+
+class _AnyLearnerSchema:
+    """Tells pydantic to look the configuration class up in the registry, and to write all of its fields."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            parse_learner_config,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda config, info: config.model_dump(mode=info.mode), info_arg=True
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        return {"anyOf": [handler(LEARNERS[kind].config_type.__pydantic_core_schema__) for kind in LEARNERS]}
+
+
+AnyLearnerConfig = Annotated[LearnerConfig, _AnyLearnerSchema]
+"""Pydantic field type: any registered learner's configuration, validated through the registry, JSON round trip."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one training iteration was like.
+
+    iteration counts from 1; env_steps counts all control steps since the start of training, over resumes;
+    wall_s is this iteration's duration; metrics bear Stable-Baselines3's names where one exists.
+    """
+
+    iteration: int
+    env_steps: int
+    wall_s: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Raw results on given tasks, from which every statistic can be computed again.
+
+    returns: (M, E) float64; row = task, column = index of the episode on that task. For a learner with memory column e
+        comes after e episodes lived; for a gradient learner after e adaptation steps. Column 0 is zero-shot.
+    extras: further quantities of the same shape, such as `final_velocity_error`.
+    """
+
+    returns: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Learner(ABC):
+    """Learns a policy for a family of tasks; deterministic in its arguments.
+
+    family_id: a registered task family. policy: the policy's config. config: the learner's own settings.
+    env_steps: the whole training budget in control steps, never exceeded. seed: the one source of randomness.
+    Raises InputError for a budget below one iteration and for settings that the family does not fit.
+    """
+
+    kind: ClassVar[str]
+    config_type: ClassVar[type[LearnerConfig]]
+
+    def __init__(
+        self, family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
+    ) -> None:
+        expected = type(self).config_type
+        if not isinstance(config, expected):
+            raise bad_value("config", type(config).__name__, f"{expected.__name__} for the learner {self.kind!r}")
+        if env_steps < 1:
+            raise bad_value("env_steps", env_steps, "at least the steps of one iteration")
+        if seed < 0:
+            raise bad_value("seed", seed, "an integer of 0 or more")
+        self.family_id = family_id
+        self.policy_config = policy
+        self.config = config
+        self.env_steps = int(env_steps)
+        self.seed = int(seed)
+
+    @abstractmethod
+    def train(self) -> Iterator[TrainReport]:
+        """Train up to the budget, one report an iteration; continues where a loaded state stopped.
+
+        Raises DivergedError when the loss or a parameter is not finite.
+        """
+
+    @abstractmethod
+    def evaluate(self, tasks: np.ndarray, *, episodes: int, seed: int, deterministic: bool = True) -> EvalResult:
+        """Live `episodes` episodes on each of the tasks (M, P); changes nothing in the learner."""
+
+    @abstractmethod
+    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that `_restore` needs to continue bit for bit: tensors, and plain JSON values."""
+
+    @abstractmethod
+    def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Put back what `_state` gave."""
+
+    def save(self, path: str | Path) -> str:
+        """Write the whole training state beside its arguments; returns the hash of the tensors' file."""
+        tensors, meta = self._state()
+        arguments = {
+            "kind": self.kind,
+            "family_id": self.family_id,
+            "policy": self.policy_config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"),
+            "env_steps": self.env_steps,
+            "seed": self.seed,
+        }
+        return save_checkpoint(path, tensors, {"learner": arguments, "state": meta})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Learner:
+        """Build the learner that `save` wrote, of whichever kind, ready to `train()` on or to `evaluate()`."""
+        tensors, meta = load_checkpoint(path)
+        arguments = meta.get("learner")
+        if arguments is None:
+            raise InputError(f"checkpoint: {path} does not hold a learner")
+        entry = LEARNERS[arguments["kind"]]
+        learner = entry.learner(
+            arguments["family_id"],
+            PolicyConfig.model_validate(arguments["policy"]),
+            entry.config_type.model_validate(arguments["config"]),
+            env_steps=arguments["env_steps"],
+            seed=arguments["seed"],
+        )
+        learner._restore(tensors, meta["state"])
+        return learner
+
+
+def build_learner(
+    family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
+) -> Learner:
+    """The learner that `config.kind` names."""
+    return LEARNERS[config.kind].learner(family_id, policy, config, env_steps=env_steps, seed=seed)

@@ -1,0 +1,189 @@
+"""RL2: a policy with memory learns, by PPO on whole trials, to find out its task and act on it without any gradient step.
+
+A trial is `episodes_per_trial` episodes on one task drawn afresh; memory lives through it. The policy reads the
+observation, its previous action, the previous reward and whether an episode just ended. PPO maximises the return of
+the trial as a whole, so exploring in one episode is paid for by the next.
+Source: Duan et al. 2016 (arXiv 1611.02779), section 3; Wang et al. 2016 (arXiv 1611.05763). Differences: PPO in place of
+TRPO, standardized inputs, and the current observation skips past the memory into both heads (Beck et al. 2023,
+arXiv 2309.14970, on why that matters).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from core.config import search
+from core.errors import bad_value
+from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy
+from core.seeding import numpy_stream, torch_stream
+from env_runner.task_distributions import get_family
+from meta_rl.evaluate import evaluate_in_context
+from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
+from meta_rl.losses import explained_variance, generalized_advantages
+from meta_rl.normalize import Normalizer, scaled_rewards
+from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, ppo_update, set_learning_rate
+from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
+
+
+class RL2Config(PPOConfig):
+    """Settings of RL2 with recurrent PPO."""
+
+    kind: Literal["rl2"] = "rl2"
+    num_worlds: int = Field(default=32, ge=1, le=4096, json_schema_extra=search(choices=(16, 32), role="environment"))
+    """Worlds stepped together; each lives one trial an iteration."""
+    episodes_per_trial: int = Field(default=1, ge=1, le=100, json_schema_extra=search(choices=(1, 2), role="adaptation"))
+    """Episodes lived on one task with memory kept."""
+    advantage_border: Literal["cross", "cut"] = "cut"
+    """What an early ending inside a trial does: "cut" counts it as the end of all reward, so falling is costly;
+    "cross" lets the next episode's value flow back, the pure objective of a trial. Time limits are always crossed."""
+    privileged_critic: bool = False
+    """Give the task's parameters to the critic (never to the actor) while training."""
+
+
+@register_learner("rl2", RL2Config)
+class RL2(Learner):
+    """RL2 over any sequence model and any family. See the module's docstring."""
+
+    config: RL2Config
+
+    def __init__(
+        self, family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
+    ) -> None:
+        super().__init__(family_id, policy, config, env_steps=env_steps, seed=seed)
+        self.family = get_family(family_id)
+        self.trial_steps = self.config.episodes_per_trial * self.family.horizon
+        self.steps_per_iteration = self.config.num_worlds * self.trial_steps
+        self.iterations = self.env_steps // self.steps_per_iteration
+        if self.iterations < 1:
+            raise bad_value(
+                "env_steps",
+                env_steps,
+                f"{self.steps_per_iteration} or more ({self.config.num_worlds} worlds x {self.trial_steps} steps)",
+            )
+        self.policy = RecurrentPolicy(
+            self.family.obs_dim,
+            family_action(self.family),
+            policy,
+            generator=torch_stream(seed, "policy", "init"),
+            privileged_dim=self.family.num_params if self.config.privileged_critic else 0,
+        )
+        self.optimizer = make_optimizer(self.policy, self.config)
+        self.normalizer = Normalizer(self.family.obs_dim, self.config.gamma)
+        self.iteration = 0
+
+    def train(self) -> Iterator[TrainReport]:
+        """One report an iteration: collect one trial a world, update, measure."""
+        worlds = self.family.make(self.config.num_worlds)
+        try:
+            while self.iteration < self.iterations:
+                yield self._iterate(worlds)
+        finally:
+            worlds.close()
+
+    def _iterate(self, worlds: Any) -> TrainReport:
+        start = time.perf_counter()
+        config, step = self.config, self.iteration
+        rate = set_learning_rate(self.optimizer, config, step / self.iterations)
+
+        # Every iteration's randomness is a function of (seed, iteration) alone: stopping and resuming changes nothing.
+        trajectory = rollout(
+            self.policy,
+            self.normalizer,
+            worlds,
+            self.family.sample_tasks(numpy_stream(self.seed, "tasks", step), config.num_worlds),
+            num_steps=self.trial_steps,
+            seed=int(numpy_stream(self.seed, "worlds", step).integers(2**31 - 1)),
+            generator=torch_stream(self.seed, "actions", step),
+            privileged=config.privileged_critic,
+        )
+        collected = time.perf_counter()
+
+        before = {name: value.clone() for name, value in self._state()[0].items()}
+        self.normalizer.update(trajectory.obs, trajectory.rewards, trajectory.terminated)
+        batch = self._batch(trajectory)
+        try:
+            measured = ppo_update(
+                self.policy, self.optimizer, batch, config, torch_stream(self.seed, "minibatches", step)
+            )
+        except DivergedError:
+            self._restore(before, {"iteration": step})
+            raise
+        self.iteration += 1
+        wall = time.perf_counter() - start
+
+        returns = episode_returns(trajectory)
+        finished = np.array([value for world in returns for value in world])
+        metrics = {
+            "rollout/ep_rew_mean": float(finished.mean()) if len(finished) else float("nan"),
+            "rollout/ep_rew_first": float(np.mean([world[0] for world in returns if world])) if len(finished) else 0.0,
+            "rollout/ep_rew_last": float(np.mean([world[-1] for world in returns if world])) if len(finished) else 0.0,
+            "rollout/unstable_worlds": float(getattr(worlds, "unstable_count", 0)),
+            **measured,
+            "train/explained_variance": float(explained_variance(trajectory.values[:, :-1], batch.returns)),
+            "train/learning_rate": rate,
+            "time/fps": self.steps_per_iteration / wall,
+            "time/collect_s": collected - start,
+            "time/update_s": wall - (collected - start),
+        }
+        return TrainReport(self.iteration, self.iteration * self.steps_per_iteration, wall, metrics)
+
+    def _batch(self, trajectory: Trajectory) -> PPOBatch:
+        ends = trajectory.terminated.astype(np.float32)
+        if self.config.advantage_border == "cross":
+            ends[:, :-1] = 0.0
+        advantages = generalized_advantages(
+            scaled_rewards(trajectory.rewards, self.normalizer.return_scale),
+            trajectory.values,
+            torch.from_numpy(ends),
+            gamma=self.config.gamma,
+            lam=self.config.gae_lambda,
+        )
+        return PPOBatch(
+            inputs=PolicyInput(*(part[:, :-1].contiguous() for part in trajectory.inputs)),
+            actions=trajectory.actions,
+            old_log_prob=trajectory.log_prob,
+            advantages=advantages,
+            returns=advantages + trajectory.values[:, :-1],
+            hints=trajectory.privileged,
+        )
+
+    def evaluate(self, tasks: np.ndarray, *, episodes: int, seed: int, deterministic: bool = True) -> EvalResult:
+        """Column e: the e-th episode on the task with memory kept; no gradient steps, normalisers frozen."""
+        return evaluate_in_context(
+            self.policy,
+            self.normalizer,
+            self.family,
+            tasks,
+            episodes=episodes,
+            seed=seed,
+            deterministic=deterministic,
+        )
+
+    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= self.normalizer.tensors()
+        for index, parameter in enumerate(self._optimized()):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{name}"] = value
+        return tensors, {"iteration": self.iteration}
+
+    def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
+        self.policy.load_state_dict(weights)
+        self.normalizer.restore(tensors)
+        self.optimizer.state.clear()
+        for index, parameter in enumerate(self._optimized()):
+            prefix = f"optimizer.{index}."
+            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.optimizer.state[parameter] = state
+        self.iteration = int(meta["iteration"])
+
+    def _optimized(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,79 @@
+"""What an agent is: a name, a slice of the configuration, tools and a prompt file; and how it becomes a CrewAI agent."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import multi_agent.agents
+from core.registry import Registry
+from multi_agent.tools.tool import Tool, ToolContext
+
+if TYPE_CHECKING:
+    from crewai import Agent
+
+    from multi_agent.llm.langchain_llm import LangChainLLM
+
+PROMPTS = Path(__file__).parent / "prompts"
+MAX_MODEL_CALLS = 12  # of one turn; then one last call asks for the closing words
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """One member of the crew."""
+
+    name: str
+    slice: str | None
+    """Role whose hyperparameters it proposes; None for one that proposes nothing."""
+    tools: tuple[Tool, ...]
+    prompt: str
+    """File in `prompts/`: a heading (the role), a paragraph (the goal), the rest (the backstory)."""
+    turn: int
+    """Agents speak in this order within a stage."""
+
+
+AGENTS: Registry[AgentSpec] = Registry("agent")
+
+
+def crew_members() -> list[AgentSpec]:
+    """All agents in the order in which they speak. Importing every `*_agent.py` here is what makes a new one known."""
+    for module in pkgutil.iter_modules(multi_agent.agents.__path__):
+        if module.name.endswith("_agent"):
+            importlib.import_module(f"multi_agent.agents.{module.name}")
+    return sorted((AGENTS[name] for name in AGENTS), key=lambda spec: (spec.turn, spec.name))
+
+
+def read_prompt(file: str, **values: Any) -> str:
+    """A prompt file with its `$names` filled in."""
+    return Template((PROMPTS / file).read_text(encoding="utf-8")).substitute(values)
+
+
+def prompt_hash(file: str) -> str:
+    """Identifies the wording an agent ran with."""
+    return hashlib.sha256((PROMPTS / file).read_bytes()).hexdigest()[:16]
+
+
+def build_agent(spec: AgentSpec, llm: LangChainLLM, context: ToolContext, max_calls: int = MAX_MODEL_CALLS) -> Agent:
+    """The CrewAI agent of `spec`. Errors are never retried here: tools would run again; the SDK retries its own."""
+    from crewai import Agent
+
+    from multi_agent.tools.crewai_wrapper import to_crewai
+
+    heading, goal, backstory = read_prompt(spec.prompt).split("\n\n", 2)
+    return Agent(
+        role=heading.removeprefix("# ").strip(),
+        goal=" ".join(goal.split()),
+        backstory=backstory.strip(),
+        llm=llm,
+        tools=[to_crewai(tool, context) for tool in spec.tools],
+        max_iter=max_calls,
+        max_retry_limit=0,
+        allow_delegation=False,
+        verbose=False,
+        use_better_compaction=False,  # it would move long tool results into files in /tmp
+    )

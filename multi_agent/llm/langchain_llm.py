@@ -1,0 +1,238 @@
+"""LangChainLLM: CrewAI agents driven by any LangChain chat model with native tool calls.
+
+CrewAI runs the tools itself; this class only translates one call: messages and tool schemas in, text or a list of tool
+calls out. Around each call an observer may refuse it (budget, pause) and gets the record of it (for the ledger).
+Importing this module imports crewai (about 5 s): import it inside functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from crewai.llms.base_llm import BaseLLM, llm_call_context
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
+from pydantic import Field, PrivateAttr
+
+T = TypeVar("T")
+
+# CrewAI tries a call again, up to three times, where an error has one of these words in it. The vendor's client has
+# done its retries by then.
+_RATE_LIMIT_WORDS = re.compile(r"rate[- ]limit|too many requests|throttled|resource exhausted", re.IGNORECASE)
+
+
+class ModelError(RuntimeError):
+    """The chat model could not answer. Its text is the provider's; its type tells CrewAI not to retry."""
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of a chat model, as it goes into the ledger."""
+
+    prompt_hash: str  # sha256 of all messages and tool names sent
+    messages: list[dict[str, Any]]  # those that this agent's previous call did not hold yet
+    text: str
+    tool_calls: list[dict[str, Any]]  # {"name", "arguments"}; arguments are the raw string where it was no JSON object
+    input_tokens: int
+    output_tokens: int
+    latency_s: float
+    error: str | None = None
+
+
+class CallObserver(Protocol):
+    """What surrounds a call. Each method may raise to stop the agent."""
+
+    def before(self, prompt_tokens: int) -> None:
+        """Before the call, with an upper estimate of its prompt's tokens."""
+
+    def waiting(self) -> None:
+        """Again and again while the model thinks."""
+
+    def after(self, call: ModelCall) -> None:
+        """After the call, failed or not."""
+
+
+class LangChainLLM(BaseLLM):
+    """CrewAI's model interface over a LangChain chat model."""
+
+    llm_type: Literal["langchain"] = "langchain"  # pyright: ignore[reportIncompatibleVariableOverride]
+    chat: Any = Field(exclude=True, repr=False)
+    observer: Any = Field(exclude=True, repr=False)  # CallObserver
+    context_window: int = 128_000
+    _turns: dict[str, AIMessage] = PrivateAttr(default_factory=dict)  # tool call id -> the model's own message
+    _seen: int = PrivateAttr(default=0)  # messages of the present conversation that are recorded already
+
+    @classmethod
+    def wrap(cls, chat: BaseChatModel, observer: CallObserver) -> LangChainLLM:
+        """An adapter around `chat`, with the context window that LangChain's profile of the model names."""
+        name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or chat._llm_type
+        window = (getattr(chat, "profile", None) or {}).get("max_input_tokens") or 128_000
+        return cls(
+            model=str(name),
+            provider=f"langchain-{chat._llm_type}",
+            chat=chat,
+            observer=observer,
+            context_window=window,
+        )
+
+    # What CrewAI asks about
+    def supports_function_calling(self) -> bool:
+        return True  # False would silently mean parsing tool calls out of prose
+
+    def supports_stop_words(self) -> bool:
+        return False  # many models reject `stop`
+
+    def get_context_window_size(self) -> int:
+        return int(self.context_window * 0.85)
+
+    def get_input_tokens_count(self, messages: Any, tools: Any = None, response_model: Any = None) -> int:
+        return len(json.dumps([messages, tools or []], default=str)) // 4 + 1
+
+    def to_config_dict(self) -> dict[str, Any]:
+        return {"model": self.model, "provider": self.provider}
+
+    def call(
+        self,
+        messages: Any,
+        tools: list[dict[str, Any]] | None = None,
+        callbacks: Any = None,
+        available_functions: Any = None,
+        from_task: Any = None,
+        from_agent: Any = None,
+        response_model: Any = None,
+    ) -> str | list[dict[str, Any]]:
+        """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError."""
+        formatted = self._format_messages(messages)
+        sent = to_langchain(formatted, self._turns)
+        if not tools:  # forced answers and summaries: providers reject tool turns where no tools are offered
+            sent = flatten_tool_turns(sent)
+        body = json.dumps([formatted, [tool["function"]["name"] for tool in tools or []]], default=str)
+        if len(formatted) < self._seen or len(formatted) <= 2:
+            self._seen = 0  # a new conversation
+        new, self._seen = [dict(m) for m in formatted[self._seen :]], len(formatted)
+
+        # A third of the characters is above what tokenizers make of English and JSON, so caps hold.
+        self.observer.before((len(body) + len(json.dumps(tools or []))) // 3)
+        chat = self.chat.bind_tools(tools) if tools else self.chat
+        start, error, answer = time.monotonic(), None, AIMessage("")
+        with llm_call_context():
+            try:
+                answer = _wait_for(lambda: chat.invoke(sent), self.observer.waiting)
+            except _Failed as failed:
+                error = failed.text
+        usage = answer.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
+        calls = openai_tool_calls(answer) if tools else []
+        self.observer.after(
+            ModelCall(
+                prompt_hash=hashlib.sha256(body.encode()).hexdigest()[:16],
+                messages=new,
+                text=answer.text,
+                tool_calls=[c["function"] for c in calls],
+                input_tokens=usage["input_tokens"],
+                output_tokens=usage["output_tokens"],
+                latency_s=time.monotonic() - start,
+                error=error,
+            )
+        )
+        if error is not None:
+            raise ModelError(_RATE_LIMIT_WORDS.sub("over its limit", error))
+        self._track_token_usage_internal(
+            {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
+        )
+        if calls:
+            # CrewAI rebuilds tool turns without their text, thinking and signatures, so the original is kept. Usage
+            # is dropped from it: it differs from call to call, and a prompt cache would never hit.
+            for call in calls:
+                self._turns[call["id"]] = answer.model_copy(update={"usage_metadata": None})
+            return calls
+        return answer.text or "(no answer)"  # CrewAI treats an empty string as an error of its own
+
+
+class _Failed(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
+def _wait_for(work: Callable[[], T], waiting: Callable[[], None]) -> T:
+    """The result of `work`, run in a thread that is abandoned when `waiting` raises. Raises _Failed."""
+    done = threading.Event()
+    box: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            box["value"] = work()
+        except Exception as error:
+            # The text alone: CrewAI searches error chains for status codes too.
+            box["error"] = f"{type(error).__name__}: {error}"
+        finally:
+            done.set()
+
+    threading.Thread(target=run, daemon=True, name="chat model").start()
+    while not done.wait(0.1):
+        waiting()
+    if "error" in box:
+        raise _Failed(box["error"])
+    return box["value"]
+
+
+def to_langchain(messages: Sequence[Mapping[str, Any]], turns: Mapping[str, AIMessage]) -> list[BaseMessage]:
+    """CrewAI's messages as LangChain's; a tool turn is the model's own message where every call id still matches."""
+    out: list[BaseMessage] = []
+    for message in messages:
+        calls = message.get("tool_calls") or []
+        own = turns.get(calls[0]["id"]) if calls else None
+        if (
+            own is not None
+            and not own.invalid_tool_calls
+            and [c["id"] for c in own.tool_calls] == [c["id"] for c in calls]
+        ):
+            out.append(own)
+            continue
+        kept = {k: message[k] for k in ("role", "content", "tool_calls", "tool_call_id", "name") if k in message}
+        if calls:
+            kept["tool_calls"] = [
+                {**c, "function": {**c["function"], "arguments": _json_object_or_empty(c["function"]["arguments"])}}
+                for c in calls
+            ]
+        kept["content"] = kept.get("content") or ""
+        out += convert_to_messages([kept])
+    return out
+
+
+def flatten_tool_turns(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The same conversation with tool calls and results as plain text."""
+    out: list[BaseMessage] = []
+    for message in messages:
+        if isinstance(message, AIMessage) and message.tool_calls:
+            calls = "; ".join(f"{c['name']}({json.dumps(c['args'])})" for c in message.tool_calls)
+            out.append(AIMessage(f"{message.text}\n[called {calls}]".strip()))
+        elif isinstance(message, ToolMessage):
+            out.append(HumanMessage(f"[result of {message.name or 'tool'}] {message.text}"))
+        else:
+            out.append(message)
+    return out
+
+
+def openai_tool_calls(message: AIMessage) -> list[dict[str, Any]]:
+    """The calls a model asked for, malformed ones with their raw text, so that CrewAI feeds the JSON error back."""
+    good = [(c["id"], c["name"], json.dumps(c["args"])) for c in message.tool_calls]
+    bad = [(c["id"], c["name"], c["args"] or "") for c in message.invalid_tool_calls]
+    return [
+        {"id": id or f"call_{i}", "type": "function", "function": {"name": name or "", "arguments": arguments}}
+        for i, (id, name, arguments) in enumerate(good + bad)
+    ]
+
+
+def _json_object_or_empty(text: str) -> str:
+    try:
+        return text if isinstance(json.loads(text), dict) else "{}"
+    except ValueError:
+        return "{}"

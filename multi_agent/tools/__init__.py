@@ -1,0 +1,1 @@
+"""What agents can do: typed functions that know no agent framework, and one wrapper into CrewAI."""

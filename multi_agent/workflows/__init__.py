@@ -1,0 +1,1 @@
+"""The order in which agents speak and code acts."""

@@ -1,0 +1,224 @@
+"""What every family promises, run over the whole registry."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from core.errors import InputError
+from core.seeding import numpy_stream
+from env_runner.batched_mujoco import available_cores
+from env_runner.task_distributions import FAMILIES, POOLS, get_family
+from env_runner.task_family import TRAIN_MARGIN, ContinuousTasks, TaskFamily, TaskVectorEnv, check_pool
+
+HAVE_METAWORLD = importlib.util.find_spec("metaworld") is not None
+IDS = [name for name in FAMILIES if not name.startswith("metaworld")] + ["MountainCarContinuous-v0"]
+if HAVE_METAWORLD:
+    IDS.append("metaworld-ml1:reach-v3")
+
+
+def random_actions(family: TaskFamily, env: TaskVectorEnv, rng: np.random.Generator) -> np.ndarray:
+    space = env.single_action_space
+    if isinstance(space, spaces.Box):
+        return rng.uniform(space.low, space.high, (env.num_envs, *space.shape))
+    return rng.integers(family.action.size, size=env.num_envs)
+
+
+def live(family: TaskFamily, num_threads: int, seed: int, steps: int = 25) -> list[np.ndarray]:
+    """Everything that three worlds see under fixed actions."""
+    env = family.make(3, num_threads=num_threads)
+    obs, _ = env.reset(seed=seed)
+    seen, rng = [env.tasks.copy(), obs], np.random.default_rng(9)
+    for _ in range(steps):
+        obs, rewards, terminated, truncated, _ = env.step(random_actions(family, env, rng))
+        seen += [obs, rewards, terminated, truncated]
+    env.close()
+    return seen
+
+
+@pytest.mark.parametrize("family_id", IDS)
+def test_same_seed_gives_same_tasks_starts_and_returns_whatever_the_threads(family_id: str):
+    family = get_family(family_id)
+    first = live(family, 0, seed=4)
+    for threads in (0, 2) if available_cores() > 1 else (0,):
+        for a, b in zip(first, live(family, threads, seed=4), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("family_id", [name for name in IDS if name not in ("t-maze", "bandit", "tabular-mdp")])
+def test_other_seeds_give_other_worlds(family_id: str):
+    family = get_family(family_id)
+    if family_id.startswith("metaworld"):
+        pytest.skip("a task of Meta-World fixes its start")
+    assert not np.array_equal(live(family, 0, seed=4, steps=1)[1], live(family, 0, seed=5, steps=1)[1])
+
+
+@pytest.mark.parametrize("family_id", IDS)
+def test_pools_are_fixed_and_disjoint_from_one_another_and_from_training(family_id: str):
+    family = get_family(family_id)
+    pools = [family.eval_tasks(pool) for pool in POOLS]
+    for pool, tasks in zip(POOLS, pools, strict=True):
+        assert tasks.shape[1] == family.num_params
+        np.testing.assert_array_equal(tasks, family.eval_tasks(pool))
+    train = family.sample_tasks(np.random.default_rng(0), 300)
+    assert train.shape == (300, family.num_params)
+    np.testing.assert_array_equal(train, family.sample_tasks(np.random.default_rng(0), 300))
+    if not family.pools_are_disjoint:
+        return
+    for i in range(3):
+        for other in [train, *pools[i + 1 :]]:
+            distance = np.abs(pools[i][:, None] - other[None]).max(axis=2).min()
+            assert distance >= (TRAIN_MARGIN if isinstance(family, ContinuousTasks) else 1e-9)
+
+
+@pytest.mark.parametrize("family_id", IDS)
+def test_spaces_are_what_the_family_says(family_id: str):
+    family = get_family(family_id)
+    env = family.make(2)
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (2, family.obs_dim) == env.observation_space.shape
+    assert obs.dtype == np.float64
+    space = env.single_action_space
+    if family.action.kind == "gaussian":
+        assert isinstance(space, spaces.Box)
+        assert space.shape == (family.action.size,)
+    else:
+        assert isinstance(space, spaces.Discrete)
+        assert space.n == family.action.size
+    env.close()
+
+
+@pytest.mark.parametrize("family_id", [*IDS, "metaworld-ml10"])
+def test_the_docstring_has_gymnasiums_sections_and_the_versions(family_id: str):
+    family = get_family(family_id)
+    text = family.docstring
+    parts = ["Action Space", "Observation Space", "Reward", "Starting State", "Episode"]
+    if family_id[0].islower():  # our own; Gymnasium's pages have headings of their own
+        parts += ["## Description", "## Tasks", "## Arguments", "## Anchors", "## Provenance"]
+    for part in [*parts, "## Version", family_id]:
+        assert part.lower() in text.lower(), f"{family_id} lacks {part}"
+
+
+@pytest.mark.parametrize("family_id", IDS)
+def test_a_world_that_ends_starts_again_in_the_same_step_on_the_same_task(family_id: str):
+    family = get_family(family_id)
+    env, rng = family.make(2), np.random.default_rng(0)
+    env.reset(seed=0)
+    tasks = env.tasks.copy()
+    env.elapsed[0] = family.horizon - 1  # as if world 0 were at its last step
+    obs, _, terminated, truncated, infos = env.step(random_actions(family, env, rng))
+    assert truncated[0]
+    assert not terminated[0]
+    assert not truncated[1]
+    np.testing.assert_array_equal(infos["_final_obs"], terminated | truncated)
+    assert infos["final_obs"].shape == obs.shape
+    if family_id != "bandit":  # its observation is a constant
+        assert not np.array_equal(infos["final_obs"][0], obs[0])
+    np.testing.assert_array_equal(infos["final_obs"][1], obs[1])
+    np.testing.assert_array_equal(env.tasks, tasks)
+    np.testing.assert_array_equal(env.elapsed, [0, 1])
+    env.close()
+
+
+def test_a_worlds_starts_do_not_depend_on_how_many_others_there_are():
+    family = get_family("halfcheetah-vel")
+    few, many = family.make(2), family.make(5)
+    np.testing.assert_array_equal(few.reset(seed=1)[0], many.reset(seed=1)[0][:2])
+
+
+def test_given_tasks_stay_until_others_are_given():
+    family = get_family("halfcheetah-vel")
+    env, tasks = family.make(3), family.eval_tasks("search")[:3]
+    env.reset(seed=0, options={"tasks": tasks})
+    env.reset()
+    np.testing.assert_array_equal(env.tasks, tasks)
+    env.reset(seed=5)
+    np.testing.assert_array_equal(env.tasks, tasks)
+    env.reset(options={"resample_tasks": True})
+    assert not np.array_equal(env.tasks, tasks)
+
+
+def test_drawn_tasks_are_drawn_anew_with_a_seed_and_stay_without():
+    env = get_family("halfcheetah-vel").make(3)
+    env.reset(seed=0)
+    first = env.tasks.copy()
+    env.reset()
+    np.testing.assert_array_equal(env.tasks, first)
+    env.reset(seed=1)
+    assert not np.array_equal(env.tasks, first)
+    env.reset(seed=0)
+    np.testing.assert_array_equal(env.tasks, first)
+
+
+def test_the_training_stream_of_a_family_is_what_reset_draws_from():
+    family = get_family("halfcheetah-vel")
+    env = family.make(3)
+    env.reset(seed=7)
+    np.testing.assert_array_equal(env.tasks, family.sample_tasks(numpy_stream(7, "tasks"), 3))
+
+
+@pytest.mark.parametrize(
+    ("actions", "says"),
+    [
+        (np.zeros((2, 5)), "shape (2, 5)"),
+        (np.zeros(6), "shape (6,)"),
+        ("fast", "str"),
+        (np.array([[0.0] * 6, [np.nan] * 6]), "NaN in world 1"),
+    ],
+)
+def test_bad_actions_are_refused_by_name(actions, says: str):
+    env = get_family("halfcheetah-vel").make(2)
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="actions") as error:
+        env.step(actions)
+    assert says in str(error.value)
+
+
+def test_infinite_actions_are_clipped_like_any_other():
+    env, other = (get_family("halfcheetah-vel").make(2) for _ in range(2))
+    env.reset(seed=0)
+    other.reset(seed=0)
+    np.testing.assert_array_equal(env.step(np.full((2, 6), np.inf))[1], other.step(np.ones((2, 6)))[1])
+
+
+@pytest.mark.parametrize("actions", [[3, 0], [0.5, 0.5], [0], [-1, 0]])
+def test_bad_discrete_actions_are_refused(actions):
+    env = get_family("t-maze").make(2)
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="actions"):
+        env.step(np.array(actions))
+
+
+def test_other_bad_input_is_refused_with_what_is_allowed():
+    family = get_family("halfcheetah-vel")
+    with pytest.raises(InputError, match="Did you mean 'halfcheetah-vel'"):
+        get_family("halfcheeta-vel")
+    with pytest.raises(InputError, match="num_threads"):
+        family.make(4, num_threads=available_cores() + 1)
+    with pytest.raises(InputError, match="num_envs"):
+        family.make(0)
+    with pytest.raises(InputError, match="pool"):
+        check_pool("test")
+    env = family.make(2)
+    with pytest.raises(InputError, match="reset first"):
+        env.step(np.zeros((2, 6)))
+    with pytest.raises(InputError, match=r"shape \(3, 1\)"):
+        env.reset(options={"tasks": np.zeros((3, 1))})
+    with pytest.raises(InputError, match="NaN"):
+        env.reset(options={"tasks": np.full((2, 1), np.nan)})
+    with pytest.raises(InputError, match="options"):
+        env.reset(options={"task": np.zeros((2, 1))})
+
+
+@pytest.mark.skipif(HAVE_METAWORLD, reason="Meta-World is installed")
+def test_a_missing_extra_names_the_pip_command():
+    with pytest.raises(InputError, match=r'pip install -e "\.\[metaworld\]"'):
+        get_family("metaworld-ml1:reach-v3").make(1)
+
+
+def test_a_module_is_never_imported_by_an_environment_id():
+    with pytest.raises(InputError, match="unknown task family"):
+        get_family("os:CartPole-v1")

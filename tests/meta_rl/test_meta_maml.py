@@ -1,0 +1,321 @@
+"""MetaMAML against finite differences, closed forms and what each variant promises."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from core.errors import InputError
+from core.ssm import StateSpaceModel
+from meta_rl.imaml import conjugate_gradient
+from meta_rl.meta_maml import MAMLConfig, MetaMAML
+from meta_rl.sinusoid import score_on_sinusoids, sinusoid_network, sinusoid_tasks, train_on_sinusoids
+
+ALL_VARIANTS = ["maml", "fomaml", "reptile", "anil", "meta-sgd", "maml++", "imaml", "cavia"]
+
+
+class Quadratic(nn.Module):
+    """Ignores x and outputs theta, so that a mean squared error is a quadratic in theta with Hessian 2 I / D."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.linspace(-1.0, 1.0, size, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.theta.expand(x.shape[0], -1)
+
+
+def quadratic_task(target_support: float, target_query: float, size: int = 3):
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    make = lambda value: torch.full((1, size), value, dtype=torch.float64)  # noqa: E731
+    return x, make(target_support), x, make(target_query)
+
+
+def small_network(generator_seed: int = 0) -> nn.Sequential:
+    torch_generator = torch.Generator().manual_seed(generator_seed)
+    network = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch_generator, dtype=torch.float64))
+    return network
+
+
+def small_tasks(count: int = 3, shots: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [(draw(shots, 2), draw(shots, 1), draw(shots, 2), draw(shots, 1)) for _ in range(count)]
+
+
+def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in gradient.values()])
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("variant", ["maml", "anil", "meta-sgd", "maml++"])
+def test_the_meta_gradient_equals_finite_differences_in_float64(variant: str, vectorize: bool):
+    tasks, steps = small_tasks(), 3
+    config = MAMLConfig(variant=variant, inner_steps=steps, vectorize=vectorize, multi_step_updates=10)
+    maml = MetaMAML(small_network(), inner_lr=0.1, config=config)
+    if variant == "maml++":  # differences are taken of the objective; with weight on the last step it is the loss
+        maml.updates = 10
+    _, gradient = maml.meta_gradient(tasks)
+    leaves = {**dict(maml.model.named_parameters()), **{n: r for n, r in maml._rates.items()}}
+    for name, leaf in leaves.items():
+        numeric = torch.zeros_like(leaf)
+        for i in range(leaf.numel()):
+            values = []
+            for sign in (1.0, -1.0):
+                with torch.no_grad():
+                    leaf.view(-1)[i] += sign * 1e-6
+                values.append(maml.meta_gradient(tasks)[0])
+                with torch.no_grad():
+                    leaf.view(-1)[i] -= sign * 1e-6
+            numeric.view(-1)[i] = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close(gradient[name], numeric, atol=1e-7, rtol=1e-5)
+
+
+def test_the_meta_gradient_of_a_quadratic_has_its_closed_form():
+    size, alpha = 3, 0.3
+    maml = MetaMAML(Quadratic(size), inner_lr=alpha)
+    theta = maml.model.theta.detach().clone()
+    loss, gradient = maml.meta_gradient([quadratic_task(2.0, -1.0, size)])
+    h = 2.0 / size  # gradient of mse is h (theta - target), Hessian h I
+    phi = theta - alpha * h * (theta - 2.0)
+    expected = (1 - alpha * h) * h * (phi + 1.0)
+    torch.testing.assert_close(gradient["theta"], expected)
+    assert loss == pytest.approx(float((phi + 1.0).square().mean()))
+
+
+def test_first_order_equals_second_order_exactly_where_the_hessian_is_zero_and_not_elsewhere():
+    linear_loss = lambda output, target: (output * target).mean()  # noqa: E731
+    for loss_fn, same in ((linear_loss, True), (mse_loss, False)):
+        second = MetaMAML(Quadratic(), inner_lr=0.1).meta_gradient([quadratic_task(2.0, -1.0)], loss_fn=loss_fn)[1]
+        first = MetaMAML(Quadratic(), inner_lr=0.1, first_order=True).meta_gradient(
+            [quadratic_task(2.0, -1.0)], loss_fn=loss_fn
+        )[1]
+        assert torch.equal(first["theta"], second["theta"]) is same
+
+
+def test_fomaml_is_maml_with_the_first_order_flag():
+    tasks = small_tasks()
+    named = MetaMAML(small_network(), config=MAMLConfig(variant="fomaml", inner_steps=2)).meta_gradient(tasks)[1]
+    flagged = MetaMAML(small_network(), first_order=True, config=MAMLConfig(inner_steps=2)).meta_gradient(tasks)[1]
+    assert torch.equal(flat(named), flat(flagged))
+
+
+def test_anil_leaves_the_body_bit_identical_and_moves_the_head():
+    maml = MetaMAML(small_network(), inner_lr=0.1, config=MAMLConfig(variant="anil"))
+    weights = maml.adapt_task(*small_tasks(1)[0][:2], num_steps=3)
+    before = dict(maml.model.named_parameters())
+    assert all(torch.equal(weights[n], before[n]) for n in ("0.weight", "0.bias"))
+    assert all(not torch.equal(weights[n], before[n]) for n in ("2.weight", "2.bias"))
+
+
+def test_reptiles_gradient_is_theta_minus_phi_over_alpha():
+    tasks = small_tasks(1)
+    maml = MetaMAML(small_network(), inner_lr=0.05, config=MAMLConfig(variant="reptile", inner_steps=4))
+    _, gradient = maml.meta_gradient(tasks)
+    phi = maml.adapt_task(*tasks[0][:2], num_steps=4)
+    for name, theta in maml.model.named_parameters():
+        torch.testing.assert_close(gradient[name], (theta - phi[name]).detach() / 0.05)
+
+
+def test_imamls_gradient_is_the_closed_form_on_a_quadratic():
+    size, lam = 3, 2.0
+    config = MAMLConfig(variant="imaml", inner_steps=300, proximal=lam, cg_steps=5)
+    maml = MetaMAML(Quadratic(size), inner_lr=0.2, config=config)
+    theta = maml.model.theta.detach().clone()
+    _, gradient = maml.meta_gradient([quadratic_task(2.0, -1.0, size)])
+    h = 2.0 / size
+    phi = (h * 2.0 + lam * theta) / (h + lam)  # the inner problem's minimum
+    torch.testing.assert_close(gradient["theta"], h * (phi + 1.0) / (1 + h / lam), atol=1e-9, rtol=1e-9)
+
+
+def test_imamls_gradient_equals_the_linear_solve_with_the_full_hessian_of_a_network():
+    network, tasks, lam = small_network(), small_tasks(1), 3.0
+    config = MAMLConfig(variant="imaml", inner_steps=20, proximal=lam, cg_steps=100)
+    maml = MetaMAML(network, inner_lr=0.05, config=config)
+    _, gradient = maml.meta_gradient(tasks)
+    support_x, support_y, query_x, query_y = tasks[0]
+    phi = maml.adapt_task(support_x, support_y, num_steps=20)
+    names = list(phi)
+    shapes = [phi[n].shape for n in names]
+
+    def loss_at(vector: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        parts = vector.split([s.numel() for s in shapes])
+        params = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return mse_loss(torch.func.functional_call(network, params, (x,)), y)
+
+    point = torch.cat([phi[n].detach().flatten() for n in names])
+    hessian = torch.autograd.functional.hessian(lambda v: loss_at(v, support_x, support_y), point)
+    g = torch.autograd.functional.jacobian(lambda v: loss_at(v, query_x, query_y), point)
+    expected = torch.linalg.solve(torch.eye(len(point), dtype=torch.float64) + hessian / lam, g)
+    torch.testing.assert_close(flat(gradient), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_conjugate_gradients_solve_a_positive_system_in_as_many_steps_as_it_has_unknowns():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    matrix, target = root @ root.T + torch.eye(6), torch.randn(6, generator=generator, dtype=torch.float64)
+    solved = conjugate_gradient(lambda v: {"v": matrix @ v["v"]}, {"v": target}, steps=12, tolerance=1e-24)
+    torch.testing.assert_close(solved["v"], torch.linalg.solve(matrix, target), atol=1e-8, rtol=1e-8)
+
+
+def test_cavia_moves_only_the_context_and_the_model_is_as_before():
+    network = sinusoid_network(torch.Generator().manual_seed(0), context_dim=4)
+    maml = MetaMAML(network, inner_lr=0.5, config=MAMLConfig(variant="cavia", context_dim=4))
+    task = sinusoid_tasks(torch.Generator().manual_seed(1), 1, 5)[0]
+    weights = maml.adapt_task(*task[:2], num_steps=2)
+    assert weights["context"].abs().sum() > 0
+    assert all(torch.equal(weights[n], p) for n, p in network.named_parameters())
+
+
+def test_meta_sgd_and_maml_plus_plus_learn_their_inner_rates():
+    for variant in ("meta-sgd", "maml++"):
+        maml = MetaMAML(small_network(), inner_lr=0.1, config=MAMLConfig(variant=variant, inner_steps=2))
+        before = {n: r.detach().clone() for n, r in maml._rates.items()}
+        maml.meta_update(small_tasks())
+        assert any(not torch.equal(before[n], r) for n, r in maml._rates.items())
+
+
+def test_maml_plus_plus_starts_first_order_and_fades_from_all_steps_to_the_last():
+    config = MAMLConfig(variant="maml++", inner_steps=4, first_order_updates=1, multi_step_updates=2)
+    maml = MetaMAML(small_network(), inner_lr=0.1, config=config)
+    assert maml._is_first_order()
+    assert maml._step_weights(4) == [0.25] * 4
+    maml.meta_update(small_tasks())
+    assert not maml._is_first_order()
+    maml.updates = 2
+    assert maml._step_weights(4) == [0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("variant", ["maml", "fomaml", "anil", "meta-sgd", "maml++", "cavia"])
+def test_vmap_and_the_loop_over_tasks_give_the_same_gradient(variant: str):
+    results = []
+    for vectorize in (True, False):
+        network = sinusoid_network(torch.Generator().manual_seed(0), context_dim=5 if variant == "cavia" else 0)
+        config = MAMLConfig(variant=variant, inner_steps=2, vectorize=vectorize)
+        maml = MetaMAML(network.double(), config=config)
+        tasks = [
+            tuple(part.double() for part in task) for task in sinusoid_tasks(torch.Generator().manual_seed(1), 4, 5)
+        ]
+        results.append(maml.meta_gradient(tasks))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
+    torch.testing.assert_close(flat(results[0][1]), flat(results[1][1]), atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("variant", ALL_VARIANTS)
+def test_every_variant_lowers_the_error_on_fresh_sinusoids(variant: str):
+    context = 5 if variant == "cavia" else 0
+    network = sinusoid_network(torch.Generator().manual_seed(0), context_dim=context)
+    steps = {"reptile": 5, "imaml": 5}.get(variant, 1)
+    config = MAMLConfig(variant=variant, inner_steps=steps, proximal=0.5, context_dim=5)
+    maml = MetaMAML(network, inner_lr=1.0 if context else 0.01, outer_lr=3e-3, config=config)
+    score = lambda: score_on_sinusoids(maml, shots=10, steps=(steps,), num_tasks=100)  # noqa: E731
+    before = score().error_by_steps[steps]
+    train_on_sinusoids(maml, updates=60, shots=10, meta_batch=10)
+    after = score()
+    assert after.error_by_steps[steps] < 0.8 * before
+
+
+def test_the_same_tasks_give_bit_equal_updates():
+    runs = []
+    for _ in range(2):
+        maml = MetaMAML(sinusoid_network(torch.Generator().manual_seed(0)))
+        losses = train_on_sinusoids(maml, updates=3, shots=5, meta_batch=4)
+        runs.append((losses, flat(dict(maml.model.named_parameters()))))
+    assert runs[0][0] == runs[1][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_the_public_example_runs_a_hidden_state_for_four_with_tasks_of_one():
+    model = StateSpaceModel(state_dim=64, input_dim=32, output_dim=16, device="cpu")
+    maml = MetaMAML(model, inner_lr=0.01, outer_lr=0.001)
+    generator = torch.Generator().manual_seed(0)
+    sx, qx = (torch.randn(4, 10, 32, generator=generator) for _ in range(2))
+    sy, qy = (torch.randn(4, 10, 16, generator=generator) for _ in range(2))
+    tasks = [(sx[i : i + 1], sy[i : i + 1], qx[i : i + 1], qy[i : i + 1]) for i in range(4)]
+    before = [p.detach().clone() for p in model.parameters()]
+    losses = [
+        maml.meta_update(tasks=tasks, initial_hidden_state=model.init_hidden(batch_size=4), loss_fn=mse_loss)
+        for _ in range(5)
+    ]
+    assert isinstance(losses[0], float)
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    fast = maml.adapt_task(sx, sy, initial_hidden_state=model.init_hidden(1), loss_fn=mse_loss, num_steps=2)
+    assert isinstance(fast, OrderedDict)
+    output, hidden = maml.functional_forward(qx, model.init_hidden(4), fast)
+    assert output.shape == (4, 10, 16)
+    assert hidden is not None
+    assert hidden.shape == model.init_hidden(4).shape
+
+
+def test_a_stateful_models_meta_gradient_is_the_same_vectorized_or_looped():
+    results = []
+    for vectorize in (True, False):
+        model = StateSpaceModel(state_dim=8, input_dim=3, output_dim=2, hidden_dim=6).double()
+        maml = MetaMAML(model, inner_lr=0.05, config=MAMLConfig(inner_steps=2, vectorize=vectorize))
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda d: torch.randn(2, 7, d, generator=generator, dtype=torch.float64)  # noqa: E731
+        results.append(maml.meta_gradient([(draw(3), draw(2), draw(3), draw(2)) for _ in range(3)]))
+    torch.testing.assert_close(flat(results[0][1]), flat(results[1][1]), atol=1e-9, rtol=1e-6)
+
+
+def test_rows_of_a_hidden_state_for_all_tasks_go_to_their_own_task():
+    model = StateSpaceModel(state_dim=8, input_dim=3, output_dim=2, hidden_dim=6)
+    maml = MetaMAML(model)
+    hidden = torch.arange(16.0).view(2, 8)
+    assert torch.equal(maml._hidden(hidden, 1, 1, 2), hidden[1:])
+    with pytest.raises(InputError, match="initial_hidden_state"):
+        maml._hidden(hidden, 3, 0, 1)
+
+
+def test_one_step_inputs_without_time_work_with_memory_too():
+    model = StateSpaceModel(state_dim=16, input_dim=4, output_dim=4, hidden_dim=8)
+    maml = MetaMAML(model)
+    generator = torch.Generator().manual_seed(0)
+    task = tuple(torch.randn(3, 4, generator=generator) for _ in range(4))
+    assert maml.meta_update([task], initial_hidden_state=model.init_hidden(3)) > 0
+
+
+def test_tasks_of_unequal_shapes_are_handled():
+    generator = torch.Generator().manual_seed(0)
+    tasks = sinusoid_tasks(generator, 2, 5) + sinusoid_tasks(generator, 2, 9)
+    assert MetaMAML(sinusoid_network(generator)).meta_update(tasks) > 0
+
+
+def test_bad_input_is_refused_by_name():
+    maml = MetaMAML(sinusoid_network(torch.Generator().manual_seed(0)))
+    with pytest.raises(InputError, match="tasks"):
+        maml.meta_update([])
+    with pytest.raises(InputError, match="support set"):
+        maml.meta_update([(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(1, 1), torch.zeros(1, 1))])
+    with pytest.raises(InputError, match="inner_lr"):
+        MetaMAML(nn.Linear(1, 1), inner_lr=0.0)
+    with pytest.raises(InputError, match="head"):
+        MetaMAML(nn.Linear(1, 1), config=MAMLConfig(variant="anil", head="tail"))
+
+
+def test_an_inner_rate_that_explodes_is_named_and_nothing_is_changed():
+    network = sinusoid_network(torch.Generator().manual_seed(0))
+    maml = MetaMAML(network, inner_lr=1e6, config=MAMLConfig(inner_steps=5))
+    before = flat(dict(network.named_parameters())).detach().clone()
+    with pytest.raises(InputError, match="inner_lr: got 1000000"):
+        maml.meta_update(sinusoid_tasks(torch.Generator().manual_seed(0), 2, 5))
+    assert torch.equal(before, flat(dict(network.named_parameters())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shots", "one_step", "ten_steps"), [(5, 0.9, 0.55), (10, 0.6, 0.35)])
+def test_sinusoids_reach_the_published_errors(shots: int, one_step: float, ten_steps: float):
+    maml = MetaMAML(sinusoid_network(torch.Generator().manual_seed(0)), inner_lr=0.01, outer_lr=1e-3)
+    train_on_sinusoids(maml, updates=15_000, shots=shots)
+    result = score_on_sinusoids(maml, shots=shots)
+    assert result.zero_predictor == pytest.approx(4.25, abs=0.4)
+    assert result.error_by_steps[1] < one_step
+    assert result.error_by_steps[10] < ten_steps
