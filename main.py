@@ -47,11 +47,18 @@ class Place:
     quiet: Annotated[bool, Parameter(negative="")] = False
     """Print the result alone."""
 
-    def open(self, *, read_only: bool = True) -> tuple[Ledger, Paths]:
-        from experiments.ledger import Ledger
+    def paths(self) -> Paths:
         from experiments.paths import Paths
 
         paths = Paths.of(self.data_dir)
+        for name, value in paths.environment().items():  # before numba and matplotlib are imported
+            os.environ.setdefault(name, value)
+        return paths
+
+    def open(self, *, read_only: bool = True) -> tuple[Ledger, Paths]:
+        from experiments.ledger import Ledger
+
+        paths = self.paths()
         if not read_only:
             paths.ensure()
         return Ledger(self.ledger or paths.ledger_url, read_only=read_only), paths
@@ -121,7 +128,7 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     import time
 
     began = time.monotonic()
-    from experiments.paths import Paths
+    paths = place.paths()
     from experiments.question import parse_goal
 
     question = parse_goal(goal)
@@ -133,7 +140,6 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     say(f"Understood: {question.sentence()}")
     say(choice.describe())
 
-    paths = Paths.of(place.data_dir)
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent
         ledger, paths = place.open(read_only=False)
@@ -617,9 +623,12 @@ def _show_table(place: Place, columns: Sequence[str], rows: Sequence[Sequence[An
         return
     from rich.text import Text
 
-    from experiments.views import table
+    from experiments.views import narrowed, table
 
     console = _console(place)
+    if console.width < 110:  # what is the same in all rows is said once
+        columns, rows, common = narrowed(columns, rows)
+        note = "; ".join(part for part in (common, note) if part)
     console.print(table(columns, rows))
     if note:
         console.print(Text(note))

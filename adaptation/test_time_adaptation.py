@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -134,6 +134,12 @@ class Adapter:
         self._window.clear()
         self._start()
 
+    def set_trained(self, parameters: Mapping[str, Tensor]) -> None:
+        """Make these the trained weights, in the model and for every later `reset`; other parameters stay."""
+        for name, value in parameters.items():
+            self._trained[name] = value.detach().to(self._trained[name]).clone()
+        self.reset()
+
     def _start(self) -> None:
         """Choose what moves, and make its optimiser."""
         self._low_rank: dict[str, tuple[Tensor, Tensor]] = {}
@@ -196,7 +202,9 @@ class Adapter:
 
     def _snapshot(self) -> tuple[list[Tensor], dict]:
         state = self._optimizer.state_dict()
-        copied = {k: {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()} for k, s in state["state"].items()}
+        copied = {
+            k: {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()} for k, s in state["state"].items()
+        }
         return [p.detach().clone() for p in self._moving], {**state, "state": copied}
 
     def _put_back(self, snapshot: tuple[list[Tensor], dict]) -> None:

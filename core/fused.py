@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from core.scan import JIT, as_numpy, complex_backward_kernel, complex_kernel, split_scan
@@ -294,9 +294,9 @@ def _discretize_numpy(log_decay: np.ndarray, frequency: np.ndarray, third: np.nd
     decay, scale = np.exp(log_decay), np.exp(third)
     if method == "exponential":
         w = np.exp(frequency)
-        a = np.exp(-decay + 1j * w)
+        a: Any = np.exp(-decay + 1j * w)
 
-        def pull_back_lru(grad_a: np.ndarray, grad_b: np.ndarray) -> tuple[np.ndarray, ...]:
+        def pull_back_lru(grad_a: Any, grad_b: Any) -> tuple[np.ndarray, ...]:
             grad = grad_a * a.conj()
             return -grad.real * decay, grad.imag * w, grad_b.real * scale
 
@@ -311,7 +311,7 @@ def _discretize_numpy(log_decay: np.ndarray, frequency: np.ndarray, third: np.nd
         a, b = (1 + value * (scale / 2)) * q, scale * q
         a_value, a_scale, b_value, b_scale = scale * q * q, value * q * q, scale * scale / 2 * q * q, q * q
 
-    def pull_back(grad_a: np.ndarray, grad_b: np.ndarray) -> tuple[np.ndarray, ...]:
+    def pull_back(grad_a: Any, grad_b: Any) -> tuple[np.ndarray, ...]:
         grad = grad_a * a_value.conj() + grad_b * b_value.conj()
         grad_third = (grad_a * a_scale.conj() + grad_b * b_scale.conj()).real * scale
         return -grad.real * decay, grad.imag, grad_third.reshape(-1, *third.shape).sum(0)
@@ -329,9 +329,7 @@ def split(value: Tensor, dim: int = -1) -> Tensor:
 #   forward(u, state, mask, method, parameters) -> y (rows, H), last (B, S), kept
 #   backward(grad_y, grad_last, grad_u, u, state, mask, parameters, kept) -> grad_state, parameter gradients;
 # the backward adds into grad_u (rows, H).
-def dense_system(
-    log_decay: Tensor, frequency: Tensor, third: Tensor, b: Tensor, method: str
-) -> tuple[Tensor, Tensor]:
+def dense_system(log_decay: Tensor, frequency: Tensor, third: Tensor, b: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """Split a (S,) and the discrete input matrix (S, H), gain included, of a dense cell."""
     a, gain = discretize(log_decay, frequency, third, method)
     b_re, b_im = b.chunk(2)
@@ -342,10 +340,9 @@ def dense_system(
 def _dense_reference(
     u: Tensor, state: Tensor, keep: Tensor | None, method: str, *parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
-    *dynamics, b, c = parameters
-    a, b_bar = dense_system(*dynamics, b, method)  # pyright: ignore[reportArgumentType]
+    a, b_bar = dense_system(*parameters[:4], method=method)
     states = split_scan(a.reshape(1, 1, -1), F.linear(u, b_bar), state, keep, is_complex=True)
-    return F.linear(states, c), states[:, -1]
+    return F.linear(states, parameters[4]), states[:, -1]
 
 
 @numba.njit(**JIT)
@@ -380,7 +377,7 @@ def _dense_forward(
 ) -> tuple[Tensor, Tensor, Any]:
     *dynamics, b, c = parameters
     batch, time, width = u.shape
-    a, gain, pull_back = _discretize_numpy(*(as_numpy(value) for value in dynamics), method)
+    a, gain, pull_back = _discretize_numpy(*(as_numpy(value) for value in dynamics), method=method)
     half = a.shape[0]
     gain_split = np.stack([gain.real, gain.imag]).astype(f32)
     b_split = torch.empty(2 * half, width)
@@ -436,7 +433,7 @@ def channel_system(
 def _channel_reference(
     u: Tensor, state: Tensor, keep: Tensor | None, method: str, *parameters: Tensor
 ) -> tuple[Tensor, Tensor]:
-    a, readout = channel_system(*parameters, method)  # pyright: ignore[reportArgumentType]
+    a, readout = channel_system(*parameters, method=method)
     pairs = a.shape[1]
     drive = torch.cat([u.repeat(1, 1, pairs), torch.zeros_like(u).repeat(1, 1, pairs)], -1)
     states = split_scan(a.reshape(1, 1, -1), drive, state, keep, is_complex=True)
@@ -447,7 +444,7 @@ def _channel_forward(
     u: Tensor, state: Tensor, mask: np.ndarray, method: str, parameters: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Any]:
     *dynamics, c = parameters
-    a, gain, pull_back = _discretize_numpy(*(as_numpy(value) for value in dynamics), method)
+    a, gain, pull_back = _discretize_numpy(*(as_numpy(value) for value in dynamics), method=method)
     c_array = as_numpy(c)
     c_complex = c_array[0] + 1j * c_array[1]
     readout = 2 * c_complex * gain
@@ -456,7 +453,13 @@ def _channel_forward(
     y, last = torch.empty(u.shape), torch.empty(state.shape)
     shape = (state.shape[0], *a_split.shape)
     _channels(
-        a_split, readout_split, as_numpy(u), as_numpy(state).reshape(shape), mask, y.numpy(), last.numpy().reshape(shape)
+        a_split,
+        readout_split,
+        as_numpy(u),
+        as_numpy(state).reshape(shape),
+        mask,
+        y.numpy(),
+        last.numpy().reshape(shape),
     )
     return y.view(-1, u.shape[-1]), last, (None, (a_split, readout_split, gain, c_complex, pull_back))
 
@@ -544,7 +547,8 @@ class _Block(Fused):
         form, _, u, residual, state, keep, skip, weight, bias, *parameters = inputs
         extra = iter(saved)
         states, pre, value, v = (next(extra) if present else None for present in ctx.extra)
-        assert pre is not None and value is not None
+        assert pre is not None
+        assert value is not None
         grad, grad_last = grads
         grad = torch.zeros(u.shape) if grad is None else grad.contiguous()
         mask = np.ones(u.shape[:2], f32) if keep is None else as_numpy(keep)
@@ -556,9 +560,7 @@ class _Block(Fused):
                 grad_value = torch.empty_like(pre)
                 tiled = _tiled(bias)
                 sums = np.zeros_like(tiled)
-                _half_gate_backward(
-                    _flat(grad), _flat(v), tiled, _flat(value), _flat(grad_v), _flat(grad_value), sums
-                )
+                _half_gate_backward(_flat(grad), _flat(v), tiled, _flat(value), _flat(grad_v), _flat(grad_value), sums)
                 grad_bias = _untiled(sums)
                 grad_value.addmm_(grad_v, weight)
             else:

@@ -1,77 +1,353 @@
-"""LSTM under the common contract: the baseline that a state space model has to beat."""
+"""LSTM and GRU under the common contract: the baselines that a state space model has to beat, none of them handicapped.
+
+LSTM runs through torch's fused kernel. torch has no fused GRU on CPU (its loop is five times slower than its LSTM), so
+the GRU has a kernel here: one product for all inputs, then a compiled loop. Both have a reference loop in plain
+operations, used for second derivatives, under torch.func transforms, and by the tests.
+Gates, layouts and names are torch's (nn.LSTM, nn.GRU), so weights can be exchanged with them.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numba
+import numpy as np
 import torch
-from pydantic import Field
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from core.config import search
-from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model
+from core.fused import Fused, f32, fused_allowed
+from core.scan import JIT, as_numpy
+from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class LSTMConfig(SequenceModelConfig):
     """LSTM (Hochreiter and Schmidhuber 1997), torch's gates and layout."""
 
     kind: Literal["lstm"] = "lstm"
-    num_layers: int = Field(default=1, ge=1, le=32, json_schema_extra=search(choices=(1, 2)))
+    num_layers: int = 1
     """Depth: how many layers are stacked."""
-    forget_bias: float = Field(default=1.0, ge=-5, le=5, json_schema_extra=search(choices=(0.0, 1.0, 2.0)))
+    forget_bias: float = 1.0
     """Initial bias of the forget gate; 1 keeps memory at the start (Jozefowicz et al. 2015)."""
 
 
-@register_model("lstm", LSTMConfig)
-class LSTM(SequenceModel):
-    """torch's LSTM. hidden is [h | c] of each layer side by side, (B, 2 * num_layers * hidden_dim)."""
+class GRUConfig(SequenceModelConfig):
+    """GRU (Cho et al. 2014) in the form of torch and cuDNN: the reset gate acts after the recurrent product."""
 
-    def __init__(self, config: LSTMConfig, input_dim: int, output_dim: int, *, generator: torch.Generator) -> None:
+    kind: Literal["gru"] = "gru"
+    num_layers: int = 1
+    """Depth: how many layers are stacked."""
+
+
+class _Recurrent(SequenceModel):
+    """What LSTM and GRU share: torch's parameters, drawn from `generator`, and an output map where widths differ."""
+
+    gates: int
+    states: int
+
+    def __init__(
+        self, config: SequenceModelConfig, input_dim: int, output_dim: int, *, generator: torch.Generator
+    ) -> None:
         super().__init__(config, input_dim, output_dim)
         width, layers = config.hidden_dim, config.num_layers
-        # Made on the meta device: torch's own initialisation would draw from the global generator.
-        self.core = nn.LSTM(input_dim, width, layers, batch_first=True, device="meta").to_empty(device="cpu")
-        with torch.no_grad():
-            for name, parameter in self.core.named_parameters():
-                if name.startswith("weight_hh"):
-                    for gate in parameter.chunk(4):
-                        nn.init.orthogonal_(gate, generator=generator)
-                elif name.startswith("weight_ih"):
-                    parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]), generator=generator)
-                else:
-                    parameter.zero_()
-                    if name.startswith("bias_ih"):
-                        parameter[width : 2 * width] = config.forget_bias
+        self.width, self.layers, self.hidden_size = width, layers, self.states * layers * width
+        self.core = nn.Module()
+        for layer in range(layers):
+            fan_in = input_dim if layer == 0 else width
+            recurrent = torch.cat(
+                [nn.init.orthogonal_(torch.empty(width, width), generator=generator) for _ in range(self.gates)]
+            )
+            drawn = torch.empty(self.gates * width, fan_in).normal_(0.0, 1 / math.sqrt(fan_in), generator=generator)
+            zeros = torch.zeros(self.gates * width)
+            for name, value in zip(NAMES, (drawn, recurrent, zeros, zeros.clone()), strict=True):
+                self.core.register_parameter(f"{name}_l{layer}", nn.Parameter(value))
         self.decoder = None if output_dim == width else linear(width, output_dim, generator)
-        self.width, self.layers, self.hidden_size = width, layers, 2 * layers * width
+
+    def weights(self, layer: int) -> tuple[Tensor, ...]:
+        """weight_ih, weight_hh, bias_ih, bias_hh of a layer."""
+        held = self.core._parameters
+        return tuple(held[f"{name}_l{layer}"] for name in NAMES)  # pyright: ignore[reportReturnType]
+
+
+# -------------------------------------------------------------------------------------------------------------- LSTM
+def lstm_reference(
+    x: Tensor, h: Tensor, c: Tensor, keep: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer, one step at a time: i, f, g, o = W x + U h + b; c = sig(f) c + sig(i) tanh(g); h = sig(o) tanh(c)."""
+    outputs = []
+    projected = torch.nn.functional.linear(x, w_ih, b_ih + b_hh)
+    for t in range(x.shape[1]):
+        if keep is not None:
+            h, c = h * keep[:, t, None], c * keep[:, t, None]
+        i, f, g, o = (projected[:, t] + h @ w_hh.T).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs, 1), h, c
+
+
+def _lstm_torch(
+    x: Tensor, h: Tensor, c: Tensor, keep: Tensor | None, *weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's fused kernel, cut where any sequence is reset."""
+    cuts = [0]
+    if keep is not None:
+        h, c = h * keep[:, 0, None], c * keep[:, 0, None]
+        cuts += ((keep[:, 1:] != 1).any(0).nonzero().flatten() + 1).tolist()
+    outputs = []
+    for start, end in zip(cuts, [*cuts[1:], x.shape[1]], strict=True):
+        if start:
+            assert keep is not None
+            h, c = h * keep[:, start, None], c * keep[:, start, None]
+        y, h, c = torch.lstm(
+            x[:, start:end],
+            (h.unsqueeze(0), c.unsqueeze(0)),
+            weights,
+            True,
+            1,
+            0.0,
+            torch.is_grad_enabled(),
+            False,
+            True,
+        )
+        h, c = h[0], c[0]
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), h, c
+
+
+class _LSTM(Fused):
+    """`_lstm_torch`, whose kernel cannot be differentiated twice, with the reference behind it for that."""
+
+    reference = staticmethod(lstm_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.leaves = [
+            value.detach().requires_grad_(need) if isinstance(value, Tensor) else value
+            for value, need in zip(inputs, ctx.needs_input_grad, strict=True)
+        ]
+        with torch.enable_grad():
+            ctx.inner = _lstm_torch(*ctx.leaves)
+        _LSTM.keep_inputs(ctx, inputs)
+        return tuple(value.detach() for value in ctx.inner)
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = [(out, grad) for out, grad in zip(ctx.inner, grads, strict=True) if grad is not None]
+        wanted = [leaf for leaf, need in zip(ctx.leaves, ctx.needs_input_grad, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], retain_graph=True, allow_unused=True
+            )
+        )
+        return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+
+@register_model("lstm", LSTMConfig)
+class LSTM(_Recurrent):
+    """hidden is [h | c] of each layer side by side, (B, 2 * num_layers * hidden_dim)."""
+
+    gates, states = 4, 2
+
+    def __init__(self, config: LSTMConfig, input_dim: int, output_dim: int, *, generator: torch.Generator) -> None:
+        super().__init__(config, input_dim, output_dim, generator=generator)
+        with torch.no_grad():
+            for layer in range(self.layers):
+                self.weights(layer)[2][self.width : 2 * self.width] = config.forget_bias
 
     def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        h, c = hidden.unflatten(1, (self.layers, 2, self.width)).permute(2, 1, 0, 3).contiguous().unbind(0)
-        if keep is None:
-            cuts = [0]
-        else:
-            h, c = h * keep[:, 0, None], c * keep[:, 0, None]
-            cuts = [0, *((keep[:, 1:] != 1).any(0).nonzero().flatten() + 1).tolist()]
-        outputs = []
-        for start, end in zip(cuts, [*cuts[1:], x.shape[1]], strict=True):
-            if start:
-                assert keep is not None
-                h, c = h * keep[:, start, None], c * keep[:, start, None]
-            y, (h, c) = self.core(x[:, start:end], (h, c))
-            outputs.append(y)
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        hidden = torch.stack([h, c], 2).permute(1, 0, 2, 3).flatten(1)
-        return y if self.decoder is None else self.decoder(y), hidden
+        run: Callable[..., Any] = lstm_reference
+        if not transforms_active():
+            run = _LSTM.apply if torch.is_grad_enabled() else _lstm_torch
+        states, parts = hidden.split(self.width, 1), []
+        for layer in range(self.layers):
+            h, c = states[2 * layer].contiguous(), states[2 * layer + 1].contiguous()
+            x, h, c = run(x, h, c, keep, *self.weights(layer))
+            parts += [h, c]
+        return x if self.decoder is None else self.decoder(x), torch.cat(parts, 1)
 
     def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        states = hidden.split(self.width, 1)
-        parts = []
-        for i in range(self.layers):
-            weights = [getattr(self.core, f"{name}_l{i}") for name in NAMES]
-            x, c = torch.lstm_cell(x, (states[2 * i], states[2 * i + 1]), *weights)
+        states, parts = hidden.split(self.width, 1), []
+        for layer in range(self.layers):
+            x, c = torch.lstm_cell(x, (states[2 * layer], states[2 * layer + 1]), *self.weights(layer))
             parts += [x, c]
         return x if self.decoder is None else self.decoder(x), torch.cat(parts, 1)
 
 
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# --------------------------------------------------------------------------------------------------------------- GRU
+def gru_reference(
+    x: Tensor, h: Tensor, keep: Tensor | None, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One layer, one step at a time: r, z = sig(W x + U h + b); n = tanh(W x + b + r (U h + b)); h = (1 - z) n + z h."""
+    outputs = []
+    projected = torch.nn.functional.linear(x, w_ih, b_ih)
+    for t in range(x.shape[1]):
+        if keep is not None:
+            h = h * keep[:, t, None]
+        r_x, z_x, n_x = projected[:, t].chunk(3, -1)
+        r_h, z_h, n_h = torch.nn.functional.linear(h, w_hh, b_hh).chunk(3, -1)
+        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+        n = torch.tanh(n_x + r * n_h)
+        h = n + z * (h - n)
+        outputs.append(h)
+    return torch.stack(outputs, 1), h
+
+
+@numba.njit(**JIT)
+def tanh(x):  # pragma: no cover (compiled)
+    """tanh to 3e-7: Eigen's rational approximation, which vectorises."""
+    x = min(max(x, f32(-9.0)), f32(9.0))
+    q = x * x
+    p = f32(-2.76076847742355e-16)
+    p = p * q + f32(2.00018790482477e-13)
+    p = p * q + f32(-8.60467152213735e-11)
+    p = p * q + f32(5.12229709037114e-08)
+    p = p * q + f32(1.48572235717979e-05)
+    p = p * q + f32(6.37261928875436e-04)
+    p = p * q + f32(4.89352455891786e-03)
+    d = f32(1.19825839466702e-06)
+    d = d * q + f32(1.18534705686654e-04)
+    d = d * q + f32(2.26843463243900e-03)
+    d = d * q + f32(4.89352518554385e-03)
+    return x * p / d
+
+
+@numba.njit(**JIT)
+def _gru_kernel(projected, w_hh_t, b_hh, h0, keep, out, gates, previous):  # pragma: no cover (compiled)
+    """projected (T, B, 3H) -> out (T, B, H); keeps r, z, n, U_n h + b (T, B, 4H) and h_{t-1} after resets (T, B, H)."""
+    time, batch, width = out.shape
+    product = np.empty((batch, 3 * width), f32)
+    for t in range(time):
+        past = h0 if t == 0 else out[t - 1]
+        before = previous[t]
+        for b in range(batch):
+            k, source, target = keep[t, b], past[b], before[b]
+            for j in range(width):
+                target[j] = k * source[j]
+        np.dot(before, w_hh_t, product)
+        for b in range(batch):
+            p, u, g, h, o = projected[t, b], product[b], gates[t, b], before[b], out[t, b]
+            rz = g[: 2 * width]
+            for j in range(2 * width):
+                rz[j] = f32(0.5) + f32(0.5) * tanh(f32(0.5) * (p[j] + u[j] + b_hh[j]))
+            n, m, p_n, u_n, b_n = (
+                g[2 * width : 3 * width],
+                g[3 * width :],
+                p[2 * width :],
+                u[2 * width :],
+                b_hh[2 * width :],
+            )
+            r, z = g[:width], g[width : 2 * width]
+            for j in range(width):
+                m[j] = u_n[j] + b_n[j]
+            for j in range(width):
+                n[j] = tanh(p_n[j] + r[j] * m[j])
+            for j in range(width):
+                o[j] = n[j] + z[j] * (h[j] - n[j])
+
+
+@numba.njit(**JIT)
+def _gru_backward_kernel(grad_y, w_hh, keep, gates, previous, d_x, d_h, carry):  # pragma: no cover (compiled)
+    """Gradients of the gates' inputs: d_x (T, B, 3H) of W x + b, d_h (T, B, 3H) of U h + b; carry (B, H) in and out."""
+    time, batch, width = previous.shape
+    product = np.empty((batch, width), f32)
+    for i in range(time):
+        t = time - 1 - i
+        for b in range(batch):
+            g, h, c, dx, dh = gates[t, b], previous[t, b], carry[b], d_x[t, b], d_h[t, b]
+            gy = grad_y[t, b]
+            r, z, n, m = g[:width], g[width : 2 * width], g[2 * width : 3 * width], g[3 * width :]
+            dr, dz, dn, dm = dx[:width], dx[width : 2 * width], dx[2 * width :], dh[2 * width :]
+            for j in range(width):
+                c[j] += gy[j]
+            for j in range(width):
+                dn[j] = c[j] * (f32(1) - z[j]) * (f32(1) - n[j] * n[j])
+            for j in range(width):
+                dz[j] = c[j] * (h[j] - n[j]) * z[j] * (f32(1) - z[j])
+            for j in range(width):
+                dr[j] = dn[j] * m[j] * r[j] * (f32(1) - r[j])
+            for j in range(width):
+                dm[j] = dn[j] * r[j]
+            for j in range(2 * width):
+                dh[j] = dx[j]
+            for j in range(width):
+                c[j] *= z[j]
+        np.dot(d_h[t], w_hh, product)
+        for b in range(batch):
+            k, c, u = keep[t, b], carry[b], product[b]
+            for j in range(width):
+                c[j] = k * (c[j] + u[j])
+
+
+class _GRU(Fused):
+    """One layer: x (B, T, D), h (B, H), keep and torch's four parameters to y (B, T, H) and the last h."""
+
+    reference = staticmethod(gru_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, h, keep, w_ih, w_hh, b_ih, b_hh = inputs
+        batch, time, _ = x.shape
+        width = h.shape[1]
+        by_time = x.transpose(0, 1).reshape(time * batch, -1)
+        projected = torch.addmm(b_ih, by_time, w_ih.T)
+        mask = np.ones((time, batch), f32) if keep is None else as_numpy(keep.T)
+        out, gates = torch.empty(time, batch, width), torch.empty(time, batch, 4 * width)
+        previous = torch.empty(time, batch, width)
+        _gru_kernel(
+            projected.numpy().reshape(time, batch, -1), as_numpy(w_hh.T), as_numpy(b_hh), as_numpy(h), mask,
+            out.numpy(), gates.numpy(), previous.numpy(),
+        )  # fmt: skip
+        _GRU.keep_inputs(ctx, inputs, by_time, gates, previous)
+        ctx.mask = mask
+        return out.transpose(0, 1), out[-1].clone()
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, _, _, w_ih, w_hh, _, _ = inputs
+        by_time, gates, previous = saved
+        grad_y, grad_last = grads
+        time, batch, width = previous.shape
+        carry = torch.zeros(batch, width) if grad_last is None else grad_last.clone()
+        grad_y = torch.zeros(time, batch, width) if grad_y is None else grad_y.transpose(0, 1)
+        d_x, d_h = torch.empty(time, batch, 3 * width), torch.empty(time, batch, 3 * width)
+        _gru_backward_kernel(
+            as_numpy(grad_y), as_numpy(w_hh), ctx.mask, gates.numpy(), previous.numpy(), d_x.numpy(), d_h.numpy(),
+            as_numpy(carry),
+        )  # fmt: skip
+        flat_x, flat_h = d_x.flatten(0, 1), d_h.flatten(0, 1)
+        grad_x = torch.mm(flat_x, w_ih).view(time, batch, -1).transpose(0, 1) if ctx.needs_input_grad[0] else None
+        grad_w_hh = torch.mm(flat_h.T, previous.flatten(0, 1))
+        return grad_x, carry, None, torch.mm(flat_x.T, by_time), grad_w_hh, flat_x.sum(0), flat_h.sum(0)
+
+
+def gru_layer(
+    x: Float[Tensor, "B T D"], h: Float[Tensor, "B H"], keep: Float[Tensor, "B T"] | None, *weights: Tensor
+) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B H"]]:
+    """One GRU layer: the compiled kernel where it may run, the reference elsewhere."""
+    return (_GRU.apply if fused_allowed(x) else gru_reference)(x, h, keep, *weights)
+
+
+@register_model("gru", GRUConfig)
+class GRU(_Recurrent):
+    """hidden is h of each layer side by side, (B, num_layers * hidden_dim)."""
+
+    gates, states = 3, 1
+
+    def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        parts = []
+        for layer, h in enumerate(hidden.split(self.width, 1)):
+            x, h = gru_layer(x, h, keep, *self.weights(layer))
+            parts.append(h)
+        return x if self.decoder is None else self.decoder(x), torch.cat(parts, 1)
+
+    def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        parts = []
+        for layer, h in enumerate(hidden.split(self.width, 1)):
+            x = torch.gru_cell(x, h, *self.weights(layer))
+            parts.append(x)
+        return x if self.decoder is None else self.decoder(x), parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from core.errors import bad_value
 
@@ -183,7 +184,7 @@ class _Scan(torch.autograd.Function):
         if not ctx.reverse and _fused_backward_allowed(g, h):
             dx, da, dh0 = torch.empty_like(h), torch.zeros_like(a), torch.empty_like(h0)
             kernel = complex_backward_kernel if ctx.is_complex else real_backward_kernel
-            kernel(*map(as_numpy, (a, h, h0, keep, g)), dx.numpy(), da.numpy(), dh0.numpy())
+            kernel(*(as_numpy(value) for value in (a, h, h0, keep, g, dx, da, dh0)))
             return da, dx, dh0, None, None, None
         times = _conj_times if ctx.is_complex else torch.mul
         if not ctx.reverse:
@@ -208,7 +209,9 @@ class _Scan(torch.autograd.Function):
         def front(tensor: Tensor, dim: int | None) -> Tensor:
             return tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
-        x, h0, keep = (front(tensor, dim).flatten(0, 1) for tensor, dim in zip((x, h0, keep), in_dims[1:4], strict=True))
+        x, h0, keep = (
+            front(tensor, dim).flatten(0, 1) for tensor, dim in zip((x, h0, keep), in_dims[1:4], strict=True)
+        )
         if in_dims[0] is not None:
             a = a.movedim(in_dims[0], 0)
             if a.shape[1] == 1:
@@ -225,8 +228,8 @@ def _fused_backward_allowed(g: Tensor, h: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and h.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(g)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(h)
+        and not is_functorch_wrapped_tensor(g)
+        and not is_functorch_wrapped_tensor(h)
     )
 
 
@@ -341,6 +344,5 @@ def scan(
     if not x.is_complex():
         return split_scan(a, x, h0, keep, is_complex=False)
     split = [None if value is None else torch.cat([value.real, value.imag], -1) for value in (a, x, h0)]
-    assert split[0] is not None and split[1] is not None
-    re, im = split_scan(split[0], split[1], split[2], keep, is_complex=True).chunk(2, -1)
+    re, im = split_scan(split[0], split[1], split[2], keep, is_complex=True).chunk(2, -1)  # pyright: ignore[reportArgumentType]
     return torch.complex(re.contiguous(), im.contiguous())

@@ -12,20 +12,22 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import core_schema
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import FrozenConfig, search
 from core.errors import InputError, bad_value
 from core.registry import Registry
 
-ModelT = TypeVar("ModelT", bound="type[SequenceModel]")
+ModelT = TypeVar("ModelT", bound="SequenceModel")
+SelfT = TypeVar("SelfT", bound="SequenceModel")  # typing.Self is not understood by the tests' shape checker
 
 
 class SequenceModelConfig(FrozenConfig):
@@ -78,13 +80,13 @@ class _ModelRegistry(Registry[ModelEntry]):
 MODELS: _ModelRegistry = _ModelRegistry("model", hint="See: python main.py list models")
 
 
-def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callable[[ModelT], ModelT]:
+def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callable[[type[ModelT]], type[ModelT]]:
     """Class decorator: makes a model buildable as `build_model(config, ...)` under the name `kind`.
 
     The class is called as `cls.from_config(config, input_dim, output_dim, generator)`.
     """
 
-    def add(cls: ModelT) -> ModelT:
+    def add(cls: type[ModelT]) -> type[ModelT]:
         MODELS.register(kind)(ModelEntry(config_type, cls.from_config))
         return cls
 
@@ -152,7 +154,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def transforms_active() -> bool:
     """Whether a torch.func transform (vmap, grad, functional jacobians) is running: then no caching, no `.item()`."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return peek_interpreter_stack() is not None
 
 
 class SequenceModel(nn.Module):
@@ -175,7 +177,9 @@ class SequenceModel(nn.Module):
         self.config, self.input_dim, self.output_dim = config, input_dim, output_dim
 
     @classmethod
-    def from_config(cls, config: Any, input_dim: int, output_dim: int, *, generator: torch.Generator) -> Self:
+    def from_config(
+        cls: type[SelfT], config: Any, input_dim: int, output_dim: int, *, generator: torch.Generator
+    ) -> SelfT:
         """Build from a configuration, as `build_model` does."""
         return cls(config, input_dim, output_dim, generator=generator)  # pyright: ignore[reportCallIssue]
 
@@ -224,9 +228,7 @@ class SequenceModel(nn.Module):
 
         A module marks its own with an attribute `dynamics: tuple[str, ...]` of parameter names.
         """
-        dynamics = {
-            id(getattr(module, name)) for module in self.modules() for name in getattr(module, "dynamics", ())
-        }
+        dynamics = {id(getattr(module, name)) for module in self.modules() for name in getattr(module, "dynamics", ())}
         groups: dict[str, list[nn.Parameter]] = {"dynamics": [], "other": []}
         for parameter in self.parameters():
             groups["dynamics" if id(parameter) in dynamics else "other"].append(parameter)
@@ -242,7 +244,7 @@ class SequenceModel(nn.Module):
         return save_checkpoint(path, self.state_dict(), meta)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+    def load(cls: type[SelfT], path: str | Path, device: torch.device | str = "cpu") -> SelfT:
         """Read what `save` wrote. Raises InputError where it is missing, damaged, or another kind of model."""
         tensors, meta = load_checkpoint(path)
         try:
@@ -278,6 +280,42 @@ class SequenceModel(nn.Module):
         # A sum is one cheap pass that any NaN or infinity spoils; a finite x whose sum overflows is looked at twice.
         if not transforms_active() and not math.isfinite(x.detach().sum().item()) and not bool(x.isfinite().all()):
             raise bad_value("x", "values that are NaN or infinite", "finite numbers")
+
+
+class StepCache:
+    """Keeps what acting steps share while a module's parameters stay as they are.
+
+    A parameter is unchanged when it is the same tensor with the same version counter and memory. Writing through
+    `.data` or a NumPy view escapes the counter; a forward pass with gradients therefore also clears the cache.
+    """
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def get(self, module: nn.Module, compute: Callable[[], Any]) -> Any:
+        """What `compute` gave for the module's present parameters."""
+        if self.value is None:
+            # The dicts that hold the parameters, not the parameters: functional_call swaps what is in them.
+            self.dicts = [part._parameters for part in module.modules() if part._parameters]
+            self.holders: list[nn.Parameter | None] = []
+            self.key: tuple[Any, ...] = ()
+        holders = [parameter for held in self.dicts for parameter in held.values()]
+        key = tuple([(id(p), p._version, p.data_ptr()) for p in holders if p is not None])
+        if key != self.key:
+            with torch.no_grad():
+                self.value = compute()
+            self.key, self.holders = key, holders  # held, so that an id cannot be given to another tensor
+        return self.value
+
+    def clear(self) -> None:
+        """Forget."""
+        self.value = None
+
+    def __deepcopy__(self, memo: dict) -> StepCache:
+        return StepCache()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return StepCache, ()
 
 
 def check_device(device: torch.device | str) -> torch.device:
@@ -332,7 +370,7 @@ def linear(
     in_features: int, out_features: int, generator: torch.Generator, *, bias: bool = True, gain: float = 1.0
 ) -> nn.Linear:
     """A linear map with weights N(0, gain^2 / in_features) drawn from `generator` and bias zero (LeCun, 1998)."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         layer.weight.normal_(0.0, gain / math.sqrt(in_features), generator=generator)
         if bias:

@@ -13,29 +13,27 @@ lambda continuous eigenvalues, a discrete ones, dt step size.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.config import search
-from core.errors import bad_value
-from core.fused import channel_system, dense_system, split, ssm_block
+from core.errors import bad_value, unknown_name
+from core.fused import channel_system, dense_system, discretize, split, ssm_block
 from core.sequence_model import (
-    SequenceModel,
+    MODELS,
     SequenceModelConfig,
     check_device,
-    default_config,
     default_generator,
     linear,
-    parse_model_config,
     register_model,
 )
+from core.stack import BLOCKS, BlockStack
 
 
 class SSMConfig(SequenceModelConfig):
@@ -54,9 +52,20 @@ class SSMConfig(SequenceModelConfig):
             raise ValueError(f"state_dim must be a multiple of {self.state_multiple(self.hidden_dim)}")
         return self
 
-    def state_multiple(self, hidden_dim: int) -> int:
+    @classmethod
+    def state_multiple(cls, hidden_dim: int) -> int:
         """state_dim must be a multiple of this."""
         return 2
+
+    @classmethod
+    def for_state_dim(cls, state_dim: int, hidden_dim: int, num_layers: int) -> SSMConfig:
+        """The configuration whose layers carry `state_dim` real numbers."""
+        if state_dim % cls.state_multiple(hidden_dim):
+            multiple = cls.state_multiple(hidden_dim)
+            raise bad_value(
+                "state_dim", state_dim, f"a multiple of {multiple} for cell {cls.model_fields['kind'].default!r}"
+            )
+        return cls(state_dim=state_dim, hidden_dim=hidden_dim, num_layers=num_layers)  # pyright: ignore[reportCallIssue]
 
     def state_dim_for_width(self, width: int) -> int:
         """The state size that keeps the present ratio to hidden_dim at another width."""
@@ -74,8 +83,11 @@ class S5Config(SSMConfig):
     """Smallest initial step; a time constant is 2 / dt steps."""
     dt_max: float = Field(default=1.0, gt=0, le=10)
     """Largest initial step; a time constant is 2 / dt steps."""
-    hippo_blocks: int = Field(default=8, ge=1)
+    hippo_blocks: int = Field(default=16, ge=1)
     """Copies of a smaller HiPPO matrix along the diagonal (S5, section 4.3): more copies, lower frequencies."""
+    normalize_input: bool = True
+    """Scale B at the start so that every state has the same variance under white noise (LRU's gamma): without it slow
+    states start faint, in proportion to their step."""
 
 
 class S4DConfig(SSMConfig):
@@ -93,7 +105,9 @@ class S4DConfig(SSMConfig):
     init: Literal["legs", "lin"] = "legs"
     """Eigenvalues at the start: of the normal part of HiPPO-LegS, or -1/2 + i pi n (S4D-Lin)."""
 
-    def state_multiple(self, hidden_dim: int) -> int:
+    @classmethod
+    def state_multiple(cls, hidden_dim: int) -> int:
+        """Whole complex states for each channel."""
         return 2 * hidden_dim
 
 
@@ -144,7 +158,7 @@ class DiagonalCell(nn.Module):
 
     def step_matrix(self) -> Float[Tensor, "SH SH2"]:
         """M with [state | u] @ M = [next state | y]: one product is the whole linear system."""
-        a, b_bar = dense_system(*self.parameters_for()[:4], self.method)
+        a, b_bar = dense_system(*self.parameters_for()[:4], method=self.method)
         half = a.shape[0] // 2
         re, im = torch.diag(a[:half]), torch.diag(a[half:])
         transition = torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
@@ -171,14 +185,18 @@ class S5Cell(DiagonalCell):
         c = torch.randn(width, blocks, block, generator=generator) / math.sqrt(config.state_dim)
         b = (v.conj().T @ b.to(torch.complex64)).reshape(count, width)
         c = (c.to(torch.complex64) @ v).reshape(width, count)
-        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-eigenvalues.real)).float())
-        self.frequency = nn.Parameter(torch.from_numpy(eigenvalues.imag).float())
+        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-np.real(eigenvalues))).float())
+        self.frequency = nn.Parameter(torch.from_numpy(np.imag(eigenvalues)).float())
         self.log_dt = nn.Parameter(log_uniform((count,), config.dt_min, config.dt_max, generator))
+        self.method, self.state_size = config.discretization, config.state_dim
+        if config.normalize_input:
+            with torch.no_grad():
+                a, gain = discretize(self.log_decay, self.frequency, self.log_dt, self.method)
+                b = b * ((1 - a.abs().square()).sqrt() / gain.abs()).unsqueeze(1)
         self.B = nn.Parameter(split(b, 0))
         # y = 2 Re(C h): the factor of the conjugate pair and the sign of i * i live in the stored matrix.
         self.C = nn.Parameter(2 * torch.cat([c.real, -c.imag], 1))
         self.D = nn.Parameter(torch.randn(width, generator=generator))
-        self.method, self.state_size = config.discretization, config.state_dim
 
 
 class LRUCell(DiagonalCell):
@@ -221,8 +239,8 @@ class S4DCell(nn.Module):
         if config.init == "lin":
             values = -0.5 + 1j * math.pi * np.arange(pairs)
         eigenvalues = np.repeat(values[:, None], width, 1)
-        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-eigenvalues.real)).float())
-        self.frequency = nn.Parameter(torch.from_numpy(eigenvalues.imag).float())
+        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-np.real(eigenvalues))).float())
+        self.frequency = nn.Parameter(torch.from_numpy(np.imag(eigenvalues)).float())
         self.log_dt = nn.Parameter(log_uniform((width,), config.dt_min, config.dt_max, generator))
         self.C = nn.Parameter(torch.randn(2, pairs, width, generator=generator) * math.sqrt(0.5))
         self.D = nn.Parameter(torch.randn(width, generator=generator))
@@ -234,7 +252,7 @@ class S4DCell(nn.Module):
 
     def step_system(self) -> tuple[Tensor, Tensor, Tensor]:
         """a re and im (pairs, H), readout (2 pairs, H)."""
-        a, readout = channel_system(*self.parameters_for(), self.method)
+        a, readout = channel_system(*self.parameters_for(), method=self.method)
         return a[0], a[1], readout.flatten(0, 1)
 
 
@@ -242,6 +260,9 @@ CELLS = {"s5": S5Cell, "lru": LRUCell, "s4d": S4DCell}
 
 
 # --------------------------------------------------------------------------------------------------------- the block
+@BLOCKS.register("s4d")
+@BLOCKS.register("lru")
+@BLOCKS.register("s5")
 class SSMBlock(nn.Module):
     """Residual block: x + GLU(SiLU(cell(norm(x)))), the block of S4, S5 and LRU.
 
@@ -266,74 +287,43 @@ class SSMBlock(nn.Module):
         residual = None if self.norm is None else x
         weight, bias = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
         cell = self.cell
-        return ssm_block(
-            cell.form, cell.method, u, residual, state, keep, cell.D, weight, bias, *cell.parameters_for()
-        )
+        return ssm_block(cell.form, cell.method, u, residual, state, keep, cell.D, weight, bias, *cell.parameters_for())
 
-    def mix(self, y: Tensor) -> Tensor:
-        """The pointwise map after the cell, for one step."""
-        y = F.silu(y)
-        if self.gate is None:
-            return y
-        mixed = torch.addmm(self.gate.bias, y, self.gate.weight.T)
-        return F.glu(mixed) if self.gating == "full" else y * torch.sigmoid(mixed)
-
-    def prepare_step(self) -> tuple[Tensor, ...]:
+    def prepare_step(self) -> tuple[Tensor | None, ...]:
         """What one step needs and only parameters decide: computed once, kept until a parameter changes."""
-        if isinstance(self.cell, S4DCell):
-            return self.cell.step_system()
-        return (self.cell.step_matrix(),)
+        weight, bias = (None, None) if self.gate is None else (self.gate.weight.T, self.gate.bias)
+        system = self.cell.step_system() if isinstance(self.cell, S4DCell) else (self.cell.step_matrix(),)
+        return weight, bias, *system
 
-    def step(self, x: Tensor, state: Tensor, prepared: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """x (B, H), state (B, S): one step without gradients, in as few operations as can be."""
         u = x if self.norm is None else self.norm(x)
-        if isinstance(self.cell, S4DCell):
-            a_re, a_im, c = prepared
-            re, im = state.unflatten(1, (2, *a_re.shape)).unbind(1)
-            state = torch.cat([torch.addcmul(a_re * re + u.unsqueeze(1), a_im, im, value=-1), a_re * im + a_im * re], 1)
-            y = torch.addcmul((state * c).sum(1), u, self.cell.D)
+        weight, bias, first, *rest = prepared
+        if rest:
+            a_im, readout = rest
+            re, im = state.unflatten(1, (2, *first.shape)).unbind(1)
+            state = torch.cat(
+                [torch.addcmul(first * re + u.unsqueeze(1), a_im, im, value=-1), first * im + a_im * re], 1
+            )
+            y = torch.addcmul((state * readout).sum(1), u, self.cell.D)
             state = state.flatten(1)
         else:
-            both = torch.cat([state, u], 1) @ prepared[0]
-            state, y = both[:, : self.state_size], both[:, self.state_size :]
-        return x + self.mix(y), state
-
-
-class StepCache:
-    """Keeps what acting steps share while the parameters stay as they are.
-
-    A parameter is unchanged when it is the same tensor with the same version counter and memory. Writing through
-    `.data` or a NumPy view escapes the counter; a forward pass with gradients therefore also clears the cache.
-    """
-
-    def __init__(self) -> None:
-        self.key: tuple[Any, ...] = ()
-        self.value: Any = None
-
-    def get(self, parameters: list[Tensor], compute: Any) -> Any:
-        key = tuple([(id(p), p._version, p.data_ptr()) for p in parameters])
-        if self.value is None or key != self.key:
-            with torch.no_grad():
-                self.value = compute()
-            self.key = key
-            self.holders = parameters  # held, so that an id cannot be given to another tensor
-        return self.value
-
-    def clear(self) -> None:
-        self.value = None
-
-    def __deepcopy__(self, memo: dict) -> StepCache:
-        return StepCache()
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return StepCache, ()
+            both = torch.mm(torch.cat([state, u], 1), first)
+            state, y = both.tensor_split((self.state_size,), 1)
+        y = F.silu(y)
+        if weight is None:
+            return x + y, state
+        mixed = torch.addmm(bias, y, weight)
+        if self.gating == "full":
+            return F.glu(mixed).add_(x), state
+        return torch.addcmul(x, y, mixed.sigmoid_()), state
 
 
 # --------------------------------------------------------------------------------------------------------- the model
 @register_model("s4d", S4DConfig)
 @register_model("lru", LRUConfig)
 @register_model("s5", S5Config)
-class StateSpaceModel(SequenceModel):
+class StateSpaceModel(BlockStack):
     """A stack of state space blocks between an input and an output map (each the identity where widths agree).
 
     StateSpaceModel(state_dim, input_dim, output_dim, hidden_dim=..., device=...) is one S5 layer;
@@ -350,56 +340,26 @@ class StateSpaceModel(SequenceModel):
         *,
         cell: str = "s5",
         num_layers: int = 1,
-        config: SSMConfig | None = None,
+        config: SequenceModelConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         if config is None:
-            base = default_config(cell)
-            if not isinstance(base, SSMConfig):
-                raise bad_value("cell", cell, ", ".join(CELLS))
             for name, value in (("state_dim", state_dim), ("hidden_dim", hidden_dim), ("num_layers", num_layers)):
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise bad_value(name, value, "an integer of 1 or more")
-            multiple = base.state_multiple(hidden_dim)
-            if state_dim % multiple:
-                raise bad_value("state_dim", state_dim, f"a multiple of {multiple} for cell {cell!r}")
-            fields = {"kind": cell, "state_dim": state_dim, "hidden_dim": hidden_dim, "num_layers": num_layers}
-            config = parse_model_config(fields)  # pyright: ignore[reportAssignmentType]
-        assert isinstance(config, SSMConfig)
-        super().__init__(config, input_dim, output_dim)
-        generator = generator or default_generator()
-        width = config.hidden_dim
-        self.encoder = None if input_dim == width else linear(input_dim, width, generator)
-        self.blocks = nn.ModuleList(SSMBlock(config, generator) for _ in range(config.num_layers))
-        self.decoder = None if output_dim == width else linear(width, output_dim, generator)
-        self.sizes = [block.state_size for block in self.blocks]
-        self.hidden_size = sum(self.sizes)
-        self._cache = StepCache()
+            sized = getattr(MODELS[cell].config_type, "for_state_dim", None)
+            if sized is None:
+                cells = [kind for kind in MODELS if hasattr(MODELS[kind].config_type, "for_state_dim")]
+                raise unknown_name("cell", cell, cells)
+            config = sized(state_dim, hidden_dim, num_layers)
+        assert config is not None
+        blocks = [(config.kind, config)] * config.num_layers
+        super().__init__(config, input_dim, output_dim, blocks, generator or default_generator())
         self.to(check_device(device))
 
     @classmethod
     def from_config(
-        cls, config: SSMConfig, input_dim: int, output_dim: int, *, generator: torch.Generator
+        cls, config: SequenceModelConfig, input_dim: int, output_dim: int, *, generator: torch.Generator
     ) -> StateSpaceModel:
-        return cls(config.state_dim, input_dim, output_dim, config=config, generator=generator)
-
-    def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            self._cache.clear()
-        x = x if self.encoder is None else self.encoder(x)
-        states = []
-        for block, state in zip(self.blocks, hidden.split(self.sizes, 1), strict=True):
-            x, state = block(x, state, keep)
-            states.append(state)
-        return x if self.decoder is None else self.decoder(x), states[0] if len(states) == 1 else torch.cat(states, 1)
-
-    def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        prepared = self._cache.get(
-            list(self.blocks.parameters()), lambda: [block.prepare_step() for block in self.blocks]
-        )
-        x = x if self.encoder is None else self.encoder(x)
-        states = []
-        for block, state, ready in zip(self.blocks, hidden.split(self.sizes, 1), prepared, strict=True):
-            x, state = block.step(x, state, ready)
-            states.append(state)
-        return x if self.decoder is None else self.decoder(x), states[0] if len(states) == 1 else torch.cat(states, 1)
+        """Build from a configuration, as `build_model` does."""
+        return cls(0, input_dim, output_dim, config=config, generator=generator)  # the configuration knows its state

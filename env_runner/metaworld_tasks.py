@@ -116,16 +116,15 @@ class MetaWorldFamily(TaskFamily):
 
     @property
     def version(self) -> str:
-        load_metaworld()
+        if importlib.util.find_spec("metaworld") is None:
+            return f"{self.id} v{self.revision} (not installed: {INSTALL})"
         return super().version
 
     @property
     def docstring(self) -> str:
-        installed = importlib.util.find_spec("metaworld") is not None
-        version = self.version if installed else f"not installed: {INSTALL}"
         lines = (MetaWorldFamily.__doc__ or "").splitlines()
         text = "\n".join(line.removeprefix("    ") for line in lines)
-        return f"# {self.id}\n\n{text}\n\n## Version\n{version}\n"
+        return f"# {self.id}\n\n{text}\n\n## Version\n{self.version}\n"
 
     @property
     def num_train_environments(self) -> int:

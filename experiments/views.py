@@ -29,11 +29,29 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     """A plain table; numbers to the right."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows) and bool(rows)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        values = [row[index] for row in rows]
+        numeric = bool(rows) and all(isinstance(value, int | float) or value is None for value in values)
+        short = all(len(cell(value)) <= 16 for value in values)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         shown.add_row(*(Text(cell(value)) for value in row))
     return shown
+
+
+def narrowed(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> tuple[list[str], list[list[Any]], str]:
+    """The table without columns that say the same in every row, and those in words."""
+    kept, common = [], []
+    for index, name in enumerate(columns):
+        values = {str(row[index]) for row in rows}
+        if index and len(rows) > 1 and len(values) == 1:
+            if rows[0][index] is not None:
+                common.append(f"{name} {cell(rows[0][index])}")
+        else:
+            kept.append(index)
+    words = "in all rows: " + ", ".join(common) if common else ""
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], words
 
 
 def cell(value: Any) -> str:
@@ -45,12 +63,12 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}" if value < 50_000_000 else str(value)  # seeds are names, not amounts
     return str(value)
 
 
 def plan_text(question: Question, plan: Plan) -> str:
-    """The question as understood and the plan with its budget, in a few lines."""
+    """The plan with its budget, in a few lines."""
     design = plan.design
     arms = "each side" if plan.tuned_arms == 2 else "the challenger"
     cost = f"{format_count(plan.env_steps_total)} env steps in {plan.runs} runs, {plan.workers} at once"
@@ -58,15 +76,15 @@ def plan_text(question: Question, plan: Plan) -> str:
         cost += f", about {format_seconds(plan.expected_s)}"
         if plan.budget.wall_s is not None:
             cost += f" of {format_seconds(plan.budget.wall_s)}"
+    seeds = f"{design.selection_seeds} fresh seed{'s' if design.selection_seeds > 1 else ''}"
     return "\n".join(
         [
-            f"Question   {question.sentence()}",
             f"Measure    mean return of the first episode on held-out tasks, {question.direction}",
             f"Plan       {cost} (design: {design.name})",
             f"  baseline      {design.baseline_seeds} seeds of the default {label(question.baseline)} "
             f"at {format_count(plan.env_steps_search)} steps: the noise floor",
             f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer",
-            f"  selection     best {design.top} again on {design.selection_seeds} fresh seeds at {format_count(plan.env_steps_full)} steps",
+            f"  selection     best {design.top} again on {seeds} at {format_count(plan.env_steps_full)} steps",
             f"  confirmation  {design.confirmation_seeds} fresh seeds a side on the held-out tasks at "
             f"{format_count(plan.env_steps_full)} steps, judged by code",
         ]
@@ -178,6 +196,8 @@ class LiveView:
     def _line(self, actor: str, words: str) -> None:
         words = " ".join(words.split())
         with self._lock:
+            if self._talk[-1:] == [(actor, words)]:
+                return
             self._talk = [*self._talk, (actor, words)][-TALK_LINES:]
         if self._live is None and not self.quiet:
             line = Text(f"{actor}: ", style="bold")

@@ -235,8 +235,6 @@ class Learner(ABC):
         return learner
 
 
-def build_learner(
-    family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
-) -> Learner:
+def build_learner(family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int) -> Learner:
     """The learner that `config.kind` names."""
     return LEARNERS[config.kind].learner(family_id, policy, config, env_steps=env_steps, seed=seed)

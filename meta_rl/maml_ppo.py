@@ -144,14 +144,16 @@ class MAMLPPO(Learner):
         start, config, step = time.perf_counter(), self.config, self.iteration
         tasks = self.family.sample_tasks(numpy_stream(self.seed, "tasks", step), config.tasks_per_update)
         before = {name: value.clone() for name, value in self._state()[0].items()}
-        theta = dict(self.policy.named_parameters())
+        theta: Params = dict(self.policy.named_parameters())
         lived: list[Trajectory] = []
         data: list[list[TaskBatch]] = []
         for index, task in enumerate(tasks):
             params, batches = theta, []
             for stage in range(config.inner_steps + 1):
                 if stage:
-                    params = {n: p.detach().requires_grad_() for n, p in self.inner_loop_adapt(params, batches[-1]).items()}
+                    params = {
+                        n: p.detach().requires_grad_() for n, p in self.inner_loop_adapt(params, batches[-1]).items()
+                    }
                 trajectory = self._live(params, worlds, task, step, index, stage)
                 lived.append(trajectory)
                 batches.append(self._batch(trajectory))
@@ -176,11 +178,16 @@ class MAMLPPO(Learner):
         return TrainReport(self.iteration, self.iteration * self.steps_per_iteration, wall, metrics)
 
     def inner_loop_adapt(self, params: Params, batch: TaskBatch, *, create_graph: bool = False) -> Params:
-        """One inner step on one task's data; differentiable in `params` where `create_graph`."""
+        """One inner step on one task's data; differentiable in `params` where `create_graph`.
+
+        Raises DivergedError when the inner gradient is not finite, before a model is run with what it would give.
+        """
         surrogate, _ = self._surrogate(params, batch, None)
         names = list(params)
         graph = create_graph and not self.config.first_order
         grads = torch.autograd.grad(surrogate, list(params.values()), create_graph=graph, allow_unused=True)
+        if not bool(torch.stack([g.detach().sum() for g in grads if g is not None]).isfinite().all()):
+            raise DivergedError("an inner gradient is not finite")
         return {
             name: params[name] if g is None else params[name] - self.config.inner_lr * g
             for name, g in zip(names, grads, strict=True)
@@ -191,7 +198,8 @@ class MAMLPPO(Learner):
 
         Raises DivergedError when the loss or the gradient is not finite.
         """
-        config, theta = self.config, dict(self.policy.named_parameters())
+        config = self.config
+        theta: Params = dict(self.policy.named_parameters())
         sums = np.zeros(4)
         for _ in range(config.epochs):
             self.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ from meta_rl.reptile import reptile_gradient
 Params = dict[str, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Task = tuple[Tensor, Tensor, Tensor, Tensor]
+Gradient = Callable[..., tuple[Tensor, Params]]  # (loss of the weights, weights, create_graph) -> loss and gradient
 Variant = Literal["maml", "fomaml", "reptile", "anil", "meta-sgd", "maml++", "imaml", "cavia"]
 CONTEXT = "context"  # the name of CAVIA's parameters among the fast weights
 
@@ -176,6 +177,19 @@ class MetaMAML:
         context = {CONTEXT: self._context} if self.config.variant == "cavia" else {}
         return OrderedDict({**self._theta, **context})
 
+    @torch.no_grad()
+    def loss(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        hidden: Tensor | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> float:
+        """The loss of given weights on one set."""
+        state = self._hidden(hidden, len(x), 0, 1)
+        return float((loss_fn or nn.functional.mse_loss)(self.functional_forward(x, state, weights)[0], y))
+
     # The inner loop ---------------------------------------------------------------------------------------------------
     def _inner(
         self,
@@ -185,7 +199,7 @@ class MetaMAML:
         hidden: Tensor | None,
         loss_fn: LossFn,
         steps: int,
-        gradient: Callable[..., tuple[Tensor, Params]],
+        gradient: Gradient,
     ) -> tuple[list[Params], list[Tensor]]:
         """All weights after every step, and the support loss before every step."""
         moving = {name: theta[name] for name in self._fast_names if name != CONTEXT}
@@ -209,11 +223,12 @@ class MetaMAML:
             losses.append(loss)
         return trail, losses
 
-    def _objectives(self, tasks, hidden, loss_fn: LossFn, steps: int) -> tuple[Tensor, Tensor]:
+    def _objectives(self, tasks: Sequence[Task], hidden: list, loss_fn: LossFn, steps: int) -> tuple[Tensor, Tensor]:
         """What to differentiate and the final query loss, (n_tasks,) each; under vmap where shapes and model allow."""
         weights = self._step_weights(steps)
 
-        def one(gradient, theta, sx, sy, qx, qy, sh, qh):
+        def one(gradient: Gradient, theta: Params, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
+            sx, sy, qx, qy, sh, qh = cast(Any, parts)
             trail, _ = self._inner(theta, sx, sy, sh, loss_fn, steps, gradient)
             scored = [
                 loss_fn(self.functional_forward(qx, qh, params)[0], qy)
@@ -229,7 +244,9 @@ class MetaMAML:
             states = [None if not self.stateful else torch.stack([pair[i] for pair in hidden]) for i in range(2)]
             in_dims = (None, 0, 0, 0, 0, *((0, 0) if self.stateful else (None, None)))
             try:
-                return vmap(lambda *a: one(_functional, *a), in_dims=in_dims)(self._theta, *stacked, *states)
+                each: Any = one
+                batched: Any = vmap(lambda *parts: each(_functional, *parts), in_dims=in_dims)
+                return batched(self._theta, *stacked, *states)
             except (RuntimeError, NotImplementedError):
                 # A module with data-dependent control flow or an operation without a batching rule.
                 if self.config.vectorize:
@@ -238,32 +255,36 @@ class MetaMAML:
         pairs = [one(_autograd, self._theta, *task, *pair) for task, pair in zip(tasks, hidden, strict=True)]
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
-    def _gradient_without_graph(self, tasks, hidden, loss_fn: LossFn, steps: int) -> tuple[float, Params]:
+    def _gradient_without_graph(
+        self, tasks: Sequence[Task], hidden: list, loss_fn: LossFn, steps: int
+    ) -> tuple[float, Params]:
         """Reptile and iMAML: the meta-gradient from the inner loop's end point alone."""
         total = {name: torch.zeros_like(p) for name, p in self._theta.items()}
         loss_sum = 0.0
-        for (sx, sy, qx, qy), (sh, qh) in zip(tasks, hidden, strict=True):
+        for (support_x, support_y, query_x, query_y), (support_h, query_h) in zip(tasks, hidden, strict=True):
+            on_support = self._loss_at(support_x, support_y, support_h, loss_fn)
+            on_query = self._loss_at(query_x, query_y, query_h, loss_fn)
             phi = {name: p.detach().clone().requires_grad_() for name, p in self._theta.items()}
             for _ in range(steps):
-                _, grads = _autograd(lambda p: loss_fn(self.functional_forward(sx, sh, p)[0], sy), phi, False)
+                _, grads = _autograd(on_support, phi, False)
                 if self.config.variant == "imaml":
                     grads = {n: g + self.config.proximal * (phi[n] - self._theta[n]).detach() for n, g in grads.items()}
                 phi = {n: (p - self.inner_lr * grads[n]).detach().requires_grad_() for n, p in phi.items()}
-            loss, query_gradient = _autograd(lambda p: loss_fn(self.functional_forward(qx, qh, p)[0], qy), phi, False)
+            loss, query_gradient = _autograd(on_query, phi, False)
             self._check_finite(loss)
             loss_sum += float(loss.detach())
             if self.config.variant == "reptile":
                 task_gradient = reptile_gradient(self._theta, phi, self.inner_lr)
             else:
                 task_gradient = implicit_gradient(
-                    lambda p: loss_fn(self.functional_forward(sx, sh, p)[0], sy),
-                    phi,
-                    query_gradient,
-                    lam=self.config.proximal,
-                    cg_steps=self.config.cg_steps,
+                    on_support, phi, query_gradient, lam=self.config.proximal, cg_steps=self.config.cg_steps
                 )
             total = {name: total[name] + task_gradient[name] / len(tasks) for name in total}
         return loss_sum / len(tasks), total
+
+    def _loss_at(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn) -> Callable[[Params], Tensor]:
+        """The loss on one set as a function of the weights."""
+        return lambda params: loss_fn(self.functional_forward(x, hidden, params)[0], y)
 
     # What the variants differ in --------------------------------------------------------------------------------------
     def _which_move(self) -> list[str]:
@@ -284,9 +305,7 @@ class MetaMAML:
             return {f"rate.{n}": torch.full_like(p, self.inner_lr).requires_grad_() for n, p in self._theta.items()}
         if self.config.variant == "maml++":
             steps = self.config.inner_steps
-            return {
-                f"rate.{n}": p.new_full((steps,), self.inner_lr).requires_grad_() for n, p in self._theta.items()
-            }
+            return {f"rate.{n}": p.new_full((steps,), self.inner_lr).requires_grad_() for n, p in self._theta.items()}
         return {}
 
     def _rate(self, name: str, step: int) -> Tensor | float:

@@ -50,6 +50,8 @@ class PPOConfig(LearnerConfig):
     """Lambda of generalized advantage estimation."""
     target_kl: float | None = Field(default=None, gt=0)
     """Stop an update's remaining passes when a pass ends with a mean KL above 1.5 times this. None: never."""
+    kl_ceiling: float | None = Field(default=None, gt=0)
+    """Lower the step size while an update's mean KL is above this; below it, let it rise back. None: never."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,24 @@ def make_optimizer(policy: RecurrentPolicy, config: PPOConfig) -> torch.optim.Ad
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Adam, config: PPOConfig, progress: float) -> float:
-    """Set every group's rate for `progress` in [0, 1] of the training; returns the main one."""
-    rate = config.learning_rate + (config.final_learning_rate - config.learning_rate) * progress
+def set_learning_rate(optimizer: torch.optim.Adam, config: PPOConfig, progress: float, factor: float) -> float:
+    """Set every group's rate for `progress` in [0, 1] of the training, times `factor`; returns the main one."""
+    rate = factor * (config.learning_rate + (config.final_learning_rate - config.learning_rate) * progress)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     return rate
+
+
+def next_lr_factor(factor: float, kl: float, ceiling: float | None) -> float:
+    """The factor on the step size for the next update: down where the mean KL was too large, back up to 1 where not.
+
+    The idea is Schulman et al. 2017's adaptive penalty (section 4), applied to the step size; the constants are ours.
+    """
+    if ceiling is None:
+        return 1.0
+    if kl > 1.2 * ceiling:
+        return max(factor / 1.2, 1e-3)
+    return min(factor * 1.2, 1.0) if kl < ceiling / 1.2 else factor
 
 
 def ppo_update(

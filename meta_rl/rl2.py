@@ -27,7 +27,7 @@ from meta_rl.evaluate import evaluate_in_context
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import explained_variance, generalized_advantages
 from meta_rl.normalize import Normalizer, scaled_rewards
-from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, ppo_update, set_learning_rate
+from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, next_lr_factor, ppo_update, set_learning_rate
 from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
 
 
@@ -37,7 +37,9 @@ class RL2Config(PPOConfig):
     kind: Literal["rl2"] = "rl2"
     num_worlds: int = Field(default=32, ge=1, le=4096, json_schema_extra=search(choices=(16, 32), role="environment"))
     """Worlds stepped together; each lives one trial an iteration."""
-    episodes_per_trial: int = Field(default=1, ge=1, le=100, json_schema_extra=search(choices=(1, 2), role="adaptation"))
+    episodes_per_trial: int = Field(
+        default=1, ge=1, le=100, json_schema_extra=search(choices=(1, 2), role="adaptation")
+    )
     """Episodes lived on one task with memory kept."""
     advantage_border: Literal["cross", "cut"] = "cut"
     """What an early ending inside a trial does: "cut" counts it as the end of all reward, so falling is costly;
@@ -76,6 +78,7 @@ class RL2(Learner):
         self.optimizer = make_optimizer(self.policy, self.config)
         self.normalizer = Normalizer(self.family.obs_dim, self.config.gamma)
         self.iteration = 0
+        self.lr_factor = 1.0
 
     def train(self) -> Iterator[TrainReport]:
         """One report an iteration: collect one trial a world, update, measure."""
@@ -89,7 +92,7 @@ class RL2(Learner):
     def _iterate(self, worlds: Any) -> TrainReport:
         start = time.perf_counter()
         config, step = self.config, self.iteration
-        rate = set_learning_rate(self.optimizer, config, step / self.iterations)
+        rate = set_learning_rate(self.optimizer, config, step / self.iterations, self.lr_factor)
 
         # Every iteration's randomness is a function of (seed, iteration) alone: stopping and resuming changes nothing.
         trajectory = rollout(
@@ -112,9 +115,10 @@ class RL2(Learner):
                 self.policy, self.optimizer, batch, config, torch_stream(self.seed, "minibatches", step)
             )
         except DivergedError:
-            self._restore(before, {"iteration": step})
+            self._restore(before, {"iteration": step, "lr_factor": self.lr_factor})
             raise
         self.iteration += 1
+        self.lr_factor = next_lr_factor(self.lr_factor, measured["train/approx_kl"], config.kl_ceiling)
         wall = time.perf_counter() - start
 
         returns = episode_returns(trajectory)
@@ -171,7 +175,7 @@ class RL2(Learner):
         for index, parameter in enumerate(self._optimized()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{index}.{name}"] = value
-        return tensors, {"iteration": self.iteration}
+        return tensors, {"iteration": self.iteration, "lr_factor": self.lr_factor}
 
     def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
@@ -183,7 +187,7 @@ class RL2(Learner):
             state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
             if state:
                 self.optimizer.state[parameter] = state
-        self.iteration = int(meta["iteration"])
+        self.iteration, self.lr_factor = int(meta["iteration"]), float(meta["lr_factor"])
 
     def _optimized(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from env_runner.task_family import TaskFamily
 from meta_rl.normalize import Normalizer
 
 
+@runtime_checkable
 class Worlds(Protocol):
     """What a rollout needs of `env_runner`'s TaskVectorEnv: SAME_STEP autoreset, `final_obs` in infos."""
 
@@ -61,10 +62,13 @@ class ActionMap:
     def __init__(self, spec: ActionSpec, action_space: object) -> None:
         self.spec = spec
         low, high = getattr(action_space, "low", None), getattr(action_space, "high", None)
-        finite = low is not None and high is not None and bool(np.isfinite(low).all() and np.isfinite(high).all())
         self._stretch = None
-        if spec.kind == "gaussian" and finite and not (np.allclose(low, -1.0) and np.allclose(high, 1.0)):
-            self._stretch = ((np.asarray(high) - low) / 2.0, (np.asarray(high) + low) / 2.0)
+        if spec.kind == "categorical" or low is None or high is None:
+            return
+        low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        if finite and not (np.allclose(low, -1.0) and np.allclose(high, 1.0)):
+            self._stretch = ((high - low) / 2.0, (high + low) / 2.0)
 
     def __call__(self, action: Tensor) -> tuple[np.ndarray, Tensor]:
         """actions (N, A) or (N,) to (what the worlds take, what the policy reads: (N, A) float32)."""
@@ -168,8 +172,8 @@ def rollout(
 
 def episode_bounds(trajectory: Trajectory, world: int) -> list[tuple[int, int]]:
     """First and one-past-last step of every episode that ended in one world's trial."""
-    ends = np.flatnonzero(trajectory.terminated[world] | trajectory.truncated[world]) + 1
-    return list(zip([0, *ends[:-1]], ends, strict=True)) if len(ends) else []
+    ends: list[int] = (np.flatnonzero(trajectory.terminated[world] | trajectory.truncated[world]) + 1).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
 
 
 def episode_returns(trajectory: Trajectory) -> list[list[float]]:

@@ -74,4 +74,4 @@ def score_on_sinusoids(
     return SinusoidResult(errors, zero)
 
 
-__all__ = ["SinusoidResult", "sinusoid_network", "sinusoid_tasks", "score_on_sinusoids", "train_on_sinusoids"]
+__all__ = ["SinusoidResult", "score_on_sinusoids", "sinusoid_network", "sinusoid_tasks", "train_on_sinusoids"]

@@ -6,17 +6,32 @@ which SQLite would store as NULL, are kept as `value NULL` with `kind` saying wh
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
 
 
+class Moment(TypeDecorator[datetime]):
+    """A time in UTC, and aware of it: SQLite keeps no time zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
 class Base(DeclarativeBase):
-    type_annotation_map: ClassVar = {Json: JSON, list[Json]: JSON, list[str]: JSON, datetime: DateTime(timezone=True)}
+    type_annotation_map: ClassVar = {Json: JSON, list[Json]: JSON, list[str]: JSON, datetime: Moment}
 
 
 class Campaign(Base):
@@ -87,7 +102,6 @@ class Run(Base):
     arm: Mapped[str | None] = mapped_column(String(16))
     trial: Mapped[int | None]
     proposer: Mapped[str] = mapped_column(String(64))
-    spec: Mapped[Json]
     config_hash: Mapped[str] = mapped_column(String(64))
     variant_hash: Mapped[str] = mapped_column(String(64))
     task: Mapped[str] = mapped_column(String(80))
@@ -101,20 +115,25 @@ class Run(Base):
     score: Mapped[float | None]  # mean over the pool's tasks of the first episode's return
     train_s: Mapped[float | None]
     wall_s: Mapped[float | None]
-    provenance: Mapped[Json]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    spec: Mapped[Json]  # the long columns come last, so that a list of runs need not read past them
+    provenance: Mapped[Json]
 
 
 class Metric(Base):
-    """One training metric at one step of one run."""
+    """One training metric at one step of one run.
+
+    The table is its own primary key's index, in the order in which a run reports: inserts go to its end.
+    """
 
     __tablename__ = "metrics"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 (SQLAlchemy's own convention)
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
     env_steps: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[float | None]
     kind: Mapped[str] = mapped_column(String(8), default="finite")  # finite | nan | +inf | -inf
 
@@ -123,6 +142,7 @@ class Eval(Base):
     """One raw evaluation return: every statistic can be computed anew from these rows."""
 
     __tablename__ = "evals"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     pool: Mapped[str] = mapped_column(String(16), primary_key=True)
     task_index: Mapped[int] = mapped_column(primary_key=True)

@@ -1,27 +1,27 @@
 """Opening, migrating and writing the ledger.
 
-Contract: one process writes (the parent of the runs), any number read. SQLite runs in WAL mode with a busy timeout and
-short transactions. A file that is locked, read-only, damaged or from a newer version is answered with one sentence and
-the way out, and is not touched.
+Contract: any number of processes may write and read at once. SQLite runs in WAL mode with a busy timeout; a session of a
+writable ledger takes the write lock at its start (so what it read still holds when it writes) and must be short and
+never be opened inside another. A session of a read-only ledger sees one moment and blocks nobody. A file that is locked,
+read-only, damaged, from a newer version or not a ledger is answered with one sentence and the way out, and not touched.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import os
 import re
-import shutil
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, overload
+from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy import Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -39,6 +39,8 @@ PREFIXES: dict[str, tuple[Kind, type[Base]]] = {
 }
 FINISHED = ("done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled")
 MIGRATIONS = Path(__file__).parent / "migrations"
+HEAD = "0001"  # the newest schema; Alembic itself is imported only where something has to be migrated
+BUSY_S = 20.0  # how long a transaction waits for another one's end
 
 
 class LedgerError(InputError):
@@ -81,59 +83,115 @@ def join_value(value: float | None, kind: str) -> float:
     return float(value) if kind == "finite" and value is not None else float(kind)
 
 
+def write_json(value: Any) -> str:
+    """JSON that every database takes: what is not finite becomes the string "NaN", "Infinity" or "-Infinity"."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_name_non_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _name_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _name_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_name_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 class Ledger:
     """The ledger behind one URL.
 
-    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db`.
-    read_only: open for reading alone; the file must exist and nothing is migrated.
+    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db` or `postgresql+psycopg://user@host/name`.
+    read_only: open for reading alone; the file must exist, nothing is migrated and the database refuses writes.
     """
 
     def __init__(self, url: str, *, read_only: bool = False) -> None:
-        self.url = url
+        self.url, self.read_only = url, read_only
         try:
             parsed = make_url(url)
         except ArgumentError:
             raise LedgerError(
                 f"--ledger: got {url!r}, allowed: a database URL such as sqlite:///runs/ledger.db"
             ) from None
-        self.path = (
-            Path(parsed.database)
-            if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
-            else None
-        )
-        if read_only and self.path is not None and not self.path.exists():
-            raise LedgerError(
-                f'no ledger at {self.path}. Start one with: python main.py --goal "beat LSTM on halfcheetah-vel"'
-            )
-        if self.path is not None and not read_only:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise LedgerError(
-                    f"cannot create {self.path.parent} for the ledger: {error.strerror}. Choose another with --data-dir"
-                ) from None
+        self.backend = parsed.get_backend_name()
+        if self.backend not in ("sqlite", "postgresql"):
+            raise LedgerError(f"--ledger: got a {self.backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
+        in_file = self.backend == "sqlite" and parsed.database not in (None, "", ":memory:")
+        self.path = Path(parsed.database or "") if in_file else None
+        self.place = str(self.path or parsed.render_as_string(hide_password=True))
+        if self.path is not None:
+            self._check_path(self.path)
         try:
             self.engine = self._connect(url)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
+            extra = ' (pip install -e ".[postgres]")' if self.backend == "postgresql" else ""
             raise LedgerError(
-                f"--ledger {url}: the database driver is missing ({error}). Install it with pip"
+                f"--ledger {self.place}: the database driver is missing ({error}); install it{extra} and say it in the URL, "
+                "such as postgresql+psycopg://user@host/name"
             ) from None
         self._session = sessionmaker(self.engine, expire_on_commit=False)
         with self._explain():
-            self._check_or_migrate(read_only)
+            self._check_or_migrate()
+
+    def _check_path(self, path: Path) -> None:
+        if path.is_dir():
+            raise LedgerError(f"--ledger: {path} is a folder, allowed: the path of a file, such as {path}/ledger.db")
+        if self.read_only:
+            if not path.exists():
+                raise LedgerError(
+                    f'no ledger at {path}. Start one with: python main.py --goal "beat LSTM on halfcheetah-vel"'
+                )
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"cannot create {path.parent} for the ledger: {error.strerror}. Choose another with --data-dir"
+            ) from None
 
     def _connect(self, url: str) -> Engine:
+        if self.backend != "sqlite":
+            options = {"postgresql_readonly": True} if self.read_only else {}
+            return create_engine(url, json_serializer=write_json, pool_pre_ping=True, execution_options=options)
         if self.path is None:
-            return create_engine(url)
-        engine = create_engine(url, connect_args={"timeout": 20})
+            engine = create_engine(url, json_serializer=write_json)
+        else:
+            engine = create_engine(url, json_serializer=write_json, creator=self.open_file)
+        begin = "BEGIN" if self.read_only else "BEGIN IMMEDIATE"
 
         @event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _: Any) -> None:
-            connection.execute("PRAGMA busy_timeout = 20000")
+        def _set_up(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # transactions are begun below, not by the driver
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
 
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Any) -> None:
+            connection.exec_driver_sql(begin)
+
         return engine
+
+    def open_file(self) -> sqlite3.Connection:
+        """A plain connection to the SQLite file; read-only where the ledger was opened so."""
+        assert self.path is not None
+        mode = "rwc"
+        if self.read_only:
+            beside = self.path.with_name(self.path.name + "-wal")
+            closed = not beside.exists() and not os.access(self.path.parent, os.W_OK)
+            mode = "ro&immutable=1" if closed else "ro"  # WAL needs files beside; without that right nobody writes
+        connection = sqlite3.connect(
+            f"file:{quote(str(self.path))}?mode={mode}",
+            uri=True,
+            timeout=BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        if self.read_only:
+            connection.execute("PRAGMA query_only = ON")
+        return connection
 
     @contextmanager
     def _explain(self) -> Iterator[None]:
@@ -141,50 +199,94 @@ class Ledger:
         try:
             yield
         except OperationalError as error:
-            cause = str(error.orig)
-            if "locked" in cause:
-                way = "another program holds it: close that program or try again"
-            elif "readonly" in cause or "read-only" in cause:
-                way = "it is read-only: make it writable (chmod u+w) or choose another with --ledger"
-            elif "full" in cause:
-                way = "the disk is full: free some space and resume"
-            elif "unable to open" in cause:
-                way = "it cannot be opened: check the path and its permissions, or choose another with --ledger"
-            else:
-                way = "see: python main.py doctor"
-            raise LedgerError(f"ledger {self.path or self.url}: {cause}; {way}") from error
+            raise LedgerError(self._way_out(" ".join(str(error.orig).split()))) from error
         except DatabaseError as error:
             if "not a database" in str(error.orig) or "malformed" in str(error.orig):
-                raise LedgerError(
-                    f"ledger {self.path}: the file is damaged or is no SQLite database ({error.orig}); "
-                    "move it away and start a new one, or restore a copy (ledger.db.bak-*)"
-                ) from error
+                raise LedgerError(self._way_out(str(error.orig))) from error
             raise
 
-    def _check_or_migrate(self, read_only: bool) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        script = ScriptDirectory.from_config(config)
-        head = script.get_current_head()
-        known = {revision.revision for revision in script.walk_revisions()}
+    def _way_out(self, cause: str) -> str:
+        if self.backend == "postgresql":
+            way = "check that the server runs and that the address, user and database in --ledger are right"
+        elif "not a database" in cause or "malformed" in cause or "I/O error" in cause:
+            return (
+                f"ledger {self.place}: the file is damaged or is no SQLite database ({cause}); "
+                "move it away and start a new one, or restore a copy (ledger.db.bak-*)"
+            )
+        elif "locked" in cause:
+            way = "another program holds it: close that program or try again"
+        elif "readonly" in cause or "read-only" in cause:
+            way = "it is read-only: make it writable (chmod u+w) or choose another with --ledger"
+        elif "full" in cause:
+            way = "the disk is full: free some space and resume"
+        elif "unable to open" in cause:
+            way = "it cannot be opened: check the path and its permissions, or choose another with --ledger"
+        else:
+            way = "see: python main.py doctor"
+        return f"ledger {self.place}: {cause}; {way}"
+
+    def schema(self) -> str | None:
+        """The revision of the schema, None where the database holds no table at all. LedgerError where it is foreign."""
         with self.engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        if current is not None and current not in known:
+            tables = inspect(connection).get_table_names()
+            if "alembic_version" in tables:
+                found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+                if found is not None:
+                    return str(found)
+            if tables:
+                raise LedgerError(
+                    f"ledger {self.place}: this is a database of something else (tables {', '.join(sorted(tables)[:4])}); "
+                    "choose another with --ledger"
+                )
+        return None
+
+    def _check_or_migrate(self) -> None:
+        current = self.schema()
+        if current == HEAD:
+            return
+        if current is not None and current > HEAD:
             raise LedgerError(
-                f"ledger {self.path or self.url} was written by a newer version (schema {current}; this one knows {head}): "
+                f"ledger {self.place} was written by a newer version (schema {current}; this one knows {HEAD}): "
                 "update this checkout, or choose another ledger with --ledger"
             )
-        if current == head or read_only:
-            return
-        if current is not None and self.path is not None:
-            copy = self.path.with_name(f"{self.path.name}.bak-{current}")
-            shutil.copy2(self.path, copy)
+        if self.read_only:
+            if current is None:
+                raise LedgerError(
+                    f'ledger {self.place} is empty. Start with: python main.py --goal "beat LSTM on halfcheetah-vel"'
+                )
+            raise LedgerError(
+                f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: python main.py doctor --fix"
+            )
+        self._migrate(current)
+
+    def _migrate(self, current: str | None) -> None:
+        """To the newest schema in one transaction; a file that holds rows is copied first."""
+        from alembic import command
+        from alembic.config import Config
+
         if self.path is not None:
-            with self.engine.connect() as connection:
-                connection.execute(text("PRAGMA journal_mode = WAL"))
+            try:
+                if current is not None:
+                    self._copy_file(self.path.with_name(f"{self.path.name}.bak-{current}"))
+                with closing(self.open_file()) as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")
+            except (sqlite3.Error, OSError) as error:
+                raise LedgerError(self._way_out(str(error))) from error
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
         with self.engine.begin() as connection:
+            if self.backend == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(5241)"))  # two first starts at once: one waits
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def _copy_file(self, target: Path) -> None:
+        """A whole copy through SQLite itself, which sees what is still in the write-ahead log."""
+        partial = target.with_name(target.name + ".partial")
+        partial.unlink(missing_ok=True)
+        with closing(self.open_file()) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        os.replace(partial, target)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -218,7 +320,7 @@ class Ledger:
                 ids = [str(i) for i in session.scalars(select(table.id).order_by(table.id.desc()).limit(5000))]  # type: ignore[attr-defined]
                 close = difflib.get_close_matches(str(number), ids, n=1, cutoff=0.0)
                 near = f" The nearest is {readable_id(prefix, int(close[0]))}." if close else " It has none yet."
-                listing = "runs" if kind == "run" else "status"
+                listing = "runs" if kind == "run" else "campaigns"
                 raise InputError(
                     f"the ledger has no {kind} {readable_id(prefix, number)}.{near} List them: python main.py {listing}"
                 )

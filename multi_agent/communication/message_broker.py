@@ -42,6 +42,10 @@ class MessageBroker:
         self._emit("message", sender, text, to=recipient, evidence=list(evidence), **details)
         return message
 
+    def has_mail(self, name: str) -> bool:
+        """Whether messages wait for `name`."""
+        return bool(self._inboxes[name])
+
     def collect(self, name: str) -> list[Message]:
         """The messages `name` has not read yet, oldest first."""
         messages, self._inboxes[name] = self._inboxes[name], []

@@ -16,7 +16,7 @@ from core.errors import InputError, unknown_name
 
 TIMEOUT_S = 90.0
 MAX_RETRIES = 2  # the only retries there are: the vendor's client, which honours Retry-After
-MAX_OUTPUT_TOKENS = 4_096  # of one answer; also what a token cap reserves before a call
+MAX_OUTPUT_TOKENS = 8_192  # of one answer, hidden reasoning included; a token cap reserves as much before a call
 
 
 @dataclass(frozen=True)

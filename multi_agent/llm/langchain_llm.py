@@ -109,17 +109,19 @@ class LangChainLLM(BaseLLM):
         response_model: Any = None,
     ) -> str | list[dict[str, Any]]:
         """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError."""
+        # CrewAI marks every schema "strict", under which OpenAI refuses bounds and defaults; `execute` checks them anyway.
+        tools = [{**t, "function": {k: v for k, v in t["function"].items() if k != "strict"}} for t in tools or []]
         formatted = self._format_messages(messages)
         sent = to_langchain(formatted, self._turns)
         if not tools:  # forced answers and summaries: providers reject tool turns where no tools are offered
             sent = flatten_tool_turns(sent)
-        body = json.dumps([formatted, [tool["function"]["name"] for tool in tools or []]], default=str)
+        body = json.dumps([formatted, [tool["function"]["name"] for tool in tools]], default=str)
         if len(formatted) < self._seen or len(formatted) <= 2:
             self._seen = 0  # a new conversation
         new, self._seen = [dict(m) for m in formatted[self._seen :]], len(formatted)
 
         # A third of the characters is above what tokenizers make of English and JSON, so caps hold.
-        self.observer.before((len(body) + len(json.dumps(tools or []))) // 3)
+        self.observer.before((len(body) + len(json.dumps(tools))) // 3)
         chat = self.chat.bind_tools(tools) if tools else self.chat
         start, error, answer = time.monotonic(), None, AIMessage("")
         with llm_call_context():

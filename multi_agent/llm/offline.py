@@ -152,6 +152,11 @@ def _propose(turn: dict[str, Any]) -> Procedure:
     return " ".join(said)
 
 
+def _revise(turn: dict[str, Any]) -> Procedure:
+    yield from ()
+    return "The optimizer's suggestion stands."
+
+
 def _launch(turn: dict[str, Any]) -> Procedure:
     launched = yield "launch", {}
     if _get(launched, "error", None):
@@ -181,6 +186,7 @@ def _report(turn: dict[str, Any]) -> Procedure:
 PROCEDURES: dict[str, Callable[[dict[str, Any]], Procedure]] = {
     "plan": _plan,
     "propose": _propose,
+    "revise": _revise,
     "launch": _launch,
     "report": _report,
 }

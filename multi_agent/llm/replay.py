@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
@@ -24,7 +24,7 @@ from multi_agent.llm.offline import find_turn, parse_turn
 if TYPE_CHECKING:
     from experiments.lab import EventView
 
-TurnKey = tuple[str, str, int]  # agent, kind of turn, round
+TurnKey = tuple[str, str, int, int]  # agent, kind of turn, round, pass
 ROW_ID = re.compile(r"\b[a-z]+-\d{4,}\b")
 
 
@@ -46,7 +46,7 @@ class Recording:
             opening = [m for m in event.payload["messages"] if m["role"] == "user" and parse_turn(m["content"])]
             if opening:
                 turn = parse_turn(opening[-1]["content"]) or {}
-                key[event.actor] = (event.actor, turn["kind"], turn.get("round", 0))
+                key[event.actor] = _key(event.actor, turn)
                 self.turns[key[event.actor]] = []  # a turn begun again after a pause replaces the unfinished one
             if event.actor in key:
                 self.turns[key[event.actor]].append(event.payload)
@@ -63,6 +63,10 @@ class Recording:
             before, now = ROW_ID.findall(old), ROW_ID.findall(new)
             if len(before) == len(now):
                 self.row_ids.update(zip(before, now, strict=True))
+
+
+def _key(agent: str, turn: Mapping[str, Any]) -> TurnKey:
+    return (agent, turn["kind"], turn.get("round", 0), turn.get("pass", 0))
 
 
 class ReplayChat(BaseChatModel):
@@ -84,7 +88,7 @@ class ReplayChat(BaseChatModel):
         recording: Recording = self.recording
         start, turn = find_turn(messages)
         place = sum(isinstance(m, AIMessage) for m in messages[start:])
-        calls = recording.turns.get((self.agent, turn["kind"], turn.get("round", 0)), [])
+        calls = recording.turns.get(_key(self.agent, turn), [])
         if place >= len(calls):
             raise LookupError(f"{self.agent} has no recorded answer at this point")
         recorded = calls[place]

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,8 @@ from multi_agent.communication.shared_memory import SharedMemory
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import BudgetSpentError, Meter, read_prices
 from multi_agent.tools.tool import Mode, ToolContext, clean, summary
+from multi_agent.workflows.collaborative_learning import COLLABORATION, COORDINATOR
+from multi_agent.workflows.collaborative_learning import Mode as Collaboration
 
 if TYPE_CHECKING:
     from crewai import Agent
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 EventKind = Literal["stage", "agent", "tool_call", "tool_result", "message", "llm_call"]
 WORKFLOW = "workflow"
-COORDINATOR = "Coordinator"
 AGENT_SHARE = 0.3  # of the rounds may be shaped by agents; the optimizer has the others
 GIVE_UP_AFTER = 3  # turns in a row without an answer: the model is not asked again in this sitting
 MODEL_SECONDS_A_TURN = 300.0  # that one agent may wait for its model in one turn
@@ -63,14 +64,17 @@ def run_research(
     on_event: Callable[[CrewEvent], None],
     max_tokens: int | None = None,
     max_usd: float | None = None,
+    collaboration: Collaboration = "sequential",
+    agents: Sequence[str] | None = None,
 ) -> None:
     """Run, or go on with, the campaign of `lab` until its stage is "done".
 
     llm: from `choose_llm`. data_dir: everything CrewAI writes goes below it. on_event: called for each event, which is
     in the ledger by then. max_tokens, max_usd: caps on the chat model, over all sittings of the campaign; when one is
-    reached, the optimizer goes on alone. Raises Paused when the lab is paused or stopped; nothing is lost then.
+    reached, the optimizer goes on alone. collaboration: how specialists work together in a round. agents: the
+    specialists that take part, all by default. Raises Paused when the lab is paused or stopped; nothing is lost then.
     """
-    crew = Crew(lab, llm, data_dir, on_event, max_tokens, max_usd)
+    crew = Crew(lab, llm, data_dir, on_event, max_tokens, max_usd, collaboration, agents)
     while lab.stage != "done":
         STAGES[lab.stage](crew)
 
@@ -86,13 +90,16 @@ class Crew:
         on_event: Callable[[CrewEvent], None],
         max_tokens: int | None,
         max_usd: float | None,
+        collaboration: Collaboration,
+        agents: Sequence[str] | None,
     ) -> None:
         from multi_agent.llm.quiet_crewai import boot
 
         boot(data_dir / "crewai")
         self.lab, self.choice, self._on_event = lab, choice, on_event
         self._lock = threading.Lock()
-        self.members = crew_members()
+        self.members = [m for m in crew_members() if agents is None or m.name in (*agents, COORDINATOR)]
+        self.work_together = COLLABORATION[collaboration]
         names = tuple(member.name for member in self.members)
         self.broker = MessageBroker(names, self.emit)
         self.memory = SharedMemory(self.emit)
@@ -104,6 +111,7 @@ class Crew:
         # optimizer suggests.
         self.by_procedure = choice.kind == "offline" or (self.recording is not None and self.recording.by_procedure)
         self.agent_rounds: set[int] = set()
+        self.instructed = False  # by a person, since the last round
         self._instructions_read = 0
         self._remember_earlier_sittings()
         self.failures_in_a_row = 0
@@ -153,7 +161,8 @@ class Crew:
         for event in self.lab.events(["llm_call", "message", "stage"]):
             payload = event.payload
             if event.kind == "llm_call":
-                self.meter.add(payload["input_tokens"], payload["output_tokens"])
+                self.meter.tokens += payload["input_tokens"] + payload["output_tokens"]
+                self.meter.usd += payload["usd"] or 0.0
             elif event.kind == "message" and "finding" in payload:
                 self.memory.restore(event.actor, payload["finding"], tuple(payload["evidence"]))
             elif event.kind == "message" and "instruction" in payload:
@@ -161,15 +170,13 @@ class Crew:
             elif event.kind == "stage" and payload.get("mode") == "agents":
                 self.agent_rounds.add(payload["round"])
 
-    def read_instructions(self) -> bool:
-        """Hand what people wrote with `instruct` to every agent. Whether there was anything."""
-        instructions = self.lab.events(["instruct"], after=self._instructions_read)
-        for event in instructions:
-            self._instructions_read = event.id
+    def read_instructions(self) -> None:
+        """Hand what people wrote with `instruct` to every agent."""
+        for event in self.lab.events(["instruct"], after=self._instructions_read):
+            self._instructions_read, self.instructed = event.id, True
             self.broker.post(HUMAN, EVERYONE, str(event.payload.get("text", ""))[:2_000], instruction=event.id)
             if self.choice.kind != "langchain":
                 self.emit("stage", WORKFLOW, "No language model is in use, so nobody can act on this instruction.")
-        return bool(instructions)
 
     @property
     def specialists(self) -> list[AgentSpec]:
@@ -327,14 +334,15 @@ def _round(crew: Crew, number: int) -> None:
     text = f"Search round {number + 1} of {rounds}: {MODE_NAMES[mode]}."
     crew.emit("stage", WORKFLOW, text, stage="search", round=number, mode=mode)
     shared = {"round": number + 1, "rounds": rounds, "arms": ", ".join(lab.arms)}
-    if (
-        mode == "agents" or crew.choice.instant
-    ):  # waiting for a model is paid in training time: it speaks where it counts
-        for member in crew.specialists:
-            turn = {"kind": "propose", "round": number, "arms": lab.arms, "role": member.slice}
-            words = crew.ask(member.name, "turn_propose.md", mode=mode, turn=turn, whose=MODE_TEXT[mode], **shared)
-            if words:
-                crew.broker.post(member.name, COORDINATOR, words[:600])
+    # Waiting for a model is paid in training time: it speaks where it counts.
+    if mode == "agents" or crew.by_procedure:
+
+        def ask(member: AgentSpec, prompt: str, pass_: int) -> str | None:
+            kind = "revise" if pass_ else "propose"
+            turn = {"kind": kind, "round": number, "pass": pass_, "arms": lab.arms, "role": member.slice}
+            return crew.ask(member.name, prompt, mode=mode, turn=turn, whose=MODE_TEXT[mode], **shared)
+
+        crew.work_together(crew, ask)
     turn = {"kind": "launch", "round": number, "arms": lab.arms}
     words = crew.ask(COORDINATOR, "turn_launch.md", mode=mode, turn=turn, **shared)
     if lab.round == number:  # whatever the Coordinator did instead
@@ -348,14 +356,14 @@ def _round(crew: Crew, number: int) -> None:
 
 def _mode(crew: Crew, number: int) -> Mode:
     """Whose configuration round `number` runs; a person's instruction opens it to the agents."""
-    instructed = crew.read_instructions()
+    crew.read_instructions()
     if crew.by_procedure:
         return "optimizer" if number else "default"
     rows = crew.lab.ledger_query("incumbent")
     last_gain = max((int(row[rows.columns.index("trial")] or 0) for row in rows.rows), default=0)
     mode = whose_round(number, crew.lab.plan.rounds, crew.agent_rounds, plateau=number - last_gain > PLATEAU_ROUNDS)
-    if instructed and number > 0:
-        mode = "agents"
+    if crew.instructed and number > 0:
+        mode, crew.instructed = "agents", False
     if mode == "agents":
         crew.agent_rounds.add(number)
     return mode
@@ -392,6 +400,7 @@ def _verdict(crew: Crew) -> None:
         verdict=facts,
         outcome=verdict.outcome,
     )
+    narrative = (narrative or "")[:4_000]
     narrator = f"{COORDINATOR} ({crew.choice.name})"
     sources = [facts, lab.question.model_dump_json(), lab.plan.model_dump_json(), *crew.contexts[COORDINATOR].heard]
     problem = narrative_problem(narrative, verdict.outcome, " ".join(sources)) if narrative else ""

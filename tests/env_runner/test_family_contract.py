@@ -7,6 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from core.errors import InputError
 from core.seeding import numpy_stream
@@ -222,3 +223,14 @@ def test_a_missing_extra_names_the_pip_command():
 def test_a_module_is_never_imported_by_an_environment_id():
     with pytest.raises(InputError, match="unknown task family"):
         get_family("os:CartPole-v1")
+
+
+def test_gymnasiums_own_vector_wrappers_work_on_our_worlds():
+    env = RecordEpisodeStatistics(get_family("point-robot").make(3))
+    env.reset(seed=0)
+    infos = {}
+    for _ in range(20):
+        _, _, _, truncated, infos = env.step(np.zeros((3, 2)))
+    assert truncated.all()
+    np.testing.assert_array_equal(infos["episode"]["l"], 20)
+    np.testing.assert_allclose(infos["episode"]["r"], -20, atol=3)

@@ -12,10 +12,10 @@ from torch.nn.functional import mse_loss
 from core.errors import InputError
 from core.ssm import StateSpaceModel
 from meta_rl.imaml import conjugate_gradient
-from meta_rl.meta_maml import MAMLConfig, MetaMAML
+from meta_rl.meta_maml import MAMLConfig, MetaMAML, Task, Variant
 from meta_rl.sinusoid import score_on_sinusoids, sinusoid_network, sinusoid_tasks, train_on_sinusoids
 
-ALL_VARIANTS = ["maml", "fomaml", "reptile", "anil", "meta-sgd", "maml++", "imaml", "cavia"]
+ALL_VARIANTS: list[Variant] = ["maml", "fomaml", "reptile", "anil", "meta-sgd", "maml++", "imaml", "cavia"]
 
 
 class Quadratic(nn.Module):
@@ -33,6 +33,15 @@ def quadratic_task(target_support: float, target_query: float, size: int = 3):
     x = torch.zeros(1, 1, dtype=torch.float64)
     make = lambda value: torch.full((1, size), value, dtype=torch.float64)  # noqa: E731
     return x, make(target_support), x, make(target_query)
+
+
+def theta_of(maml: MetaMAML) -> torch.Tensor:
+    return next(maml.model.parameters()).detach().clone()
+
+
+def sample_task(generator: torch.Generator, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> Task:
+    parts = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    return parts[0], parts[1], parts[2], parts[3]
 
 
 def small_network(generator_seed: int = 0) -> nn.Sequential:
@@ -56,7 +65,7 @@ def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("variant", ["maml", "anil", "meta-sgd", "maml++"])
-def test_the_meta_gradient_equals_finite_differences_in_float64(variant: str, vectorize: bool):
+def test_the_meta_gradient_equals_finite_differences_in_float64(variant: Variant, vectorize: bool):
     tasks, steps = small_tasks(), 3
     config = MAMLConfig(variant=variant, inner_steps=steps, vectorize=vectorize, multi_step_updates=10)
     maml = MetaMAML(small_network(), inner_lr=0.1, config=config)
@@ -81,7 +90,7 @@ def test_the_meta_gradient_equals_finite_differences_in_float64(variant: str, ve
 def test_the_meta_gradient_of_a_quadratic_has_its_closed_form():
     size, alpha = 3, 0.3
     maml = MetaMAML(Quadratic(size), inner_lr=alpha)
-    theta = maml.model.theta.detach().clone()
+    theta = theta_of(maml)
     loss, gradient = maml.meta_gradient([quadratic_task(2.0, -1.0, size)])
     h = 2.0 / size  # gradient of mse is h (theta - target), Hessian h I
     phi = theta - alpha * h * (theta - 2.0)
@@ -128,7 +137,7 @@ def test_imamls_gradient_is_the_closed_form_on_a_quadratic():
     size, lam = 3, 2.0
     config = MAMLConfig(variant="imaml", inner_steps=300, proximal=lam, cg_steps=5)
     maml = MetaMAML(Quadratic(size), inner_lr=0.2, config=config)
-    theta = maml.model.theta.detach().clone()
+    theta = theta_of(maml)
     _, gradient = maml.meta_gradient([quadratic_task(2.0, -1.0, size)])
     h = 2.0 / size
     phi = (h * 2.0 + lam * theta) / (h + lam)  # the inner problem's minimum
@@ -151,8 +160,8 @@ def test_imamls_gradient_equals_the_linear_solve_with_the_full_hessian_of_a_netw
         return mse_loss(torch.func.functional_call(network, params, (x,)), y)
 
     point = torch.cat([phi[n].detach().flatten() for n in names])
-    hessian = torch.autograd.functional.hessian(lambda v: loss_at(v, support_x, support_y), point)
-    g = torch.autograd.functional.jacobian(lambda v: loss_at(v, query_x, query_y), point)
+    hessian = torch.func.hessian(loss_at)(point, support_x, support_y)
+    g = torch.func.grad(loss_at)(point, query_x, query_y)
     expected = torch.linalg.solve(torch.eye(len(point), dtype=torch.float64) + hessian / lam, g)
     torch.testing.assert_close(flat(gradient), expected, atol=1e-6, rtol=1e-5)
 
@@ -175,7 +184,8 @@ def test_cavia_moves_only_the_context_and_the_model_is_as_before():
 
 
 def test_meta_sgd_and_maml_plus_plus_learn_their_inner_rates():
-    for variant in ("meta-sgd", "maml++"):
+    variants: tuple[Variant, ...] = ("meta-sgd", "maml++")
+    for variant in variants:
         maml = MetaMAML(small_network(), inner_lr=0.1, config=MAMLConfig(variant=variant, inner_steps=2))
         before = {n: r.detach().clone() for n, r in maml._rates.items()}
         maml.meta_update(small_tasks())
@@ -194,14 +204,15 @@ def test_maml_plus_plus_starts_first_order_and_fades_from_all_steps_to_the_last(
 
 
 @pytest.mark.parametrize("variant", ["maml", "fomaml", "anil", "meta-sgd", "maml++", "cavia"])
-def test_vmap_and_the_loop_over_tasks_give_the_same_gradient(variant: str):
+def test_vmap_and_the_loop_over_tasks_give_the_same_gradient(variant: Variant):
     results = []
     for vectorize in (True, False):
         network = sinusoid_network(torch.Generator().manual_seed(0), context_dim=5 if variant == "cavia" else 0)
         config = MAMLConfig(variant=variant, inner_steps=2, vectorize=vectorize)
         maml = MetaMAML(network.double(), config=config)
         tasks = [
-            tuple(part.double() for part in task) for task in sinusoid_tasks(torch.Generator().manual_seed(1), 4, 5)
+            (sx.double(), sy.double(), qx.double(), qy.double())
+            for sx, sy, qx, qy in sinusoid_tasks(torch.Generator().manual_seed(1), 4, 5)
         ]
         results.append(maml.meta_gradient(tasks))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
@@ -209,7 +220,7 @@ def test_vmap_and_the_loop_over_tasks_give_the_same_gradient(variant: str):
 
 
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
-def test_every_variant_lowers_the_error_on_fresh_sinusoids(variant: str):
+def test_every_variant_lowers_the_error_on_fresh_sinusoids(variant: Variant):
     context = 5 if variant == "cavia" else 0
     network = sinusoid_network(torch.Generator().manual_seed(0), context_dim=context)
     steps = {"reptile": 5, "imaml": 5}.get(variant, 1)
@@ -261,8 +272,9 @@ def test_a_stateful_models_meta_gradient_is_the_same_vectorized_or_looped():
         model = StateSpaceModel(state_dim=8, input_dim=3, output_dim=2, hidden_dim=6).double()
         maml = MetaMAML(model, inner_lr=0.05, config=MAMLConfig(inner_steps=2, vectorize=vectorize))
         generator = torch.Generator().manual_seed(0)
-        draw = lambda d: torch.randn(2, 7, d, generator=generator, dtype=torch.float64)  # noqa: E731
-        results.append(maml.meta_gradient([(draw(3), draw(2), draw(3), draw(2)) for _ in range(3)]))
+        shapes = [(2, 7, 3), (2, 7, 2), (2, 7, 3), (2, 7, 2)]
+        tasks = [sample_task(generator, shapes, torch.float64) for _ in range(3)]
+        results.append(maml.meta_gradient(tasks))
     torch.testing.assert_close(flat(results[0][1]), flat(results[1][1]), atol=1e-9, rtol=1e-6)
 
 
@@ -270,7 +282,9 @@ def test_rows_of_a_hidden_state_for_all_tasks_go_to_their_own_task():
     model = StateSpaceModel(state_dim=8, input_dim=3, output_dim=2, hidden_dim=6)
     maml = MetaMAML(model)
     hidden = torch.arange(16.0).view(2, 8)
-    assert torch.equal(maml._hidden(hidden, 1, 1, 2), hidden[1:])
+    second = maml._hidden(hidden, 1, 1, 2)
+    assert second is not None
+    assert torch.equal(second, hidden[1:])
     with pytest.raises(InputError, match="initial_hidden_state"):
         maml._hidden(hidden, 3, 0, 1)
 
@@ -279,7 +293,7 @@ def test_one_step_inputs_without_time_work_with_memory_too():
     model = StateSpaceModel(state_dim=16, input_dim=4, output_dim=4, hidden_dim=8)
     maml = MetaMAML(model)
     generator = torch.Generator().manual_seed(0)
-    task = tuple(torch.randn(3, 4, generator=generator) for _ in range(4))
+    task = sample_task(generator, [(3, 4)] * 4, torch.float32)
     assert maml.meta_update([task], initial_hidden_state=model.init_hidden(3)) > 0
 
 

@@ -107,6 +107,7 @@ class ModelServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # clients that left
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @contextmanager

@@ -146,15 +146,17 @@ def test_prices_are_dated_and_can_be_overridden(tmp_path: Path) -> None:
 
 def test_dollars_are_counted_and_capped_before_the_call() -> None:
     meter = Meter("m", {"m": Price(1.0, 10.0)}, max_usd=0.1)
+    longest = 10.0 * choose.MAX_OUTPUT_TOKENS / 1e6
     meter.check(1_000)
     meter.add(20_000, 4_000)
     assert meter.usd == pytest.approx(0.06)
+    assert 0.06 + 0.001 + longest > 0.1
     with pytest.raises(BudgetSpentError, match="--max-usd"):
-        meter.check(1_000)  # 0.06 + 0.001 + a longest answer of 0.041
+        meter.check(1_000)
 
 
 def test_tokens_are_capped_before_the_call() -> None:
-    meter = Meter("unknown", {}, max_tokens=10_000, max_usd=0.000001)
+    meter = Meter("unknown", {}, max_tokens=6_000 + choose.MAX_OUTPUT_TOKENS, max_usd=0.000001)
     meter.check(5_000)  # an unknown price cannot be held, tokens can
     meter.add(3_000, 500)
     with pytest.raises(BudgetSpentError, match="--max-tokens"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from fake_lab import SPACE, FakeLab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import multi_agent.agents
 from core.errors import InputError
 from experiments.lab import Paused
-from multi_agent.agents.agent import crew_members
+from multi_agent.agents.agent import AGENTS, crew_members
 from multi_agent.communication.message_broker import MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory
 from multi_agent.tools import environment_tool
@@ -54,6 +56,19 @@ def test_the_crew_has_five_agents_with_disjoint_slices() -> None:
     assert sorted(s for s in slices if s) == ["adaptation", "environment", "meta-learning", "state-modeling"]
     assert list(MEMBERS)[-1] == "Coordinator"
     assert MEMBERS["Coordinator"].slice is None
+
+
+def test_a_sixth_agent_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "critic_agent.py").write_text(
+        "from multi_agent.agents.agent import AGENTS, AgentSpec\n"
+        "from multi_agent.tools.ledger_tool import READING\n"
+        "AGENTS.register('Critic')(AgentSpec('Critic', None, READING, 'environment.md', 50))\n"
+    )
+    monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(tmp_path)])
+    try:
+        assert [m.name for m in crew_members()][-2:] == ["Critic", "Coordinator"]
+    finally:
+        AGENTS._entries.pop("Critic")
 
 
 def test_no_tool_reaches_selection_confirmation_or_the_judge() -> None:

@@ -168,10 +168,12 @@ def good_brain(request: dict[str, Any]) -> Reply:
     """Proposes a learning rate of its own where it may, in parallel calls; launches; reports."""
     turn, results = turn_of(request), results_of(request)
     if turn["kind"] == "propose" and not results:
-        return call(*((name, {"arm": arm}) for name in ("describe_search_space", "suggest") for arm in turn["arms"]))
-    if turn["kind"] == "propose" and len(results) == 4 and turn["role"] == "meta-learning":
+        looks = [(name, {"arm": arm}) for name in ("describe_search_space", "suggest") for arm in turn["arms"]]
+        return call(*looks, ("ledger_query", {"view": "top", "arm": None, "limit": 3}))
+    if turn["kind"] == "propose" and len(results) == 5 and turn["role"] == "meta-learning":
+        best = json.loads(results[-1])["rows"][0][0]
         values = [{"name": "learner.learning_rate", "value": 0.0042}]
-        text = {"reason": "[bold]r-0001[/bold] rose late", "predicted_effect": "faster", "evidence": ["r-0001"]}
+        text = {"reason": f"[bold]{best}[/bold] rose late", "predicted_effect": "faster", "evidence": [best]}
         return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
     if turn["kind"] == "launch" and not results:
         return call(("launch", {}))
@@ -190,6 +192,7 @@ def test_a_model_over_http_proposes_launches_and_narrates(tmp_path: Path) -> Non
         "Coordinator (openai:scripted)",
     )
     assert not any("Code launches" in e.text for e in events)
+    assert all("strict" not in tool["function"] for r in requests for tool in r["tools"])
     tokens = sum(e.payload["input_tokens"] + e.payload["output_tokens"] for e in events if e.kind == "llm_call")
     assert tokens == 120 * len(requests)
 
@@ -205,10 +208,8 @@ def test_parallel_calls_run_in_their_order(tmp_path: Path) -> None:
     _, events, _ = run_with(good_brain, tmp_path)
     mine = [e for e in events if e.actor == "Meta-Learning" and e.kind in ("tool_call", "tool_result")]
     assert [e.kind for e in mine] == ["tool_call", "tool_result"] * (len(mine) // 2)
-    assert [e.payload["arguments"]["arm"] for e in mine if e.kind == "tool_call"][:4] == [
-        "challenger",
-        "baseline",
-    ] * 2
+    arms = [e.payload["arguments"]["arm"] for e in mine if e.kind == "tool_call"]
+    assert arms == ["challenger", "baseline", "challenger", "baseline", None, "challenger", "baseline"]
 
 
 def test_streaming_models_work(tmp_path: Path) -> None:
@@ -236,6 +237,24 @@ def test_an_instruction_reaches_every_agent_and_opens_a_round(tmp_path: Path) ->
     told = [r for r in server.requests if "human: try smaller state sizes" in json.dumps(r)]
     assert {turn_of(r)["kind"] for r in told} == {"propose", "launch"}
     assert len([e for e in events if e.actor == "human"]) == 1
+
+
+def test_an_instruction_given_during_a_pause_opens_the_next_round(tmp_path: Path) -> None:
+    lab = FakeLab(rounds=4)
+
+    def stop() -> None:
+        if lab.round == 2:
+            lab.on_launch = None
+            raise Paused
+
+    lab.on_launch = stop
+    with ModelServer(good_brain).running() as server:
+        with pytest.raises(Paused):
+            run(lab, server.choice(), tmp_path)
+        lab.record_event("instruct", "human", {"text": "try smaller state sizes"})
+        events = run(lab, server.choice(), tmp_path)
+    assert [e.payload["mode"] for e in events if "mode" in e.payload] == ["agents", "optimizer"]
+    assert len([e for e in lab.recorded if e.payload.get("instruction")]) == 1
 
 
 # ---- language models that do not behave ------------------------------------------------------
@@ -351,8 +370,7 @@ def test_a_recorded_crew_is_replayed_without_a_model(tmp_path: Path) -> None:
     assert second.finished == (first.finished[0], "Coordinator (replay:c-0009)")  # type: ignore[index]
     for key, old in first.proposals.items():
         new = second.proposals[key]
-        assert (new.values, new.reason, new.source) == (old.values, old.reason, old.source) or old.source == "agent"
-        assert new.values == old.values
+        assert (new.values, new.source) == (old.values, old.source)
         assert [int(row[2:]) - 50 for row in new.evidence] == [int(row[2:]) for row in old.evidence]
     assert second.proposals.keys() == first.proposals.keys()
 
@@ -383,9 +401,9 @@ def test_replaying_what_is_not_there_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_a_token_cap_is_held_before_each_call(tmp_path: Path) -> None:
-    lab, events, requests = run_with(good_brain, tmp_path, max_tokens=9_000)
+    lab, events, requests = run_with(good_brain, tmp_path, max_tokens=13_100)
     spent = sum(e.payload["input_tokens"] + e.payload["output_tokens"] for e in events if e.kind == "llm_call")
-    assert 0 < spent <= 9_000
+    assert 0 < spent <= 13_100
     assert any("--max-tokens" in e.text for e in events)
     with ModelServer(good_brain).running() as server:  # a new sitting counts what the earlier one spent
         lab.set_stage("verdict")

@@ -1,0 +1,400 @@
+"""Mamba: a state space model whose step, input and output maps depend on the input (Gu and Dao 2023, arXiv 2312.00752).
+
+Glossary, the paper's letters: E inner width, N states a channel, K taps of the causal convolution, R rank of the step.
+
+    [x, z] = W_in u                                             (figure 3)
+    x = silu(conv(x))                                           depthwise, causal, K taps
+    [delta, B, C] = W_x x;   delta = softplus(W_delta delta + b)
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t              (equation 2a, algorithm 2; B discretised by Euler's rule
+    y_t = C_t h_t + D x_t                                        as in the authors' code), A = -exp(A_log), (E, N)
+    out = W_out (y silu(z))
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import Field
+from torch import Tensor, nn
+
+from core.errors import bad_value
+from core.fused import Fused, f32, fused_allowed, sigmoid
+from core.scan import JIT, as_numpy, split_scan
+from core.sequence_model import SequenceModelConfig, linear, register_model
+from core.ssm import StateSpaceModel
+from core.stack import BLOCKS
+
+
+class MambaConfig(SequenceModelConfig):
+    """Selective state spaces: what is kept and what is forgotten depends on the input."""
+
+    kind: Literal["mamba"] = "mamba"
+    expand: float = Field(default=1.0, gt=0, le=4)
+    """Inner width, in hidden_dims (the paper uses 2)."""
+    states_per_channel: int = Field(default=8, ge=1, le=256)
+    """States of each inner channel, N (the paper uses 16)."""
+    conv_width: int = Field(default=4, ge=1, le=16)
+    """Taps of the causal convolution in front of the recurrence; 1 is none but a scale."""
+    dt_rank: int = Field(default=0, ge=0, le=1024)
+    """Rank of the map to the step; 0 means hidden_dim / 16, rounded up."""
+    dt_min: float = Field(default=0.005, gt=0, le=10)
+    """Smallest initial step; time constants run from 1 / (N dt) to 1 / dt steps."""
+    dt_max: float = Field(default=0.5, gt=0, le=10)
+    """Largest initial step."""
+    norm: Literal["none", "layer", "rms"] = "none"
+    """Normalisation in front of each block (the paper uses rms)."""
+
+    @classmethod
+    def for_state_dim(cls, state_dim: int, hidden_dim: int, num_layers: int) -> MambaConfig:
+        """The configuration whose layers carry `state_dim` real numbers: N + K - 1 for each of hidden_dim channels."""
+        taps = cls.model_fields["conv_width"].default
+        if state_dim % hidden_dim or state_dim < taps * hidden_dim:
+            raise bad_value(
+                "state_dim", state_dim, f"a multiple of {hidden_dim} of {taps * hidden_dim} or more for mamba"
+            )
+        return cls(hidden_dim=hidden_dim, num_layers=num_layers, states_per_channel=state_dim // hidden_dim - taps + 1)
+
+
+# --------------------------------------------------------------------------------------------- convolution with silu
+def conv_reference(x: Tensor, past: Tensor, keep: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(bias + sum_j weight_j x_{t-j}) and the last K - 1 inputs; a tap never reaches across a reset.
+
+    x (B, T, E), past (B, K - 1, E) oldest first, weight (K, E) with weight_0 the present, bias (E,).
+    """
+    taps, time = weight.shape[0], x.shape[1]
+    extended = torch.cat([past, x], 1)
+    total = bias + weight[0] * x
+    reach = padded = None
+    if keep is not None:
+        reach, padded = torch.ones_like(keep), F.pad(keep, (taps - 1, 0), value=1.0)
+    for j in range(1, taps):
+        shifted = extended[:, taps - 1 - j : taps - 1 - j + time]
+        if reach is not None and padded is not None:
+            reach = reach * padded[:, taps - j : taps - j + time]
+            shifted = shifted * reach.unsqueeze(-1)
+        total = total + weight[j] * shifted
+    return F.silu(total), _last_inputs(extended, keep, taps)
+
+
+def _last_inputs(extended: Tensor, keep: Tensor | None, taps: int) -> Tensor:
+    """The last K - 1 of (B, K - 1 + T, E), zero where a later step was reset."""
+    if taps == 1:
+        return extended[:, :0]
+    last = extended[:, 1 - taps :]
+    if keep is None:
+        return last
+    # Entry i of the extended sequence lives if no reset comes after it: the product of the keeps of i + 1 ... end.
+    after = F.pad(keep, (taps - 1, 1), value=1.0)[:, 1:].flip(1).cumprod(1).flip(1)
+    return last * after[:, 1 - taps :].unsqueeze(-1)
+
+
+@numba.njit(**JIT)
+def _conv(extended, reach, weight, bias, pre, out):  # pragma: no cover (compiled)
+    """extended (B, K - 1 + T, E), reach (B, T, K) in {0, 1}: pre = bias + sum weight x, out = silu(pre)."""
+    batch, time, width = pre.shape
+    taps = weight.shape[0]
+    for b in range(batch):
+        for t in range(time):
+            p, o, w, now = pre[b, t], out[b, t], weight[0], extended[b, t + taps - 1]
+            for n in range(width):
+                p[n] = bias[n] + w[n] * now[n]
+            for j in range(1, taps):
+                if reach[b, t, j] != f32(0):
+                    w, then = weight[j], extended[b, t + taps - 1 - j]
+                    for n in range(width):
+                        p[n] += w[n] * then[n]
+            for n in range(width):
+                o[n] = p[n] * sigmoid(p[n])
+
+
+@numba.njit(**JIT)
+def _conv_backward(grad, pre, extended, reach, weight, grad_extended, grad_weight, grad_bias):  # pragma: no cover
+    """Gradients of `_conv`; all three results are added to."""
+    batch, time, width = pre.shape
+    taps = weight.shape[0]
+    d = np.empty(width, f32)
+    for b in range(batch):
+        for t in range(time):
+            g, p = grad[b, t], pre[b, t]
+            for n in range(width):
+                s = sigmoid(p[n])
+                d[n] = g[n] * s * (f32(1) + p[n] * (f32(1) - s))
+            for n in range(width):
+                grad_bias[n] += d[n]
+            for j in range(taps):
+                if j == 0 or reach[b, t, j] != f32(0):
+                    w, then = weight[j], extended[b, t + taps - 1 - j]
+                    dw, dx = grad_weight[j], grad_extended[b, t + taps - 1 - j]
+                    for n in range(width):
+                        dx[n] += w[n] * d[n]
+                    for n in range(width):
+                        dw[n] += then[n] * d[n]
+
+
+def _reach(keep: Tensor | None, batch: int, time: int, taps: int) -> np.ndarray:
+    """(B, T, K): whether tap j of step t sees across no reset: the product of keep over t - j + 1 ... t."""
+    reach = np.ones((batch, time, taps), f32)
+    if keep is not None:
+        values = as_numpy(keep)
+        for j in range(1, taps):
+            reach[:, :, j] = reach[:, :, j - 1]
+            reach[:, j - 1 :, j] *= values[:, : time - j + 1]
+    return reach
+
+
+class _Conv(Fused):
+    """`conv_reference` in one pass each way."""
+
+    reference = staticmethod(conv_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, past, keep, weight, bias = inputs
+        extended, reach = torch.cat([past, x], 1), _reach(keep, x.shape[0], x.shape[1], weight.shape[0])
+        pre, out = torch.empty(x.shape), torch.empty(x.shape)
+        _conv(extended.numpy(), reach, as_numpy(weight), as_numpy(bias), pre.numpy(), out.numpy())
+        _Conv.keep_inputs(ctx, inputs, extended, pre)
+        ctx.reach = reach
+        return out, _last_inputs(extended, keep, weight.shape[0]).clone()
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        _, _, keep, weight, bias = inputs
+        extended, pre = saved
+        grad, grad_last = grads
+        taps = weight.shape[0]
+        grad_extended = torch.zeros_like(extended)
+        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        if grad is not None:
+            _conv_backward(
+                as_numpy(grad), pre.numpy(), extended.numpy(), ctx.reach, as_numpy(weight), grad_extended.numpy(),
+                grad_weight.numpy(), grad_bias.numpy(),
+            )  # fmt: skip
+        if grad_last is not None and taps > 1:
+            alive = _last_inputs(torch.ones_like(extended), keep, taps)
+            grad_extended[:, 1 - taps :] += grad_last * alive
+        return grad_extended[:, taps - 1 :], grad_extended[:, : taps - 1], None, grad_weight, grad_bias
+
+
+# ------------------------------------------------------------------------------------------------- the selective scan
+def selective_reference(
+    x: Tensor,
+    delta: Tensor,
+    a_log: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    state: Tensor,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y (B, T, E) and the last state: x, delta (B, T, E); a_log (N, E); b, c (B, T, N); state (B, N, E)."""
+    transition = (-a_log.exp() * delta.unsqueeze(2)).exp()
+    drive = b.unsqueeze(-1) * (delta * x).unsqueeze(2)
+    states = split_scan(transition.flatten(2), drive.flatten(2), state.flatten(1), keep, is_complex=False)
+    states = states.unflatten(2, a_log.shape)
+    return (c.unsqueeze(2) @ states).squeeze(2) + skip * x, states[:, -1]
+
+
+@numba.njit(**JIT)
+def decay(x):  # pragma: no cover (compiled)
+    """exp(x) for x <= 0 to 2e-7: (1 + tanh(x/2)) / (1 - tanh(x/2)) of Eigen's rational tanh, one division, no exp."""
+    x = max(x * f32(0.5), f32(-9.0))
+    q = x * x
+    p = f32(-2.76076847742355e-16)
+    p = p * q + f32(2.00018790482477e-13)
+    p = p * q + f32(-8.60467152213735e-11)
+    p = p * q + f32(5.12229709037114e-08)
+    p = p * q + f32(1.48572235717979e-05)
+    p = p * q + f32(6.37261928875436e-04)
+    p = p * q + f32(4.89352455891786e-03)
+    d = f32(1.19825839466702e-06)
+    d = d * q + f32(1.18534705686654e-04)
+    d = d * q + f32(2.26843463243900e-03)
+    d = d * q + f32(4.89352518554385e-03)
+    return max((d + x * p) / (d - x * p), f32(0))
+
+
+@numba.njit(**JIT)
+def _selective(x, delta, a, b, c, skip, state, keep, y, last):  # pragma: no cover (compiled)
+    """`selective_reference`; a = -exp(a_log)."""
+    batch, time, width = x.shape
+    count = a.shape[0]
+    gain = np.empty(width, f32)
+    for i in range(batch):
+        h = last[i]
+        h[:] = state[i]
+        for t in range(time):
+            k, xt, dt, yt = keep[i, t], x[i, t], delta[i, t], y[i, t]
+            for e in range(width):
+                gain[e] = dt[e] * xt[e]
+            for e in range(width):
+                yt[e] = skip[e] * xt[e]
+            for n in range(count):
+                hn, an, bn, cn = h[n], a[n], b[i, t, n], c[i, t, n]
+                for e in range(width):
+                    hn[e] = k * decay(dt[e] * an[e]) * hn[e] + bn * gain[e]
+                for e in range(width):
+                    yt[e] += cn * hn[e]
+
+
+@numba.njit(**JIT)
+def _selective_backward(
+    x, delta, a, b, c, skip, state, keep, grad_y, grad_last, grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip,
+    grad_state,
+):  # fmt: skip  # pragma: no cover (compiled)
+    """Gradients of `_selective`. The states of one sequence are computed again and kept only for that sequence."""
+    batch, time, width = x.shape
+    count = a.shape[0]
+    trail = np.empty((time + 1, count, width), f32)  # states
+    decays = np.empty((time, count, width), f32)
+    gain, d_gain = np.empty(width, f32), np.empty(width, f32)
+    work = np.empty(width, f32)
+    for i in range(batch):
+        trail[0] = state[i]
+        for t in range(time):
+            k, xt, dt = keep[i, t], x[i, t], delta[i, t]
+            for e in range(width):
+                gain[e] = dt[e] * xt[e]
+            for n in range(count):
+                before, after, an, bn, dec = trail[t, n], trail[t + 1, n], a[n], b[i, t, n], decays[t, n]
+                for e in range(width):
+                    dec[e] = k * decay(dt[e] * an[e])
+                for e in range(width):
+                    after[e] = dec[e] * before[e] + bn * gain[e]
+        carry = grad_state[i]
+        carry[:] = grad_last[i]
+        for s in range(time):
+            t = time - 1 - s
+            xt, dt, gy, gx, gd = x[i, t], delta[i, t], grad_y[i, t], grad_x[i, t], grad_delta[i, t]
+            for e in range(width):
+                gain[e] = dt[e] * xt[e]
+                d_gain[e] = f32(0)
+                gd[e] = f32(0)
+            for n in range(count):
+                flow, an, bn, cn, dec = carry[n], a[n], b[i, t, n], c[i, t, n], decays[t, n]
+                before, after, ga = trail[t, n], trail[t + 1, n], grad_a[n]
+                sum_b = sum_c = f32(0)
+                for e in range(width):
+                    sum_c += gy[e] * after[e]
+                for e in range(width):
+                    flow[e] += cn * gy[e]
+                for e in range(width):
+                    sum_b += flow[e] * gain[e]
+                for e in range(width):
+                    d_gain[e] += bn * flow[e]
+                for e in range(width):
+                    flow[e] *= dec[e]  # what flows to h_{t-1}
+                for e in range(width):
+                    work[e] = flow[e] * before[e]  # dL / d(delta a)
+                for e in range(width):
+                    gd[e] += work[e] * an[e]
+                for e in range(width):
+                    ga[e] += work[e] * dt[e]
+                grad_b[i, t, n], grad_c[i, t, n] = sum_b, sum_c
+            for e in range(width):
+                gd[e] += d_gain[e] * xt[e]
+            for e in range(width):
+                gx[e] = d_gain[e] * dt[e] + skip[e] * gy[e]
+            for e in range(width):
+                grad_skip[e] += gy[e] * xt[e]
+
+
+class _Selective(Fused):
+    """`selective_reference` without ever holding all states of all sequences."""
+
+    reference = staticmethod(selective_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, delta, a_log, b, c, skip, state, keep = inputs
+        y, last = torch.empty(x.shape), torch.empty(state.shape)
+        mask = np.ones(x.shape[:2], f32) if keep is None else as_numpy(keep)
+        ctx.numbers = (
+            as_numpy(x), as_numpy(delta), -np.exp(as_numpy(a_log)), as_numpy(b), as_numpy(c), as_numpy(skip),
+            as_numpy(state), mask,
+        )  # fmt: skip
+        _selective(*ctx.numbers, y.numpy(), last.numpy())
+        _Selective.keep_inputs(ctx, inputs)
+        return y, last
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, _, a_log, b, c, skip, state, _ = inputs
+        grad_y, grad_last = (
+            torch.zeros(like.shape) if g is None else g for g, like in zip(grads, (x, state), strict=True)
+        )
+        grad_x, grad_delta, grad_a = torch.empty(x.shape), torch.empty(x.shape), torch.zeros_like(a_log)
+        grad_b, grad_c, grad_skip = torch.empty(b.shape), torch.empty(c.shape), torch.zeros_like(skip)
+        grad_state = torch.empty(state.shape)
+        results = (grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip, grad_state)
+        _selective_backward(*ctx.numbers, *(as_numpy(value) for value in (grad_y, grad_last, *results)))
+        grad_a *= torch.from_numpy(ctx.numbers[2])  # d a / d a_log = a
+        return grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip, grad_state, None
+
+
+# --------------------------------------------------------------------------------------------------------- the block
+@BLOCKS.register("mamba")
+class MambaBlock(nn.Module):
+    """Residual Mamba block. State of a sequence: [last K - 1 inputs of the convolution (K - 1, E) | h (N, E)]."""
+
+    dynamics = ("A_log", "dt_bias")
+
+    def __init__(self, config: MambaConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        inner, count, taps = max(1, round(config.expand * width)), config.states_per_channel, config.conv_width
+        rank = config.dt_rank or math.ceil(width / 16)
+        norms = {"none": lambda: None, "layer": lambda: nn.LayerNorm(width), "rms": lambda: nn.RMSNorm(width)}
+        self.norm = norms[config.norm]()
+        self.project = linear(width, 2 * inner, generator, bias=False)
+        self.conv_weight = nn.Parameter((torch.rand(taps, inner, generator=generator) * 2 - 1) / math.sqrt(taps))
+        self.conv_bias = nn.Parameter(torch.zeros(inner))
+        self.select = linear(inner, rank + 2 * count, generator, bias=False)
+        self.dt_weight = nn.Parameter((torch.rand(inner, rank, generator=generator) * 2 - 1) / math.sqrt(rank))
+        # softplus(dt_bias) is log-uniform in [dt_min, dt_max] (section 3.6): the inverse of softplus is x + log(1 - e^-x).
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        dt = torch.exp(torch.rand(inner, generator=generator) * (high - low) + low)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        # A = -(1 ... N) in each channel (S4D-Real, section 3.6), stored (N, E): channels lie side by side in memory.
+        self.A_log = nn.Parameter(torch.arange(1.0, count + 1).log().unsqueeze(1).repeat(1, inner))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.merge = linear(inner, width, generator, bias=False)
+        self.inner, self.count, self.taps, self.rank = inner, count, taps, rank
+        self.state_size = (taps - 1 + count) * inner
+
+    def forward(self, x: Tensor, state: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, H), state (B, (K - 1 + N) E) to the same shapes."""
+        fast = fused_allowed(x)
+        past, h = state.unflatten(1, (-1, self.inner)).split((self.taps - 1, self.count), 1)
+        v, z = F.linear(x if self.norm is None else self.norm(x), self.project.weight).chunk(2, -1)
+        v, past = (_Conv.apply if fast else conv_reference)(v, past, keep, self.conv_weight, self.conv_bias)
+        delta, b, c = F.linear(v, self.select.weight).split((self.rank, self.count, self.count), -1)
+        delta = F.softplus(F.linear(delta, self.dt_weight, self.dt_bias))
+        y, h = (_Selective.apply if fast else selective_reference)(v, delta, self.A_log, b, c, self.D, h, keep)
+        return x + F.linear(y * F.silu(z), self.merge.weight), torch.cat([past, h], 1).flatten(1)
+
+    def prepare_step(self) -> tuple[Any, ...]:
+        """Transposed maps, taps with the oldest first, and A."""
+        weights = [part.weight.T for part in (self.project, self.select, self.merge)]
+        return *weights, self.dt_weight.T, self.conv_weight.flip(0), -self.A_log.exp()
+
+    def step(self, x: Tensor, state: Tensor, prepared: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """x (B, H), state (B, (K - 1 + N) E), no gradients."""
+        project, select, merge, dt_weight, taps, a = prepared
+        past, h = state.unflatten(1, (-1, self.inner)).tensor_split((self.taps - 1,), 1)
+        v, z = torch.mm(x if self.norm is None else self.norm(x), project).chunk(2, 1)
+        past = torch.cat([past, v.unsqueeze(1)], 1)
+        v = F.silu((past * taps).sum(1).add_(self.conv_bias))
+        delta, b, c = torch.mm(v, select).split((self.rank, self.count, self.count), 1)
+        delta = F.softplus(torch.addmm(self.dt_bias, delta, dt_weight))
+        h = torch.addcmul((delta.unsqueeze(1) * a).exp_().mul_(h), b.unsqueeze(2), (delta * v).unsqueeze(1))
+        y = torch.addcmul(torch.bmm(c.unsqueeze(1), h).squeeze(1), self.D, v)
+        return torch.addmm(x, y.mul_(F.silu(z)), merge), torch.cat([past[:, 1:], h], 1).flatten(1)
+
+
+register_model("mamba", MambaConfig)(StateSpaceModel)

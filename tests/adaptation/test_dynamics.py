@@ -1,0 +1,72 @@
+"""A dynamics model learns what follows, and adapting it mends its predictions after the world has changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adaptation.dynamics import DynamicsModel, Episodes, adapt_through_episode, train_dynamics
+from adaptation.test_time_adaptation import AdaptationConfig
+from core.errors import InputError
+from core.sequence_model import parse_model_config
+
+
+def live(num: int, steps: int, *, break_at: int | None = None, seed: int = 0) -> Episodes:
+    """A damped point pushed by two motors; from `break_at` on the first motor works backwards."""
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.zeros(num, 2)
+    obs, actions = [state], []
+    for t in range(steps):
+        action = 2 * torch.rand(num, 2, generator=generator) - 1
+        gain = torch.tensor([-1.0 if break_at is not None and t >= break_at else 1.0, 1.0])
+        state = 0.9 * state + 0.5 * gain * action
+        obs.append(state)
+        actions.append(action)
+    return Episodes(torch.stack(obs, 1), torch.stack(actions, 1))
+
+
+@pytest.fixture(scope="module")
+def trained() -> DynamicsModel:
+    config = parse_model_config({"kind": "lru", "hidden_dim": 16, "state_dim": 16, "num_layers": 1})
+    model = DynamicsModel(config, 2, 2, torch.Generator().manual_seed(0))
+    losses = train_dynamics(model, live(64, 40), updates=150, generator=torch.Generator().manual_seed(0))
+    assert losses[-1] < 0.05 * losses[0]
+    return model
+
+
+CONFIG = AdaptationConfig(learning_rate=0.03, num_steps=2, parameters="all", guard=True)
+
+
+def test_it_predicts_unbroken_episodes_well_and_is_wrong_after_a_motor_breaks(trained: DynamicsModel):
+    good, broken = live(1, 80, seed=1), live(1, 80, break_at=40, seed=1)
+    fine = adapt_through_episode(trained, CONFIG, good.obs[0], good.actions[0])
+    bad = adapt_through_episode(trained, CONFIG, broken.obs[0], broken.actions[0])
+    assert fine.frozen.mean() < 0.1
+    assert bad.frozen[:40].mean() < 0.1
+    assert bad.frozen[45:].mean() > 0.5
+
+
+def test_adapting_after_the_failure_at_least_halves_the_error_and_costs_little_before_it(trained: DynamicsModel):
+    broken = live(1, 120, break_at=40, seed=2)
+    trace = adapt_through_episode(trained, CONFIG, broken.obs[0], broken.actions[0])
+    assert trace.adapted[80:].mean() < 0.5 * trace.frozen[80:].mean()
+    assert trace.adapted[:40].mean() < trace.frozen[:40].mean() + 0.05
+
+
+def test_the_trained_weights_are_back_afterwards_and_the_trace_repeats(trained: DynamicsModel):
+    before = [p.detach().clone() for p in trained.parameters()]
+    episode = live(1, 30, break_at=10, seed=3)
+    first = adapt_through_episode(trained, CONFIG, episode.obs[0], episode.actions[0])
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+    again = adapt_through_episode(trained, CONFIG, episode.obs[0], episode.actions[0])
+    assert np.array_equal(first.adapted, again.adapted)
+    assert first.rollbacks == again.rollbacks
+
+
+def test_bad_shapes_are_refused_by_name(trained: DynamicsModel):
+    episode = live(1, 5)
+    with pytest.raises(InputError, match="obs, actions"):
+        adapt_through_episode(trained, CONFIG, episode.obs[0, 1:], episode.actions[0])
+    with pytest.raises(InputError, match="updates"):
+        train_dynamics(trained, episode, updates=0, generator=torch.Generator())

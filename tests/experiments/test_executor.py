@@ -1,0 +1,142 @@
+"""Runs are processes of their own: they end with a status and a cause, stop with a checkpoint, and leave no orphan."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.executor import Ended, Evaluated, Job, LocalExecutor, Message, Report, Started
+from experiments.presets import preset
+from experiments.spec import RunSpec
+
+ITERATION = 640  # 32 worlds x 20 steps of the point robot
+
+
+def _spec(iterations: int = 3, **learner: object) -> RunSpec:
+    spec = preset("point-robot", "lstm")
+    changed = spec.learner.model_copy(update=learner)
+    return spec.model_copy(update={"env_steps": iterations * ITERATION, "seed": 5, "learner": changed})
+
+
+def _job(folder: Path, spec: RunSpec, *, time_limit_s: float = 120) -> Job:
+    return Job(
+        run_id=1,
+        spec=spec,
+        pool="search",
+        checkpoint=folder / "checkpoint",
+        model=folder / "model",
+        log=folder / "log",
+        time_limit_s=time_limit_s,
+    )
+
+
+def _run(job: Job, stop_after: int | None = None) -> list[Message]:
+    messages: list[Message] = []
+    stop = threading.Event()
+
+    def listen(_: Job, message: Message) -> None:
+        messages.append(message)
+        if stop_after is not None and sum(isinstance(m, Report) for m in messages) >= stop_after:
+            stop.set()
+
+    LocalExecutor(2).run([job], listen, stop)
+    return messages
+
+
+def _numbers(messages: list[Message]) -> list:
+    """All that the specification decides: metrics without times, and evaluation returns."""
+    reports = [(m.env_steps, {k: v for k, v in m.metrics.items() if not k.startswith("time/")}) for m in messages if isinstance(m, Report)]  # fmt: skip
+    return [*reports, *[m.values for m in messages if isinstance(m, Evaluated)]]
+
+
+def test_a_run_starts_reports_evaluates_and_ends(tmp_path: Path) -> None:
+    messages = _run(_job(tmp_path, _spec()))
+    assert isinstance(messages[0], Started)
+    assert [m.env_steps for m in messages if isinstance(m, Report)] == [ITERATION, 2 * ITERATION, 3 * ITERATION]
+    (evaluated,) = [m for m in messages if isinstance(m, Evaluated)]
+    assert (len(evaluated.values["return"]), len(evaluated.values["return"][0])) == (20, 2)
+    ended = messages[-1]
+    assert isinstance(ended, Ended)
+    assert (ended.status, ended.env_steps) == ("done", 3 * ITERATION)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_stopping_and_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    spec = _spec(40)
+    whole = _run(_job(tmp_path / "whole", spec))
+    first = _run(_job(tmp_path / "parts", spec), stop_after=3)
+    assert isinstance(first[-1], Ended)
+    assert first[-1].status == "stopped"
+    rest = _run(_job(tmp_path / "parts", spec))
+    assert 3 <= len(_numbers(first)) < 40
+    assert _numbers(first) + _numbers(rest) == _numbers(whole)
+
+
+def test_a_run_that_cannot_be_built_fails_with_its_cause(tmp_path: Path) -> None:
+    spec = _spec(1).model_copy(update={"env_steps": 1})
+    ended = _run(_job(tmp_path, spec))[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status == "failed"
+    assert "env_steps" in (ended.cause or "")
+
+
+def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
+    ended = _run(_job(tmp_path, _spec(30, learning_rate=1.0, max_grad_norm=1e30, clip=0.999)))[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status in ("diverged", "done")
+    if ended.status == "diverged":
+        assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_run_over_its_time_limit_is_ended(tmp_path: Path) -> None:
+    ended = _run(_job(tmp_path, _spec(100_000), time_limit_s=6))[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status == "timeout"
+    assert "6 s" in (ended.cause or "")
+
+
+def test_a_killed_run_is_a_crash_with_the_signals_name(tmp_path: Path) -> None:
+    messages: list[Message] = []
+
+    def listen(_: Job, message: Message) -> None:
+        messages.append(message)
+        if isinstance(message, Started):
+            os.kill(message.pid, signal.SIGKILL)
+
+    LocalExecutor(1).run([_job(tmp_path, _spec(1000))], listen, threading.Event())
+    ended = messages[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status == "crashed"
+    assert "SIGKILL" in (ended.cause or "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_whose_parent_is_killed_ends_by_itself(tmp_path: Path) -> None:
+    code = f"""
+import sys, threading
+from pathlib import Path
+from tests.experiments.test_executor import _job, _spec
+from experiments.executor import LocalExecutor, Started
+def listen(job, message):
+    if isinstance(message, Started):
+        print(message.pid, flush=True)
+LocalExecutor(1).run([_job(Path({str(tmp_path)!r}), _spec(100_000))], listen, threading.Event())
+"""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root, env=environment)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()

@@ -1,0 +1,344 @@
+"""The judge: what it decides, what it refuses, and how often it is wrong."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from core.errors import InputError
+from experiments.judge import (
+    ArmClaim,
+    ClaimContent,
+    ConfirmationRow,
+    Look,
+    judge,
+    judge_together,
+    seeds_to_run,
+    sequential_looks,
+)
+
+TASKS = 6
+
+
+def _claim(seeds: int = 8, **changes) -> ClaimContent:
+    side = {"parameters": 1000, "tuner": "tpe", "search_trials": 4, "tuning_env_steps": 40_000}
+    content = {
+        "hypothesis": "a beats b",
+        "task": "toy",
+        "task_version": "1",
+        "challenger": ArmClaim(variant_hash="a", model="s5", **side),
+        "baseline": ArmClaim(variant_hash="b", model="lstm", **side),
+        "seeds": tuple(200 + i for i in range(seeds)),
+        "env_steps": 10_000,
+        "num_tasks": TASKS,
+    }
+    return ClaimContent(**(content | changes))
+
+
+def _rows(claim: ClaimContent, challenger: np.ndarray, baseline: np.ndarray) -> list[ConfirmationRow]:
+    """Finished confirmation runs with the given returns (seeds, tasks)."""
+    rows = []
+    for arm, table in (("challenger", challenger), ("baseline", baseline)):
+        for seed, returns in zip(claim.seeds, table, strict=False):
+            rows.append(
+                ConfirmationRow(
+                    run_id=len(rows) + 1,
+                    arm=arm,
+                    seed=seed,
+                    variant_hash=getattr(claim, arm).variant_hash,
+                    task=claim.task,
+                    task_version=claim.task_version,
+                    status="done",
+                    env_steps=claim.env_steps,
+                    returns=tuple(float(r) for r in returns),
+                )
+            )
+    return rows
+
+
+def _draw(rng: np.random.Generator, seeds: int, effect: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms whose seeds vary by 1 and tasks by more; the challenger is better by `effect`."""
+    tasks = np.linspace(-5, 5, TASKS)
+    arms = [tasks + rng.normal(size=(seeds, 1)) + 0.5 * rng.normal(size=(seeds, TASKS)) for _ in range(2)]
+    return arms[0] + effect, arms[1]
+
+
+def _evidence(effect: float, seeds: int = 8, seed: int = 0, **changes) -> tuple[ClaimContent, list[ConfirmationRow]]:
+    claim = _claim(seeds, **changes)
+    return claim, _rows(claim, *_draw(np.random.default_rng(seed), seeds, effect))
+
+
+def test_a_clear_difference_is_confirmed_and_a_clear_loss_refuted() -> None:
+    assert judge(*_evidence(5.0)).outcome == "confirmed"
+    assert judge(*_evidence(-5.0)).outcome == "refuted"
+    assert judge(*_evidence(0.0)).outcome == "inconclusive"
+
+
+def test_the_verdict_does_not_depend_on_the_order_of_the_rows() -> None:
+    claim, rows = _evidence(0.8)
+    shuffled = [rows[i] for i in np.random.default_rng(3).permutation(len(rows))]
+    assert judge(claim, shuffled) == judge(claim, rows)
+
+
+def test_swapping_the_sides_turns_the_verdict_around() -> None:
+    claim, rows = _evidence(3.0)
+    swapped = claim.model_copy(update={"challenger": claim.baseline, "baseline": claim.challenger})
+    other = {"challenger": "baseline", "baseline": "challenger"}
+    turned = judge(swapped, [row.model_copy(update={"arm": other[row.arm]}) for row in rows])
+    verdict = judge(claim, rows)
+    assert (verdict.outcome, turned.outcome) == ("confirmed", "refuted")
+    assert turned.effect == pytest.approx(-(verdict.effect or 0.0))
+
+
+def test_a_margin_must_be_exceeded() -> None:
+    rng = np.random.default_rng(0)
+    base = -10 + 0.01 * rng.normal(size=(8, TASKS))
+    for percent, outcome in ((5.0, "confirmed"), (30.0, "refuted")):
+        claim = _claim(margin_pct=percent)
+        verdict = judge(claim, _rows(claim, base + 2.0, base))
+        assert verdict.outcome == outcome
+        assert verdict.margin == pytest.approx(percent / 10, rel=0.01)
+
+
+@pytest.mark.parametrize("effect", [5.0, -5.0])
+def test_two_sides_that_have_not_learned_the_task_decide_nothing(effect: float) -> None:
+    claim, rows = _evidence(effect, floor=50.0, floor_name="a blind policy reaches")
+    verdict = judge(claim, rows)
+    assert verdict.outcome == "inconclusive"
+    assert "neither side has learned" in verdict.reason
+
+
+def test_fewer_than_five_seeds_decide_nothing() -> None:
+    assert "too few" in judge(*_evidence(50.0, seeds=4)).reason
+    assert judge(*_evidence(50.0, seeds=4)).outcome == "inconclusive"
+
+
+def _change(rows: list[ConfirmationRow], index: int, **changes) -> list[ConfirmationRow]:
+    return [row.model_copy(update=changes) if i == index else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("forge", "words"),
+    [
+        (lambda rows: rows[1:], "missing"),
+        (lambda rows: [*rows, rows[0].model_copy(update={"run_id": 99})], "unexpected"),
+        (lambda rows: _change(rows, 0, seed=999), "unexpected"),
+        (lambda rows: _change(rows, 0, returns=rows[0].returns[:-1]), "5 of 6 held-out tasks"),
+        (lambda rows: _change(rows, 0, variant_hash="x"), "another configuration"),
+        (lambda rows: _change(rows, 9, variant_hash="a"), "another configuration"),
+        (lambda rows: _change(rows, 0, env_steps=20_000), "env steps"),
+        (lambda rows: _change(rows, 0, task="other"), "was on other"),
+        (lambda rows: _change(rows, 0, task_version="2"), "was on toy 2"),
+        (lambda rows: [*rows, rows[0].model_copy(update={"arm": "third"})], "no side"),
+        (lambda rows: [row for row in rows if row.arm == "challenger"], "baseline"),
+        (lambda rows: [], "missing"),
+    ],
+)
+def test_evidence_that_is_not_what_the_claim_asked_for_is_invalid(forge, words: str) -> None:
+    claim, rows = _evidence(5.0)
+    verdict = judge(claim, forge(rows))
+    assert verdict.outcome == "invalid"
+    assert words in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("parameters", 1200), ("tuner", "grid"), ("search_trials", 5), ("tuning_env_steps", 41_000)]
+)
+def test_unequal_treatment_of_the_sides_is_invalid_with_its_numbers(field: str, value: object) -> None:
+    claim, rows = _evidence(5.0)
+    uneven = claim.model_copy(update={"challenger": claim.challenger.model_copy(update={field: value})})
+    verdict = judge(uneven, rows)
+    assert verdict.outcome == "invalid"
+    assert [p.holds for p in verdict.parity].count(False) == 1
+    assert "not treated alike" in verdict.reason
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_run_without_a_finite_result_leaves_the_question_open(bad: float) -> None:
+    claim, rows = _evidence(5.0)
+    verdict = judge(claim, _change(rows, 0, returns=(bad, *rows[0].returns[1:])))
+    assert verdict.outcome == "inconclusive"
+    assert "1 of 16" in verdict.reason
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed", "timeout", "crashed", "cancelled", "running"])
+def test_a_run_that_did_not_finish_leaves_the_question_open_and_is_never_dropped(status: str) -> None:
+    claim, rows = _evidence(5.0)
+    verdict = judge(claim, _change(rows, 3, status=status, returns=()))
+    assert verdict.outcome == "inconclusive"
+    assert status in verdict.reason
+
+
+@given(st.lists(st.integers(0, 15), max_size=16), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_no_choice_of_dropped_runs_turns_an_open_question_into_a_decision(dropped: list[int], seed: int) -> None:
+    claim, rows = _evidence(0.0, seed=seed % 5)
+    kept = [row for i, row in enumerate(rows) if i not in dropped]
+    if len(kept) < len(rows):
+        assert judge(claim, kept).outcome == "invalid"
+
+
+def test_truly_equal_arms_are_decided_at_most_as_often_as_alpha_allows() -> None:
+    """A thousand simulated campaigns; 0.05 + 2.33 standard errors of a thousand draws is 0.066."""
+    rng = np.random.default_rng(2024)
+    outcomes = []
+    for seeds in (5, 8, 10, 12):
+        claim = _claim(seeds)
+        for _ in range(250):
+            outcomes.append(judge(claim, _rows(claim, *_draw(rng, seeds))).outcome)
+    assert set(outcomes) <= {"confirmed", "refuted", "inconclusive"}
+    assert outcomes.count("confirmed") / 1000 <= 0.05
+    assert (outcomes.count("confirmed") + outcomes.count("refuted")) / 1000 <= 0.066
+
+
+def test_power_is_what_the_verdict_predicts() -> None:
+    rng = np.random.default_rng(5)
+    seeds, claim = 10, _claim(10)
+    spread = math.sqrt(2 * (1 + 0.25 / TASKS))  # of a paired difference of seed means, by construction of _draw
+    from experiments.statistics import minimum_detectable_effect
+
+    effect = minimum_detectable_effect(spread, seeds)
+    found = [judge(claim, _rows(claim, *_draw(rng, seeds, effect))).outcome for _ in range(300)]
+    assert found.count("confirmed") / 300 == pytest.approx(0.8, abs=0.08)
+    assert "refuted" not in found
+
+
+# ---- stopping early ---------------------------------------------------------------------
+
+
+def _sequential(seeds: int = 10) -> ClaimContent:
+    return _claim(seeds, looks=sequential_looks(seeds))
+
+
+def _until(claim: ClaimContent, rows: list[ConfirmationRow]) -> tuple[list[ConfirmationRow], int]:
+    """The rows that a lab would have trained, step by step, and the number of steps."""
+    present: list[ConfirmationRow] = []
+    steps = 0
+    while wanted := seeds_to_run(claim, present):
+        steps += 1
+        present = [row for row in rows if row.seed in wanted]
+    return present, steps
+
+
+def test_a_clear_answer_stops_at_the_first_look() -> None:
+    claim = _sequential()
+    rows = _rows(claim, *_draw(np.random.default_rng(0), 10, 20.0))
+    present, steps = _until(claim, rows)
+    verdict = judge(claim, present)
+    assert (steps, len(present)) == (1, 2 * claim.looks[0].seeds)
+    assert (verdict.outcome, verdict.look, verdict.seeds) == ("confirmed", 1, claim.looks[0].seeds)
+    assert verdict.level == claim.looks[0].level
+
+
+def test_an_unclear_answer_goes_on_to_the_last_look() -> None:
+    claim = _sequential()
+    present, steps = _until(claim, _rows(claim, *_draw(np.random.default_rng(1), 10)))
+    assert (steps, len(present)) == (3, 20)
+    assert judge(claim, present).outcome == "inconclusive"
+
+
+def test_stopping_before_the_rule_allows_is_invalid() -> None:
+    claim = _sequential()
+    rows = _rows(claim, *_draw(np.random.default_rng(1), 10))
+    early = [row for row in rows if row.seed in claim.seeds[: claim.looks[0].seeds]]
+    assert judge(claim, early).outcome == "invalid"
+    assert "too early" in judge(claim, early).reason
+    between = [row for row in rows if row.seed in claim.seeds[: claim.looks[0].seeds + 1]]
+    assert judge(claim, between).outcome == "invalid"
+
+
+def test_seeds_trained_after_the_answer_was_clear_change_nothing() -> None:
+    claim = _sequential()
+    challenger, baseline = _draw(np.random.default_rng(0), 10, 20.0)
+    challenger[claim.looks[0].seeds :] -= 500.0  # what came later says the opposite
+    verdict = judge(claim, _rows(claim, challenger, baseline))
+    assert (verdict.outcome, verdict.seeds) == ("confirmed", claim.looks[0].seeds)
+
+
+def test_an_unknown_seed_is_invalid_at_any_look() -> None:
+    claim = _sequential()
+    rows = _rows(claim, *_draw(np.random.default_rng(0), 10, 20.0))
+    assert judge(claim, [*rows, rows[0].model_copy(update={"seed": 1, "run_id": 99})]).outcome == "invalid"
+
+
+def test_a_failed_run_ends_confirming_early_as_inconclusive() -> None:
+    claim = _sequential()
+    rows = _change(_rows(claim, *_draw(np.random.default_rng(0), 10, 20.0)), 0, status="diverged", returns=())
+    present, steps = _until(claim, rows)
+    assert steps == 1
+    assert judge(claim, present).outcome == "inconclusive"
+
+
+def test_the_sequential_judge_keeps_its_error_rate_and_saves_runs() -> None:
+    rng = np.random.default_rng(11)
+    claim = _sequential()
+    outcomes, spent = [], []
+    for _ in range(600):
+        present, _ = _until(claim, _rows(claim, *_draw(rng, 10)))
+        outcomes.append(judge(claim, present).outcome)
+    decided = outcomes.count("confirmed") + outcomes.count("refuted")
+    assert decided / 600 <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / 600)
+    for _ in range(100):
+        present, _ = _until(claim, _rows(claim, *_draw(rng, 10, 4.0)))
+        spent.append(len(present) / 20)
+        assert judge(claim, present).outcome == "confirmed"
+    assert np.mean(spent) < 0.8
+
+
+def test_looks_must_end_with_all_seeds_and_spend_no_more_than_alpha() -> None:
+    with pytest.raises(ValidationError, match="the last one all 8"):
+        _claim(8, looks=(Look(seeds=5, spent=0.01, level=0.01),))
+    with pytest.raises(ValidationError, match="more than alpha"):
+        _claim(8, looks=(Look(seeds=8, spent=0.1, level=0.1),))
+
+
+def test_few_seeds_get_no_looks() -> None:
+    assert sequential_looks(6) == ()
+    assert [look.seeds for look in sequential_looks(12)] == [6, 9, 12]
+    assert [look.seeds for look in sequential_looks(8)] == [5, 6, 8]
+
+
+def test_a_claim_without_looks_keeps_the_hash_it_had_before_claims_knew_of_them() -> None:
+    import hashlib
+    import json
+
+    claim = _claim()
+    content = claim.model_dump(mode="json")
+    del content["looks"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert claim.content_hash == hashlib.sha256(text.encode()).hexdigest()
+    assert _sequential(8).content_hash != claim.content_hash
+
+
+# ---- several claims ---------------------------------------------------------------------
+
+
+def test_claims_judged_together_are_held_to_holms_p_values() -> None:
+    weak = next(e for s in range(200) if 0.03 < ((e := _evidence(0.9, seed=s)) and judge(*e).p_value or 0) < 0.05)
+    alone = judge(*weak)
+    assert alone.outcome == "confirmed"
+    strong = _evidence(5.0)
+    together = judge_together([weak, weak, strong])
+    assert [v.outcome for v in together] == ["inconclusive", "inconclusive", "confirmed"]
+    assert together[0].adjusted_p_value == pytest.approx(2 * (alone.p_value or 0))
+    assert together[0].claims_judged_together == 3
+    assert judge_together([weak])[0].outcome == "confirmed"
+
+
+def test_an_invalid_claim_still_counts_among_those_judged_together() -> None:
+    claim, rows = _evidence(5.0)
+    together = judge_together([(claim, rows), (claim, rows[1:])])
+    assert together[1].outcome == "invalid"
+    assert together[0].adjusted_p_value == pytest.approx(2 * (together[0].p_value or 0))
+
+
+def test_claims_with_looks_are_not_judged_together() -> None:
+    claim = _sequential()
+    rows = _rows(claim, *_draw(np.random.default_rng(0), 10, 20.0))
+    with pytest.raises(InputError, match="divided by the number"):
+        judge_together([(claim, rows), (claim, rows)])

@@ -1,0 +1,87 @@
+"""Budgets become plans that fit them, and too small ones are refused with the smallest that works."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import InputError
+from experiments.plan import DESIGNS, Budget, Plan, make_plan, parse_count, parse_duration
+
+CHEETAH = {"iteration_steps": 12_800, "horizon": 200, "workers": 2}
+
+
+def _plan(**budget: float) -> Plan:
+    rate = 8_000.0 if "wall_s" in budget else None
+    return make_plan(Budget.model_validate(budget), tuned_arms=2, steps_per_s=rate, **CHEETAH)
+
+
+@given(wall_s=st.floats(180, 86_400), tuned=st.sampled_from([1, 2]), rate=st.floats(4_000, 20_000))
+@settings(max_examples=200, deadline=None)
+def test_a_plan_for_wall_time_expects_to_end_within_it(wall_s: float, tuned: int, rate: float) -> None:
+    plan = make_plan(Budget(wall_s=wall_s), tuned_arms=tuned, steps_per_s=rate, **CHEETAH)
+    assert plan.expected_s is not None
+    assert plan.expected_s < wall_s
+    assert plan.env_steps_full % 12_800 == 0
+    assert plan.env_steps_search % 12_800 == 0
+
+
+@given(steps=st.integers(800_000, 10**9))
+@settings(max_examples=200, deadline=None)
+def test_a_plan_for_env_steps_nearly_never_exceeds_them(steps: int) -> None:
+    plan = make_plan(Budget(env_steps=steps), tuned_arms=2, steps_per_s=None, **CHEETAH)
+    runs = plan.runs
+    assert plan.env_steps_total <= steps + runs * 12_800  # half runs are rounded up to whole iterations
+
+
+def test_more_budget_buys_a_richer_design_or_longer_runs() -> None:
+    plans = [_plan(wall_s=s) for s in (180, 600, 1800, 3600, 6 * 3600, 24 * 3600)]
+    ranks = [-[d.name for d in DESIGNS].index(p.design.name) for p in plans]
+    assert ranks == sorted(ranks)
+    assert plans[0].env_steps_total < plans[-1].env_steps_total
+    assert plans[-1].design.name == "thorough"
+
+
+def test_the_plan_counts_the_runs_that_it_names() -> None:
+    plan, design = _plan(wall_s=1800), _plan(wall_s=1800).design
+    search = 2 * design.rounds + design.baseline_seeds - 1  # the baseline's first seed is its trial 0
+    assert plan.runs == search + 2 * design.top * design.selection_seeds + 2 * design.confirmation_seeds
+
+
+@pytest.mark.parametrize("budget", [{"wall_s": 20.0}, {"env_steps": 10_000}])
+def test_the_smallest_budget_that_is_named_does_work(budget: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="too small for any verdict") as caught:
+        _plan(**budget)
+    if "wall_s" in budget:
+        named = re.search(r"--budget (\w+)$", str(caught.value))
+        assert named is not None
+        _plan(wall_s=parse_duration(named[1]))
+    else:
+        named = re.search(r"--env-steps ([\w.]+)$", str(caught.value))
+        assert named is not None
+        _plan(env_steps=parse_count(named[1]))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("2h", 7200), ("45", 45)])
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "count"), [("20M", 20_000_000), ("500k", 500_000), ("200000", 200_000), ("1e6", 10**6)])
+def test_a_count_is_read(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3m", "3 weeks", "0s", "m"])
+def test_a_wrong_duration_names_what_is_allowed(text: str) -> None:
+    with pytest.raises(InputError, match="allowed"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "0", "3x"])
+def test_a_wrong_count_names_what_is_allowed(text: str) -> None:
+    with pytest.raises(InputError, match="allowed"):
+        parse_count(text)

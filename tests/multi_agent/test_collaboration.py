@@ -1,0 +1,100 @@
+"""The three modes of collaboration differ in who hears whom, and a result's numbers come from rows or are absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_lab import FakeLab
+from model_server import ModelServer, Reply, call, results_of, say, turn_of
+
+from core.errors import InputError
+from multi_agent.workflows.collaborative_learning import CollaborativeLearning, summarise
+from multi_agent.workflows.research_workflow import run_research
+
+ROLES = ("state-modeling", "meta-learning", "adaptation", "environment")
+
+
+def brain(request: dict[str, Any]) -> Reply:
+    """Every specialist says its role's own word; Environment writes to State-Modeling in its first pass."""
+    turn = turn_of(request)
+    if turn["kind"] == "propose" and turn["role"] == "environment" and not results_of(request):
+        return call(("tell", {"to": "State-Modeling", "text": "word-of-mail", "evidence": []}))
+    return say(f"word-of-{turn.get('role', 'coordinator')}")
+
+
+def turns(mode: str, folder: Path, **options: Any) -> list[tuple[str, int, set[str]]]:
+    """(role, pass, roles whose words it had heard) of each specialist's turn in the agents' round."""
+    lab = FakeLab(rounds=3)
+    with ModelServer(brain).running() as server:
+        run_research(lab, server.choice(), data_dir=folder, on_event=lambda e: None, collaboration=mode, **options)  # type: ignore[arg-type]
+    assert lab.stage == "done"
+    heard = []
+    for request in server.requests:
+        turn = turn_of(request)
+        if turn["kind"] in ("propose", "revise") and not results_of(request):
+            text = json.dumps(request["messages"])
+            heard.append((turn["role"], turn["pass"], {role for role in (*ROLES, "mail") if f"word-of-{role}" in text}))
+    return heard
+
+
+def test_in_sequence_each_hears_those_before_it(tmp_path: Path) -> None:
+    assert turns("sequential", tmp_path) == [(role, 0, set(ROLES[:place])) for place, role in enumerate(ROLES)]
+
+
+def test_in_a_debate_all_propose_unheard_and_then_revise_having_heard_all(tmp_path: Path) -> None:
+    heard = turns("debate", tmp_path)
+    assert heard[:4] == [(role, 0, set()) for role in ROLES]
+    for role, number, others in heard[4:]:
+        assert number == 1
+        assert others - {"mail"} == set(ROLES) - {role}
+    assert len(heard) == 8
+
+
+def test_in_emergence_only_the_addressed_speak_again(tmp_path: Path) -> None:
+    assert turns("emergent", tmp_path) == [*((role, 0, set()) for role in ROLES), ("state-modeling", 1, {"mail"})]
+
+
+def test_absent_agents_do_not_speak(tmp_path: Path) -> None:
+    assert [role for role, _, _ in turns("sequential", tmp_path, agents=("Adaptation",))] == ["adaptation"]
+
+
+def _run(id: int, trial: int | None, proposer: str, score: float | None, arm: str = "challenger") -> Any:
+    return SimpleNamespace(id=id, arm=arm, trial=trial, proposer=proposer, score=score)
+
+
+def test_a_result_is_computed_from_rows() -> None:
+    verdict: Any = SimpleNamespace(outcome="confirmed", reason="r", effect=3.0, interval=(1.0, 5.0), run_ids=(9, 10))
+    rows = [
+        _run(1, 0, "default", -10.0),
+        _run(2, 0, "default", -20.0, "baseline"),
+        _run(3, None, "default", -21.0, "baseline"),
+        _run(4, 1, "optimizer", -9.0),
+        _run(5, 1, "optimizer", -18.0, "baseline"),
+        _run(6, 2, "optimizer", -7.0),
+        _run(7, 3, "agent:meta-learning", -11.0),
+        _run(8, 4, "agent:state-modeling", None),
+    ]
+    result = summarise("c-0001", "debate", verdict, rows)
+    assert result.improvement is not None
+    assert (result.improvement.effect, result.improvement.low, result.improvement.run_ids) == (3.0, 1.0, (9, 10))
+    meta, state, optimizer = result.strategies
+    assert (optimizer.proposer, optimizer.mean_gain, optimizer.run_ids) == ("optimizer", 2.0, (4, 5, 6))
+    assert optimizer.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)  # t(2) times 1 / sqrt(3)
+    assert (meta.mean_gain, meta.interval) == (-1.0, None)
+    assert (state.mean_gain, state.interval, state.run_ids) == (None, None, ())
+
+
+def test_without_evidence_the_improvement_is_absent() -> None:
+    verdict: Any = SimpleNamespace(outcome="invalid", reason="r", effect=None, interval=None, run_ids=())
+    assert summarise("c-0001", "sequential", verdict, []).improvement is None
+
+
+def test_wrong_names_are_input_errors() -> None:
+    with pytest.raises(InputError, match="'Meta-Learning'"):
+        CollaborativeLearning(agents=["Meta Learning"])
+    with pytest.raises(InputError, match="debate"):
+        CollaborativeLearning().solve_task("point-robot", "debates")  # type: ignore[arg-type]

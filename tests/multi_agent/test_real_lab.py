@@ -1,0 +1,115 @@
+"""The crew on the real lab: real training of the toy family in real processes (slow)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_server import ModelServer, Reply, call, results_of, say, turn_of
+
+from experiments.executor import LocalExecutor
+from experiments.lab import Lab, create_campaign, plan_unit
+from experiments.ledger import Ledger
+from experiments.paths import Paths
+from experiments.plan import Budget, Design, Plan
+from experiments.question import parse_goal
+from experiments.space import SearchSpace
+from multi_agent.llm.choose import choose_llm
+from multi_agent.workflows.collaborative_learning import CollaborativeLearning
+from multi_agent.workflows.research_workflow import run_research
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).resolve().parent
+
+
+def open_lab(folder: Path, rounds: int = 3) -> Lab:
+    """A new or the existing campaign of one training iteration a run in `folder`."""
+    paths = Paths.of(folder)
+    paths.ensure()
+    ledger = Ledger(paths.ledger_url)
+    question = parse_goal("beat LSTM on point-robot")
+    unit = plan_unit([SearchSpace(family, question.task) for family in (question.challenger, question.baseline)])
+    design = Design(name="test", baseline_seeds=2, rounds=rounds, top=1, selection_seeds=1, confirmation_seeds=2)
+    plan = Plan(
+        budget=Budget(env_steps=10**9),
+        design=design,
+        tuned_arms=2,
+        env_steps_full=unit,
+        env_steps_search=unit,
+        workers=2,
+        steps_per_s=None,
+    )
+    try:
+        number = ledger.resolve("@last", "campaign")
+    except ValueError:
+        number = create_campaign(ledger, question, plan, seed=0, llm="offline")
+    return Lab(ledger, number, LocalExecutor(2, paths.environment()), paths)
+
+
+def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
+    def brain(request: dict[str, Any]) -> Reply:
+        turn, results = turn_of(request), results_of(request)
+        if turn["kind"] == "propose" and turn["role"] == "meta-learning" and not results:
+            values = [{"name": "learner.learning_rate", "value": 0.00123}]
+            text = {"reason": "slower", "predicted_effect": "steadier", "evidence": []}
+            return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
+        if turn["kind"] == "launch" and not results:
+            return call(
+                ("launch", {}), ("peek", {}), ("ledger_query", {"view": "sensitivity", "arm": None, "limit": 5})
+            )
+        return say("Done.")
+
+    lab = open_lab(tmp_path)
+    with ModelServer(brain).running() as server, lab.holding():
+        run_research(lab, server.choice(), data_dir=tmp_path, on_event=lambda e: None)
+    assert lab.stage == "done"
+    search = lab.ledger.runs(lab.number, purpose="search")
+    assert {r.proposer for r in search if r.trial == 1} == {"agent:meta-learning"}
+    assert {r.spec["learner"]["learning_rate"] for r in search if r.trial == 1} == {0.00123}
+    assert {r.proposer for r in search if r.trial == 2} == {"optimizer"}
+    assert not [e for e in lab.events(["tool_result"]) if e.payload["failed"]]
+
+
+def test_a_campaign_killed_in_the_search_is_resumed_to_its_verdict(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from test_real_lab import *\n"
+        "lab = open_lab(Path(sys.argv[1]))\n"
+        "with lab.holding(): run_research(lab, choose_llm('offline'), data_dir=Path(sys.argv[1]), on_event=lambda e: None)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    lab = open_lab(tmp_path)  # the campaign that the process then works on
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, cwd=tmp_path)
+    deadline = time.monotonic() + 240
+    while lab.round != 1 or not any(r.status == "running" for r in lab.ledger.runs(lab.number, purpose="search")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lab = open_lab(tmp_path)
+    assert lab.stage == "search"
+    before = {r.id: (r.status, r.score) for r in lab.ledger.runs(lab.number) if r.status == "done"}
+    with lab.holding():
+        run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda e: None)
+    assert lab.stage == "done"
+    after = {r.id: (r.status, r.score) for r in lab.ledger.runs(lab.number)}
+    assert before.items() <= after.items()
+    assert len([r for r in lab.ledger.runs(lab.number, purpose="search") if r.trial == 1]) == 2  # none trained twice
+
+
+def test_collaborative_learning_solves_a_task(tmp_path: Path) -> None:
+    team = CollaborativeLearning(
+        agents=["State-Modeling", "Meta-Learning"], coordinator="Coordinator", llm="offline", data_dir=tmp_path
+    )
+    result = team.solve_task("point-robot", "debate", env_steps=150_000)
+    assert result.campaign == "c-0001"
+    assert result.outcome in ("confirmed", "refuted", "inconclusive")
+    if result.improvement is not None:
+        assert result.improvement.low <= result.improvement.effect <= result.improvement.high
+        assert result.improvement.run_ids
