@@ -135,6 +135,7 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     from multi_agent.llm.choose import choose_llm
 
     choice = choose_llm(brain.llm, brain.base_url)
+    _check_caps(brain)
     console = _console(place)
     say = _speaker(console, place)
     say(f"Understood: {question.sentence()}")
@@ -143,6 +144,8 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent
         ledger, paths = place.open(read_only=False)
+        if choice.kind == "replay":
+            ledger.resolve(choice.name.partition(":")[2], "campaign")
     stop = threading.Event()
     with _probing_paths(paths, dry_run) as probe, _stopping(stop, say):
         plan = _make_plan(question, budget, probe, stop, say)
@@ -158,6 +161,13 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     assert ledger is not None
     number = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
     return _work(ledger, paths, number, choice, brain, place, console, began)
+
+
+def _check_caps(brain: Brain) -> None:
+    """Caps that make no sense are refused before anything is spent."""
+    from multi_agent.llm.meter import Meter
+
+    Meter("", {}, max_tokens=brain.max_tokens, max_usd=brain.max_usd)
 
 
 def _make_plan(question: Any, budget: Any, paths: Paths, stop: Any, say: Any) -> Any:
@@ -251,7 +261,7 @@ def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
     if place.json:
         _print_json(place, {"campaign": lab.campaign_id, "verdict": verdict.model_dump(mode="json"), "report": str(html), "model": str(kept) if kept else None})  # fmt: skip
         return 0
-    lines = verdict_lines(verdict, lab.question, lab.plan, lab.campaign_id, verdict.claim_id)
+    lines = verdict_lines(verdict, lab.question, lab.plan, lab.round, lab.campaign_id, verdict.claim_id)
     console.print(verdict_panel(lines, verdict.outcome, commands))
     return 0
 
@@ -279,6 +289,7 @@ def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place 
     name = brain.llm if brain.llm != "auto" else row.llm
     console = _console(place)
     choice = choose_llm(name, brain.base_url)
+    _check_caps(brain)
     if row.stage == "done":
         _speaker(console, place)(f"Campaign c-{number:04d} is finished; its verdict stands.")
     else:
@@ -289,6 +300,55 @@ def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place 
 
         return _conclude(Lab(ledger, number, LocalExecutor(1), paths), paths, place, console)
     return _work(ledger, paths, number, choice, brain, place, console, began)
+
+
+@app.command
+def pause(campaign: str = "@last", *, place: Place | None = None) -> int:
+    """Ask a campaign that is being worked on elsewhere to save and pause; go on with resume.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    """
+    return _steer(campaign, "pause", {}, place or Place())
+
+
+@app.command
+def instruct(campaign: str, text: str, /, *, place: Place | None = None) -> int:
+    """Say something to the crew of a running campaign; every agent hears it at the next round.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    text
+        Such as "try smaller state sizes".
+    """
+    from core.errors import bad_value
+
+    if not 1 <= len(text.strip()) <= 2000:
+        raise bad_value("text", f"{len(text)} characters", "from 1 to 2000 characters")
+    return _steer(campaign, "instruct", {"text": text.strip()}, place or Place())
+
+
+def _steer(campaign: str, kind: str, payload: dict[str, str], place: Place) -> int:
+    """Leave a person's word for a campaign as an event."""
+    ledger, _ = place.open()
+    number = ledger.resolve(campaign, "campaign")
+    ledger.close()
+    ledger, _ = place.open(read_only=False)
+    row = ledger.get_campaign(number)
+    if row.stage == "done":
+        raise InputError(f"c-{number:04d} is finished: there is nothing to {kind}")
+    if kind == "pause" and row.status != "running":
+        raise InputError(
+            f"c-{number:04d} is not running ({row.status}). Go on with: python main.py resume c-{number:04d}"
+        )
+    ledger.record_event(number, kind, "human", payload)
+    if not place.quiet:
+        print(f"c-{number:04d}: {'asked to pause' if kind == 'pause' else 'the crew hears it at the next round'}")
+    return 0
 
 
 @app.command

@@ -40,6 +40,11 @@ class DynamicsModel(nn.Module):
     units of its own spread, so that an error of 1 is what guessing "as usual" would cost.
     """
 
+    input_mean: Tensor
+    input_scale: Tensor
+    change_mean: Tensor
+    change_scale: Tensor
+
     def __init__(
         self, config: SequenceModelConfig, obs_dim: int, action_dim: int, generator: torch.Generator | None = None
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,7 @@ from core.agent import Agent
 from core.errors import InputError, bad_value, unknown_name
 
 
+@runtime_checkable
 class EnvironmentLike(Protocol):
     """What the coordinator needs of an environment: N worlds if batch_size > 1, or one without the leading axis."""
 

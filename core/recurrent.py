@@ -217,6 +217,15 @@ def tanh(x):  # pragma: no cover (compiled)
 
 
 @numba.njit(**JIT)
+def _product(left, right, out):  # pragma: no cover (compiled)
+    """out = left @ right in groups of rows: the BLAS behind np.dot starts threads for larger products, and a few
+    microseconds of work each step are not worth a thread's start."""
+    rows = max(4, 262144 // (right.shape[0] * right.shape[1]) // 4 * 4)
+    for start in range(0, left.shape[0], rows):
+        np.dot(left[start : start + rows], right, out[start : start + rows])
+
+
+@numba.njit(**JIT)
 def _gru_kernel(projected, w_hh_t, b_hh, h0, keep, out, gates, previous):  # pragma: no cover (compiled)
     """projected (T, B, 3H) -> out (T, B, H); keeps r, z, n, U_n h + b (T, B, 4H) and h_{t-1} after resets (T, B, H)."""
     time, batch, width = out.shape
@@ -228,7 +237,7 @@ def _gru_kernel(projected, w_hh_t, b_hh, h0, keep, out, gates, previous):  # pra
             k, source, target = keep[t, b], past[b], before[b]
             for j in range(width):
                 target[j] = k * source[j]
-        np.dot(before, w_hh_t, product)
+        _product(before, w_hh_t, product)
         for b in range(batch):
             p, u, g, h, o = projected[t, b], product[b], gates[t, b], before[b], out[t, b]
             rz = g[: 2 * width]
@@ -276,7 +285,7 @@ def _gru_backward_kernel(grad_y, w_hh, keep, gates, previous, d_x, d_h, carry): 
                 dh[j] = dx[j]
             for j in range(width):
                 c[j] *= z[j]
-        np.dot(d_h[t], w_hh, product)
+        _product(d_h[t], w_hh, product)
         for b in range(batch):
             k, c, u = keep[t, b], carry[b], product[b]
             for j in range(width):

@@ -56,9 +56,13 @@ class _ModelRegistry(Registry[ModelEntry]):
 
     def _discover(self) -> None:
         if not self._discovered:
-            self._discovered = True
-            for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-                importlib.import_module(f"core.{module.name}")
+            self._discovered = True  # before the imports: they may look models up themselves
+            try:
+                for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+                    importlib.import_module(f"core.{module.name}")
+            except BaseException:
+                self._discovered = False
+                raise
 
     def __getitem__(self, name: str) -> ModelEntry:
         self._discover()

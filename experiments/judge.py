@@ -189,15 +189,16 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
     inconclusive: anything else, with the reason.
     """
     parity = check_parity(claim)
-    verdict = None
-    for place, (count, level) in enumerate(claim.stages):
-        verdict = _judge_look(claim, rows, parity, count, level)
+    verdict, look = None, 0
+    for count, level in claim.stages:
+        verdict, look = _judge_look(claim, rows, parity, count, level), look + 1
         decided = verdict.outcome in ("confirmed", "refuted")
-        if claim.looks and verdict.effect is not None:
-            verdict = verdict.model_copy(update={"look": place + 1})
         if decided or verdict.effect is None or not _rows_beyond(claim, rows, count):
             break
     assert verdict is not None
+    if verdict.effect is not None:
+        more = _summaries(rows, claim.seeds[: verdict.seeds])
+        verdict = verdict.model_copy(update={"look": look if claim.looks else None, **more})
     if verdict.look is not None and verdict.outcome == "inconclusive" and verdict.seeds < len(claim.seeds):
         missing = f"{verdict.seeds} of {len(claim.seeds)} seeds are trained and the answer is not clear yet"
         return verdict.model_copy(update={"outcome": "invalid", "reason": f"stopped too early: {missing}"})
@@ -266,9 +267,7 @@ def _judge_look(
     if trouble := _unfinished(rows):
         return VerdictContent(outcome="inconclusive", reason=trouble, parity=parity, run_ids=run_ids)
 
-    scores = {
-        arm: np.array([row.returns for row in sorted(rows, key=lambda r: r.seed) if row.arm == arm]) for arm in ARMS
-    }
+    scores = _scores(rows, claim.seeds[:count])
     means = {arm: scores[arm].mean(axis=1) for arm in ARMS}
     differences = means["challenger"] - means["baseline"]
     effect = float(differences.mean())
@@ -305,15 +304,27 @@ def _judge_look(
         interval=statistics.mean_interval(differences, level=1 - level),
         p_value=statistics.paired_t_p_value(beyond),
         margin=margin,
-        probability_of_improvement=statistics.probability_of_improvement(scores["challenger"], scores["baseline"]),
         minimum_detectable_effect=detectable,
         seeds=count,
-        challenger=summarise(scores["challenger"]),
-        baseline=summarise(scores["baseline"]),
         parity=parity,
         run_ids=run_ids,
         level=level,
     )
+
+
+def _scores(rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """Arm -> returns (seeds, tasks), both arms in the order of the seeds' numbers."""
+    found = {(row.arm, row.seed): row.returns for row in rows}
+    return {arm: np.array([found[arm, seed] for seed in sorted(seeds)]) for arm in ARMS}
+
+
+def _summaries(rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, object]:
+    """What a verdict says about the two sides beyond the test."""
+    scores = _scores(rows, seeds)
+    return {
+        "probability_of_improvement": statistics.probability_of_improvement(scores["challenger"], scores["baseline"]),
+        **{arm: summarise(scores[arm]) for arm in ARMS},
+    }
 
 
 def _rows_beyond(claim: ClaimContent, rows: Sequence[ConfirmationRow], count: int) -> bool:

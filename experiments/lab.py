@@ -222,8 +222,8 @@ class Lab:
     def round(self) -> int:
         """Search rounds whose runs are all finished; the index of the round to be worked on."""
         with self._lock:
-            number = 0
-            while number < self.plan.rounds and all(self._trial_run(arm, number) is not None for arm in self.arms):
+            launched, number = {e.payload["round"] for e in self.events(["launch"])}, 0
+            while number in launched and all(self._trial_run(arm, number) is not None for arm in self.arms):
                 number += 1
             return number
 
@@ -235,10 +235,12 @@ class Lab:
             if row.status == "running" and row.holder is not None and _alive(row.holder):
                 raise InputError(
                     f"{self.campaign_id} is being worked on by process {row.holder['pid']} on {row.holder['host']} "
-                    f"since {row.holder['since'][:19]}. Press Ctrl-C there first"
+                    f"since {row.holder['since'][:19]}. Pause that one first: python main.py pause {self.campaign_id}"
                 )
             row.status = "running" if row.stage != "done" else "done"
             row.holder = _this_process()
+        released = threading.Event()
+        threading.Thread(target=self._listen_for_pause, args=(released,), daemon=True).start()
         try:
             yield
         except (Paused, KeyboardInterrupt):
@@ -247,7 +249,18 @@ class Lab:
         except BaseException:
             self._let_go("failed")
             raise
+        finally:
+            released.set()
         self._let_go("done" if self.stage == "done" else "paused")
+
+    def _listen_for_pause(self, released: threading.Event) -> None:
+        """A second process asks for a pause by an event; looked for every two seconds."""
+        with self.ledger.session() as session:
+            last = session.scalar(select(func.max(Event.id)).where(Event.campaign_id == self.number)) or 0
+        while not released.wait(2.0):
+            if self.events(["pause"], after=last):
+                self.stop_event.set()
+                return
 
     def _let_go(self, status: str) -> None:
         with self.ledger.session() as session:
@@ -379,6 +392,8 @@ class Lab:
                 values = self._complete_proposals(arm, trial)
                 spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
                 run_ids.append(self._queue_once(spec, "search", "search", arm, trial))
+            # A configuration may have been trained already, so what launches a round is this event and not its runs.
+            self.record_event("launch", "lab", {"round": trial, "runs": [readable_id("r", i) for i in run_ids]})
             self._execute(run_ids)
             return self._round_view(trial)
 

@@ -64,7 +64,7 @@ def learning_curves(
         for name, value in anchors.items():
             if low - room <= value <= high + room:
                 axes.axhline(value, color="grey", linestyle=":", linewidth=1)
-                axes.annotate(name.replace("_", " "), (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey", fontsize=8)  # fmt: skip
+                axes.annotate(name.replace("_", " "), (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", color="grey", fontsize=8)  # fmt: skip
     axes.set_xlabel("env steps")
     axes.set_ylabel("training return an episode")
     axes.legend(frameon=False, loc="lower right")

@@ -274,6 +274,11 @@ def _stronger(verdict: VerdictContent | None) -> str:
     needed = int(np.ceil(((1.96 + 0.84) * spread / abs(beyond)) ** 2))
     if needed <= verdict.seeds:
         return "A longer budget, so that the better side learns the task."
+    if needed > 500:
+        return (
+            f"The measured difference ({verdict.effect:+.2g}, spread {spread:.2g} a pair) is so small that no practical number "
+            "of seeds would show it; a longer budget asks another question."
+        )
     return (
         f"If the true difference is the measured one ({verdict.effect:+.1f}, spread {spread:.1f} a pair), about {needed} seeds a side "
         f"would show it with 80 % power (normal approximation); {verdict.seeds} were used."

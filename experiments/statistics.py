@@ -62,7 +62,7 @@ def seed_bootstrap_interval(
     statistic: Statistic = iqm_of_rows,
     *,
     level: float = 0.95,
-    resamples: int = 4000,
+    resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Interval of `statistic` where one training is evaluated on all tasks: whole seeds are resampled.

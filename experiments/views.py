@@ -38,9 +38,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     return shown
 
 
-def narrowed(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> tuple[list[str], list[list[Any]], str]:
+def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:
     """The table without columns that say the same in every row, and those in words."""
     kept, common = [], []
     for index, name in enumerate(columns):
@@ -92,7 +90,7 @@ def plan_text(question: Question, plan: Plan) -> str:
 
 
 def verdict_lines(
-    verdict: VerdictContent, question: Question, plan: Plan, campaign_id: str, claim_id: str
+    verdict: VerdictContent, question: Question, plan: Plan, trials: int, campaign_id: str, claim_id: str
 ) -> list[str]:
     """The verdict in five lines: outcome, effect, sides, evidence, rows."""
     challenger, baseline = label(question.challenger), label(question.baseline)
@@ -108,9 +106,9 @@ def verdict_lines(
             f"{challenger} {verdict.challenger.mean:.1f} (worst seed {verdict.challenger.worst_seed:.1f}) against "
             f"{baseline} {verdict.baseline.mean:.1f} (worst seed {verdict.baseline.worst_seed:.1f})"
         )
-    trials = f"{plan.rounds} trials a side" if question.baseline_is_tuned else f"{plan.rounds} trials"
+    tried = f"{trials} trials a side" if question.baseline_is_tuned else f"{trials} trials"
     lines.append(
-        f"{verdict.seeds or plan.confirmation_seeds} paired seeds, {trials}, "
+        f"{verdict.seeds or plan.confirmation_seeds} paired seeds, {tried}, "
         f"{format_count(plan.env_steps_full)} env steps a run"
     )
     runs = verdict.run_ids

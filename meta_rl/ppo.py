@@ -24,7 +24,7 @@ from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, standa
 class PPOConfig(LearnerConfig):
     """Settings of the clipped update. The defaults are what worked best on halfcheetah-vel (see `experiments/presets`)."""
 
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, json_schema_extra=search(low=3e-4, high=3e-3, log=True))
+    learning_rate: float = Field(default=5e-4, gt=0, le=1, json_schema_extra=search(low=2e-4, high=3e-3, log=True))
     """Adam's step size at the start of training."""
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
     """Adam's step size at the end; the change is linear in env steps."""
@@ -34,7 +34,7 @@ class PPOConfig(LearnerConfig):
     """Adam's decay of squared gradients; 0.95 follows a changing objective faster."""
     epochs: int = Field(default=8, ge=1, le=100)
     """Passes over the batch an update."""
-    minibatches: int = Field(default=8, ge=1)
+    minibatches: int = Field(default=16, ge=1, json_schema_extra=search(choices=(8, 16, 32)))
     """Parts of the worlds a pass; each is one optimiser step."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """Epsilon of the clipped objective."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-install_import_hook(["core", "meta_rl", "adaptation"], "beartype.beartype")
+
+# Files with numba kernels are left out: numba cannot compile a function that a checker has wrapped.
+ROOT = Path(__file__).resolve().parent.parent
+CHECKED = [
+    f"{folder}.{file.stem}"
+    for folder in ("core", "meta_rl", "adaptation")
+    for file in sorted((ROOT / folder).glob("*.py"))
+    if file.stem != "__init__" and "numba" not in file.read_text()
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 import torch  # noqa: E402
 

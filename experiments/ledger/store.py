@@ -201,12 +201,14 @@ class Ledger:
         except OperationalError as error:
             raise LedgerError(self._way_out(" ".join(str(error.orig).split()))) from error
         except DatabaseError as error:
-            if "not a database" in str(error.orig) or "malformed" in str(error.orig):
+            if any(words in str(error.orig) for words in ("not a database", "malformed", "read-only transaction")):
                 raise LedgerError(self._way_out(str(error.orig))) from error
             raise
 
     def _way_out(self, cause: str) -> str:
-        if self.backend == "postgresql":
+        if self.backend == "postgresql" and "read-only" in cause:
+            way = "it was opened for reading alone"
+        elif self.backend == "postgresql":
             way = "check that the server runs and that the address, user and database in --ledger are right"
         elif "not a database" in cause or "malformed" in cause or "I/O error" in cause:
             return (

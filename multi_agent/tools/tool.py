@@ -57,7 +57,6 @@ class ToolContext:
     emit: Callable[..., None]  # (kind, actor, text, **payload) -> event
     broker: MessageBroker
     memory: SharedMemory
-    teammates: tuple[str, ...]
     round: int = 0  # the round this turn is about
     mode: Mode = "optimizer"  # whose configuration this round runs
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework

@@ -117,7 +117,7 @@ class Crew:
         self.failures_in_a_row = 0
         self.silent_because = ""
         self.contexts = {
-            m.name: ToolContext(lab, m.name, m.slice, self.emit, self.broker, self.memory, names) for m in self.members
+            m.name: ToolContext(lab, m.name, m.slice, self.emit, self.broker, self.memory) for m in self.members
         }
         self.agents: dict[str, Agent] = {m.name: self._build(m) for m in self.members}
         self.emit(

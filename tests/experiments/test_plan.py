@@ -70,7 +70,9 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize(("text", "count"), [("20M", 20_000_000), ("500k", 500_000), ("200000", 200_000), ("1e6", 10**6)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("20M", 20_000_000), ("500k", 500_000), ("200000", 200_000), ("1e6", 10**6)]
+)
 def test_a_count_is_read(text: str, count: int) -> None:
     assert parse_count(text) == count
 

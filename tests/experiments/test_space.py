@@ -41,9 +41,7 @@ def test_a_value_lands_in_the_specification() -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_every_configuration_is_sized_to_the_parameter_budget(kind: str, layers: int) -> None:
     budget = count_parameters(_spec(BASELINE))
-    spec = CHALLENGER.spec(
-        {"model.kind": kind, "model.num_layers": layers}, env_steps=1, seed=0, parameters=budget
-    )
+    spec = CHALLENGER.spec({"model.kind": kind, "model.num_layers": layers}, env_steps=1, seed=0, parameters=budget)
     assert abs(count_parameters(spec) - budget) < 0.06 * budget
 
 

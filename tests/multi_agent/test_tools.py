@@ -36,7 +36,6 @@ def context_of(lab: FakeLab, name: str = "Meta-Learning", mode: Mode = "agents")
         emit,
         MessageBroker(NAMES, emit),
         SharedMemory(emit),
-        NAMES,
     )
     context.begin_turn(lab.round, mode)
     return context
