@@ -128,7 +128,9 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
     import time
 
     began = time.monotonic()
-    paths = place.paths()
+    from experiments.paths import Paths
+
+    paths = Paths.of(place.data_dir) if dry_run else place.paths()
     from experiments.question import parse_goal
 
     question = parse_goal(goal)

@@ -119,6 +119,9 @@ class LRUConfig(SSMConfig):
     """Inner radius of the ring; r is a time constant of -1 / ln r steps."""
     r_max: float = Field(default=0.995, gt=0, lt=1, json_schema_extra=search(choices=(0.98, 0.995, 0.999)))
     """Outer radius of the ring."""
+    spacing: Literal["ring", "log"] = "ring"
+    """Initial radii: uniform on the ring's area as in the paper (most states forget fast), or time constants spread
+    log-uniformly between those of the two radii."""
     max_phase: float = Field(default=0.628, gt=0, le=2 * math.pi)
     """Largest initial phase, in radians a step."""
 
@@ -212,6 +215,9 @@ class LRUCell(DiagonalCell):
         draw = torch.rand(count, generator=generator)
         # Uniform on the ring's area (lemma 3.2): nu = -1/2 log(u (r_max^2 - r_min^2) + r_min^2).
         nu = -0.5 * torch.log(draw * (config.r_max**2 - config.r_min**2) + config.r_min**2)
+        if config.spacing == "log":
+            low, high = math.log(-math.log(config.r_max)), math.log(-math.log(max(config.r_min, 1e-3)))
+            nu = torch.exp(low + (high - low) * draw)
         theta = config.max_phase * torch.rand(count, generator=generator).clamp_min(1e-4)
         self.log_nu = nn.Parameter(nu.log())
         self.log_theta = nn.Parameter(theta.log())

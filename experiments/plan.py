@@ -2,8 +2,8 @@
 
 A campaign's runs are counted in full runs F (selection and confirmation) and half runs (baseline and search), so a
 design costs a known number of env steps per step of F. The designs are tried from the richest down; the first whose
-F reaches the family's learning length is taken, else the smallest one that leaves F at least `MIN_ITERATIONS` training
-iterations. Nothing is spent before the plan is shown.
+F reaches the family's learning length is taken, else the smallest one, as long as F has `MIN_ITERATIONS` training
+iterations of the largest configuration. Nothing is spent before the plan is shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field
 from core.config import FrozenConfig
 from core.errors import InputError
 
-MIN_ITERATIONS = 4
+MIN_ITERATIONS = 2
 LEARNING_EPISODES = 3_000  # from here on RL2 on a locomotion family adapts; below it a design is made smaller
 STARTUP_S = 4.0  # a run's process start, imports and evaluation where it was not measured
 OVERHEAD_S = 20.0  # planning, crew, judging and report
@@ -127,25 +127,24 @@ def make_plan(
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
     learning = max(LEARNING_EPISODES * horizon, MIN_ITERATIONS * iteration_steps)
-    for enough in (learning, learning // 2, learning // 4, MIN_ITERATIONS * iteration_steps):
-        for design in DESIGNS:
-            full = (
-                _full_length(budget, design, tuned_arms, workers, steps_per_s, startup_s)
-                // iteration_steps
-                * iteration_steps
+    for design in DESIGNS:
+        full = (
+            _full_length(budget, design, tuned_arms, workers, steps_per_s, startup_s)
+            // iteration_steps
+            * iteration_steps
+        )
+        if full >= (learning if design is not DESIGNS[-1] else MIN_ITERATIONS * iteration_steps):
+            half = max(math.ceil(full / 2 / iteration_steps), 1) * iteration_steps
+            return Plan(
+                budget=budget,
+                design=design,
+                tuned_arms=tuned_arms,
+                env_steps_full=full,
+                env_steps_search=half,
+                workers=workers,
+                steps_per_s=steps_per_s,
+                startup_s=startup_s,
             )
-            if full >= enough:
-                half = max(math.ceil(full / 2 / iteration_steps), 1) * iteration_steps
-                return Plan(
-                    budget=budget,
-                    design=design,
-                    tuned_arms=tuned_arms,
-                    env_steps_full=full,
-                    env_steps_search=half,
-                    workers=workers,
-                    steps_per_s=steps_per_s,
-                    startup_s=startup_s,
-                )
     raise InputError(_too_small(budget, iteration_steps, tuned_arms, workers, steps_per_s, startup_s))
 
 
@@ -179,8 +178,8 @@ def _too_small(
         needed = f"--budget {format_seconds(math.ceil(seconds / 10 + 1) * 10)}"
         given = f"--budget {format_seconds(budget.wall_s)}"
     return (
-        f"{given} is too small for any verdict: the smallest design trains {runs} runs of at least {MIN_ITERATIONS} "
-        f"iterations ({format_count(full)} env steps) each. Nothing was spent. The smallest that works here: {needed}"
+        f"{given} is too small for any verdict: the smallest design trains {runs} runs of at least "
+        f"{format_count(full)} env steps each. Nothing was spent. The smallest that works here: {needed}"
     )
 
 

@@ -2,44 +2,182 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from sqlalchemy import func, select
 
 from core.errors import InputError, bad_value, unknown_name
-from experiments.lab import TableView
-from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, Note, Proposal, Run, Verdict
-from experiments.ledger.store import FINISHED, PREFIXES, Ledger, join_value, readable_id
+from experiments.filters import COLUMNS, SCORE, parse_columns, parse_sort, parse_where
+from experiments.holder import describe_holder, is_alive
+from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, Note, Proposal, Run, Tag, Verdict
+from experiments.ledger.store import FINISHED, PREFIXES, Ledger, join_value, now, parse_id, readable_id
+from experiments.tables import TableView
 
 PURPOSES = ("baseline", "search", "selection", "confirmation", "manual", "rerun")
 STATUSES = ("queued", "running", *FINISHED)
+ARCHIVED = "archived"
+LISTED = ("run", "campaign", "purpose", "arm", "task", "model", "seed", "status", "env_steps", "score")
+GROUPED = ("runs", "done", "seeds", "score", "spread", "best", "worst", "env_steps", "last_run")
 
 
 def list_runs(
-    ledger: Ledger, *, campaign: int | None, purpose: str | None, status: str | None, limit: int
+    ledger: Ledger,
+    *,
+    campaign: int | None = None,
+    purpose: str | None = None,
+    status: str | None = None,
+    where: str | None = None,
+    group: str | None = None,
+    sort: str | None = None,
+    everything: bool = False,
+    limit: int = 40,
 ) -> TableView:
-    """The newest `limit` runs that fit, oldest of them first."""
+    """The newest `limit` runs that fit, oldest of them first, or the first `limit` in the order of `sort`.
+
+    where: see `experiments/filters.py`. group: columns to aggregate over, such as variant. sort: a column, with `-` before
+    it for descending. everything: archived runs too.
+    """
     if purpose is not None and purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, PURPOSES)
     if status is not None and status not in STATUSES:
         raise unknown_name("status", status, STATUSES)
     if limit < 1:
         raise bad_value("--limit", limit, "1 or more")
-    columns = (Run.id, Run.campaign_id, Run.purpose, Run.arm, Run.task, Run.model, Run.seed, Run.status, Run.env_steps, Run.score)  # fmt: skip
-    query, total = select(*columns), select(func.count()).select_from(Run)
+    conditions = [] if where is None else parse_where(where)
     for column, value in ((Run.campaign_id, campaign), (Run.purpose, purpose), (Run.status, status)):
         if value is not None:
-            query, total = query.where(column == value), total.where(column == value)
+            conditions.append(column == value)
+    hidden = 0
     with ledger.session() as session:
-        found = list(session.execute(query.order_by(Run.id.desc()).limit(limit)))[::-1]
-        count = session.scalar(total) or 0
+        if not everything:
+            runs, campaigns = archived(session)
+            if runs or campaigns:
+                put_away = Run.id.in_(runs) | (Run.campaign_id.in_(campaigns) & Run.campaign_id.is_not(None))
+                hidden = session.scalar(select(func.count()).select_from(Run).where(*conditions, put_away)) or 0
+                conditions.append(~put_away)
+        if group is not None:
+            return _grouped(session, conditions, parse_columns("--group", group), sort, limit, hidden)
+        query = select(*(COLUMNS[name] for name in LISTED)).where(*conditions)
+        if sort is None:
+            found = list(session.execute(query.order_by(Run.id.desc()).limit(limit)))[::-1]
+        else:
+            name, descending = parse_sort(sort, COLUMNS)
+            order = COLUMNS[name].desc() if descending else COLUMNS[name].asc()
+            found = list(session.execute(query.order_by(order.nulls_last(), Run.id).limit(limit)))
+        count = session.scalar(select(func.count()).select_from(Run).where(*conditions)) or 0
     rows = tuple((readable_id("r", r[0]), readable_id("c", r[1]), *r[2:]) for r in found)
-    note = f"the newest {len(rows)} of {count}; see more with --limit" if count > len(rows) else ""
-    return TableView(
-        columns=("run", "campaign", "purpose", "arm", "task", "model", "seed", "status", "env_steps", "score"),
-        rows=rows,
-        note=note,
+    shown = "first" if sort else "newest"
+    notes = [f"the {shown} {len(rows)} of {count}; see more with --limit"] if count > len(rows) else []
+    return TableView(columns=LISTED, rows=rows, note="; ".join(notes + _hidden(hidden)))
+
+
+def archived(session: Any) -> tuple[list[int], list[int]]:
+    """The numbers of archived runs and of archived campaigns."""
+    targets = list(session.scalars(select(Tag.target).where(Tag.tag == ARCHIVED)))
+    return (
+        [parse_id(t, "run") for t in targets if t.startswith("r-")],
+        [parse_id(t, "campaign") for t in targets if t.startswith("c-")],
     )
+
+
+def _hidden(count: int) -> list[str]:
+    return [f"{count} archived not shown; see them with --all"] if count else []
+
+
+def _grouped(
+    session: Any, conditions: list[Any], names: list[str], sort: str | None, limit: int, hidden: int
+) -> TableView:
+    """One row a group with the mean score of its finished runs, best mean first."""
+    if "variant" in names or "config" in names:  # a hash alone says little
+        names = list(dict.fromkeys([*names, "model", "task"]))
+    query = select(*(COLUMNS[name] for name in names), Run.id, Run.status, Run.seed, Run.env_steps, SCORE)
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for row in session.execute(query.where(*conditions).order_by(Run.id)):
+        groups.setdefault(tuple(row[: len(names)]), []).append(row[len(names) :])
+    rows: list[tuple[Any, ...]] = []
+    for key, members in groups.items():
+        scores = [score for *_, score in members if score is not None]
+        rows.append(
+            (
+                *(_key(name, value) for name, value in zip(names, key, strict=True)),
+                len(members),
+                sum(status == "done" for _, status, *_ in members),
+                len({seed for _, _, seed, *_ in members}),
+                statistics.fmean(scores) if scores else None,
+                statistics.stdev(scores) if len(scores) > 1 else None,
+                max(scores, default=None),
+                min(scores, default=None),
+                sum(steps for _, _, _, steps, _ in members),
+                readable_id("r", members[-1][0]),
+            )
+        )
+    columns = [*names, *GROUPED]
+    name, descending = parse_sort(sort or "-score", columns)
+    place = columns.index(name)
+    known = sorted((r for r in rows if r[place] is not None), key=lambda r: r[place], reverse=descending)
+    rows = known + [r for r in rows if r[place] is None]
+    notes = [f"the first {limit} of {len(rows)} groups; see more with --limit"] if len(rows) > limit else []
+    return TableView(columns=tuple(columns), rows=tuple(rows[:limit]), note="; ".join(notes + _hidden(hidden)))
+
+
+def _key(name: str, value: Any) -> Any:
+    if name in ("variant", "config"):
+        return value[:12]
+    prefix = {"run": "r", "rerun_of": "r", "campaign": "c", "claim": "k"}.get(name)
+    return value if prefix is None else readable_id(prefix, value)
+
+
+def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
+    """Campaigns that are not finished, with who holds them, and the runs that are training or waiting."""
+    with ledger.session() as session:
+        finished = select(func.count()).select_from(Run).where(Run.campaign_id == Campaign.id, Run.status.in_(FINISHED))
+        query = select(Campaign, finished.scalar_subquery()).where(Campaign.stage != "done").order_by(Campaign.id)
+        campaigns = [
+            (
+                readable_id("c", c.id),
+                c.goal,
+                c.stage,
+                _standing(c),
+                describe_holder(c.holder),
+                done,
+                round(c.spent_s, 1),
+            )
+            for c, done in session.execute(query)
+        ]
+        moment = now()
+        runs = [
+            (
+                readable_id("r", run.id),
+                readable_id("c", run.campaign_id),
+                run.purpose,
+                run.arm,
+                run.model,
+                run.status,
+                round(100 * run.env_steps / run.spec["env_steps"], 1) if run.spec.get("env_steps") else None,
+                None if run.heartbeat_at is None else round((moment - run.heartbeat_at).total_seconds(), 1),
+            )
+            for run in session.scalars(select(Run).where(Run.status.not_in(FINISHED)).order_by(Run.id))
+        ]
+    interrupted = [row[0] for row in campaigns if row[3] != "running"]
+    note = f"Go on with: python main.py resume {interrupted[-1]}" if interrupted else ""
+    return (
+        TableView(
+            columns=("campaign", "goal", "stage", "status", "held by", "runs finished", "seconds"),
+            rows=tuple(campaigns),
+            note=note if campaigns else "No campaign is open.",
+        ),
+        TableView(
+            columns=("run", "campaign", "purpose", "arm", "model", "status", "done %", "last report (s ago)"),
+            rows=tuple(runs),
+            note="" if runs else "No run is training or waiting.",
+        ),
+    )
+
+
+def _standing(campaign: Campaign) -> str:
+    """The campaign's status; one whose process has ended without a word is interrupted."""
+    return "interrupted" if campaign.status == "running" and not is_alive(campaign.holder) else campaign.status
 
 
 def list_campaigns(ledger: Ledger) -> TableView:

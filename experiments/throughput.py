@@ -25,7 +25,7 @@ class Throughput(FrozenConfig):
     steps_per_s: float
     """Training env steps a second, harmonic mean over the arms' default configurations."""
     startup_s: float
-    """Seconds of a run that are not training: process start, imports, compiling, evaluation."""
+    """Seconds of a run that are not training: process start, imports, evaluation."""
 
 
 def measure_throughput(spaces: Sequence[SearchSpace], paths: Paths, workers: int, stop: threading.Event) -> Throughput:
@@ -52,17 +52,17 @@ def measure_throughput(spaces: Sequence[SearchSpace], paths: Paths, workers: int
                 )
             )
         rates: dict[int, list[float]] = {job.run_id: [] for job in jobs}
-        began: dict[int, float] = {}
-        startup: list[float] = []
+        reported: dict[int, float] = {}
+        idle: dict[int, float] = {job.run_id: 0.0 for job in jobs}  # before the first iteration and after the last
 
         def listen(job: Job, message: Message) -> None:
             if isinstance(message, Started):
-                began[job.run_id] = time.monotonic()
+                idle[job.run_id] = time.monotonic() - launched
             elif isinstance(message, Report):
                 rates[job.run_id].append(message.metrics["time/fps"])
+                reported[job.run_id] = time.monotonic()
             elif isinstance(message, Ended) and message.status == "done":
-                trained = job.spec.env_steps / _steady(rates[job.run_id])
-                startup.append(time.monotonic() - launched - trained)
+                idle[job.run_id] += time.monotonic() - reported[job.run_id]
             elif isinstance(message, Ended) and message.status != "stopped":
                 log = job.log.read_text(errors="replace")[-800:] if job.log.exists() else ""
                 raise InputError(f"the default configuration could not be trained: {message.cause}\n{log}".rstrip())
@@ -73,7 +73,7 @@ def measure_throughput(spaces: Sequence[SearchSpace], paths: Paths, workers: int
             raise Paused
         per_job = [_steady(r) for r in rates.values()]
         return Throughput(
-            steps_per_s=len(per_job) / sum(1 / r for r in per_job), startup_s=max(sum(startup) / len(startup), 0.5)
+            steps_per_s=len(per_job) / sum(1 / r for r in per_job), startup_s=sum(idle.values()) / len(idle)
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

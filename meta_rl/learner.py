@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -82,7 +82,7 @@ LEARNERS: _LearnerRegistry = _LearnerRegistry("learner", hint="See: python main.
 LearnerT = TypeVar("LearnerT", bound="type[Learner]")
 
 
-def register_learner(kind: str, config_type: type[LearnerConfig]) -> Any:
+def register_learner(kind: str, config_type: type[LearnerConfig]) -> Callable[[LearnerT], LearnerT]:
     """Class decorator: makes a learner available under `kind` with its config class."""
 
     def add(learner: LearnerT) -> LearnerT:

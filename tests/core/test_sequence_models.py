@@ -262,7 +262,9 @@ def test_the_hidden_state_starts_at_zero_and_has_the_announced_size(kind: str) -
 def test_float64_models_work_step_by_step_and_as_sequences(kind: str) -> None:
     model, x = model_of(kind).double(), draw(BATCH, TIME, INPUT).double()
     with torch.no_grad():
-        assert torch.allclose(unrolled(model, x, None, random_resets())[0], model(x, None, random_resets())[0], atol=1e-10)
+        assert torch.allclose(
+            unrolled(model, x, None, random_resets())[0], model(x, None, random_resets())[0], atol=1e-10
+        )
 
 
 @kinds

@@ -211,3 +211,33 @@ def test_learner_configs_round_trip_json_through_the_registry():
     config = parse_learner_config({"kind": "rl2", "gamma": 0.5})
     assert parse_learner_config(config.model_dump(mode="json")) == config
     assert "rl2" in LEARNERS
+
+
+def test_the_step_size_falls_while_an_update_moves_too_far_and_recovers_after():
+    from meta_rl.ppo import next_lr_factor
+
+    assert next_lr_factor(1.0, 0.1, None) == 1.0
+    falling = next_lr_factor(1.0, 0.1, 0.02)
+    assert falling < 1.0
+    assert next_lr_factor(falling, 0.02, 0.02) == falling
+    assert next_lr_factor(falling, 0.001, 0.02) == pytest.approx(1.0)
+    assert next_lr_factor(1e-3, 1.0, 0.02) == 1e-3
+
+
+def test_a_kl_ceiling_holds_the_policys_change_near_it():
+    free = make(steps=12 * 640)
+    held = make(steps=12 * 640, config=FAST.model_copy(update={"kl_ceiling": 0.0005}))
+    mean_kl = lambda learner: np.mean([r.metrics["train/approx_kl"] for r in list(learner.train())[6:]])  # noqa: E731
+    assert mean_kl(held) < 0.7 * mean_kl(free)
+
+
+def test_categorical_actions_train_on_cartpole():
+    config = FAST.model_copy(update={"num_worlds": 8})
+    horizon = get_family("CartPole-v1").horizon
+    learner = build_learner("CartPole-v1", SMALL, config, env_steps=2 * 8 * horizon, seed=0)
+    assert isinstance(learner, RL2)
+    reports = list(learner.train())
+    assert len(reports) == 2
+    result = learner.evaluate(learner.family.eval_tasks("search"), episodes=2, seed=0)
+    assert (result.returns >= 1).all()
+    assert (result.extras["episode_length"] == result.returns).all()  # one point a step, whatever the length
