@@ -685,7 +685,7 @@ def _show_table(place: Place, columns: Sequence[str], rows: Sequence[Sequence[An
         return
     from rich.text import Text
 
-    from experiments.views import narrowed, table
+    from experiments.tables import narrowed, table
 
     console = _console(place)
     if console.width < 110:  # what is the same in all rows is said once

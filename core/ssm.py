@@ -119,7 +119,7 @@ class LRUConfig(SSMConfig):
     """Inner radius of the ring; r is a time constant of -1 / ln r steps."""
     r_max: float = Field(default=0.995, gt=0, lt=1, json_schema_extra=search(choices=(0.98, 0.995, 0.999)))
     """Outer radius of the ring."""
-    spacing: Literal["ring", "log"] = "ring"
+    spacing: Literal["ring", "log"] = "log"
     """Initial radii: uniform on the ring's area as in the paper (most states forget fast), or time constants spread
     log-uniformly between those of the two radii."""
     max_phase: float = Field(default=0.628, gt=0, le=2 * math.pi)

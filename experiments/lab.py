@@ -10,25 +10,35 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import statistics as stdlib_statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import func, select, update
 
-from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
 from experiments import judge as judging
 from experiments.executor import Executor
+from experiments.holder import describe_holder, is_alive, this_process
 from experiments.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent
+from experiments.lab_views import (
+    BudgetView,
+    ClaimView,
+    EventView,
+    FeasibilityView,
+    NoteView,
+    ProposalView,
+    RoundView,
+    SpaceView,
+    SuggestionView,
+    VerdictView,
+)
 from experiments.ledger.models import Campaign, Claim, Event, Proposal, Run, Verdict
 from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id
 from experiments.paths import Paths
@@ -38,13 +48,13 @@ from experiments.question import Question, label
 from experiments.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.space import (
     ROLES,
-    Parameter,
     SearchSpace,
     Value,
     count_parameters,
     iteration_steps,
 )
 from experiments.spec import RunSpec
+from experiments.tables import TableView, flatten
 
 Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
 STAGES: tuple[Stage, ...] = (
@@ -63,100 +73,6 @@ VIEWS = ("incumbent", "top", "runs", "failures", "baseline", "sensitivity")
 POOL_OFFSET = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 
 __all__ = ["STAGES", "Lab", "Paused", "create_campaign"]
-
-
-class SpaceView(FrozenConfig):
-    """The tunable fields of one arm."""
-
-    arm: str
-    parameters: tuple[Parameter, ...]
-
-
-class TableView(FrozenConfig):
-    """A small table of ledger facts."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
-    note: str = ""
-
-
-class SuggestionView(FrozenConfig):
-    """The optimizer's joint configuration for the present round."""
-
-    arm: str
-    trial: int
-    source: Literal["default", "optimizer"]
-    values: dict[str, Value]
-
-
-class ProposalView(FrozenConfig):
-    """A slice of the present round's configuration as it stands in the ledger."""
-
-    id: str
-    arm: str
-    trial: int
-    role: str
-    source: str
-    values: dict[str, Value]
-
-
-class FeasibilityView(FrozenConfig):
-    """Whether a configuration can be trained, and what it would cost."""
-
-    feasible: bool
-    problems: tuple[str, ...]
-    parameters: int | None
-    """Trainable numbers of the whole policy."""
-    expected_s: float | None
-    """Expected seconds of the search run, from the campaign's measured throughput; None before the first run."""
-    same_as: str | None
-    """A run of this campaign with exactly this configuration."""
-
-
-class RoundView(FrozenConfig):
-    """The finished runs of one search round."""
-
-    round: int
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
-    noise_floor: float | None
-    """Standard deviation of the score over seeds of the baseline's default configuration."""
-
-
-class NoteView(FrozenConfig):
-    id: int
-    target: str
-
-
-class BudgetView(FrozenConfig):
-    """What was spent and what is left."""
-
-    wall_s_spent: float
-    wall_s_planned: float | None
-    env_steps_spent: int
-    env_steps_planned: int
-    runs_finished: int
-    runs_planned: int
-    rounds_finished: int
-    rounds_planned: int
-
-
-class ClaimView(FrozenConfig):
-    id: str
-    content: ClaimContent
-    content_hash: str
-
-
-class VerdictView(VerdictContent):
-    id: str
-    claim_id: str
-
-
-class EventView(FrozenConfig):
-    id: int
-    kind: str
-    actor: str
-    payload: dict[str, Any]
 
 
 def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
@@ -232,13 +148,17 @@ class Lab:
         """Marks the campaign as worked on by this process; InputError where another one holds it."""
         with self.ledger.session() as session:
             row = session.get_one(Campaign, self.number)
-            if row.status == "running" and row.holder is not None and _alive(row.holder):
+            if (
+                row.status == "running"
+                and row.holder is not None
+                and row.holder["pid"] != os.getpid()
+                and is_alive(row.holder)
+            ):
                 raise InputError(
-                    f"{self.campaign_id} is being worked on by process {row.holder['pid']} on {row.holder['host']} "
-                    f"since {row.holder['since'][:19]}. Pause that one first: python main.py pause {self.campaign_id}"
+                    f"{self.campaign_id} is being worked on by {describe_holder(row.holder)}. Pause that one first: python main.py pause {self.campaign_id}"
                 )
             row.status = "running" if row.stage != "done" else "done"
-            row.holder = _this_process()
+            row.holder = this_process()
         released = threading.Event()
         threading.Thread(target=self._listen_for_pause, args=(released,), daemon=True).start()
         try:
@@ -409,7 +329,7 @@ class Lab:
     def compare_variants(self, first: str, second: str) -> TableView:
         """Two runs of the search pool: what differs in the configuration, and the scores in units of the noise floor."""
         a, b = self._search_run(first), self._search_run(second)
-        left, right = _flatten(a.spec), _flatten(b.spec)
+        left, right = flatten(a.spec), flatten(b.spec)
         rows: list[tuple[str | float | int | None, ...]] = [
             (name, str(left.get(name)), str(right.get(name)))
             for name in sorted(left.keys() | right.keys())
@@ -1057,44 +977,3 @@ def _describe(values: dict[str, Value]) -> str:
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
         parts.append(f"{name}={text}")
     return " ".join(parts)
-
-
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": now().isoformat(),
-        "start": _start_time(os.getpid()),
-    }
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's own count, so that a reused pid is told apart. None where unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _alive(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
-        return True  # another machine: only its own word that it let go counts
-    if holder["pid"] == os.getpid():
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return holder.get("start") is None or _start_time(holder["pid"]) == holder["start"]

@@ -20,49 +20,10 @@ from experiments.ledger.store import readable_id
 from experiments.plan import Plan, format_count, format_seconds
 from experiments.question import Question, label
 from experiments.runner import RunProgress
+from experiments.tables import table
 
 COLOURS = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow", "invalid": "red"}
 TALK_LINES = 8
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
-    """A plain table; numbers to the right."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(columns):
-        values = [row[index] for row in rows]
-        numeric = bool(rows) and all(isinstance(value, int | float) or value is None for value in values)
-        short = all(len(cell(value)) <= 16 for value in values)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
-    for row in rows:
-        shown.add_row(*(Text(cell(value)) for value in row))
-    return shown
-
-
-def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:
-    """The table without columns that say the same in every row, and those in words."""
-    kept, common = [], []
-    for index, name in enumerate(columns):
-        values = {str(row[index]) for row in rows}
-        if index and len(rows) > 1 and len(values) == 1:
-            if rows[0][index] is not None:
-                common.append(f"{name} {cell(rows[0][index])}")
-        else:
-            kept.append(index)
-    words = "in all rows: " + ", ".join(common) if common else ""
-    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], words
-
-
-def cell(value: Any) -> str:
-    """A value as a person reads it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-    if isinstance(value, int):
-        return f"{value:,}" if value < 50_000_000 else str(value)  # seeds are names, not amounts
-    return str(value)
 
 
 def plan_text(question: Question, plan: Plan) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -185,7 +185,7 @@ class Learner(ABC):
         self.seed = int(seed)
 
     @abstractmethod
-    def train(self) -> Iterator[TrainReport]:
+    def train(self) -> Generator[TrainReport, None, None]:
         """Train up to the budget, one report an iteration; continues where a loaded state stopped.
 
         Raises DivergedError when the loss or a parameter is not finite.

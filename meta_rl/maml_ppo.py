@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class MAMLPPO(Learner):
         self.iteration = 0
 
     # Training ---------------------------------------------------------------------------------------------------------
-    def train(self) -> Iterator[TrainReport]:
+    def train(self) -> Generator[TrainReport, None, None]:
         """One report a meta-update."""
         worlds = self.family.make(self.config.episodes_per_task)
         try:

@@ -11,7 +11,7 @@ arXiv 2309.14970, on why that matters).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Literal
 
 import numpy as np
@@ -80,7 +80,7 @@ class RL2(Learner):
         self.iteration = 0
         self.lr_factor = 1.0
 
-    def train(self) -> Iterator[TrainReport]:
+    def train(self) -> Generator[TrainReport, None, None]:
         """One report an iteration: collect one trial a world, update, measure."""
         worlds = self.family.make(self.config.num_worlds)
         try:

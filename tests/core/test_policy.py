@@ -131,7 +131,7 @@ def test_wrong_input_is_refused_by_name() -> None:
         policy_of(privileged_dim=2)(right)
     with pytest.raises(InputError, match="action: got"):
         log_prob(policy(right), torch.zeros(BATCH, TIME))
-    with pytest.raises(InputError, match="action.size"):
+    with pytest.raises(InputError, match=r"action\.size"):
         ActionSpec("gaussian", 0)
     with pytest.raises(InputError, match="obs_dim"):
         RecurrentPolicy(0, ActionSpec("gaussian", 1), PolicyConfig())

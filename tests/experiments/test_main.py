@@ -95,3 +95,52 @@ def test_a_specification_with_a_wrong_field_names_its_path(tmp_path: Path, capsy
     assert "gamma" in error
     assert "policy" in error
     assert not (tmp_path / "data").exists()
+
+
+def test_a_wall_time_budget_is_planned_from_measured_throughput(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goal = ["--goal", "beat LSTM on point-robot", "--budget", "2h", "--llm", "offline", "--dry-run"]
+    assert main.main([*goal, "--data-dir", str(tmp_path / "data")]) == 0
+    output = capsys.readouterr().out
+    assert "env steps/s a run with" in output
+    assert "of 2h" in output
+    assert not (tmp_path / "data").exists()
+
+
+def _campaign(data: Path, status: str) -> None:
+    """A campaign row without runs."""
+    from experiments.lab import create_campaign
+    from experiments.ledger import Ledger
+    from experiments.ledger.models import Campaign
+    from experiments.plan import Budget, make_plan
+    from experiments.question import parse_goal
+
+    data.mkdir()
+    ledger = Ledger(f"sqlite:///{data / 'ledger.db'}")
+    plan = make_plan(
+        Budget(env_steps=10**6), iteration_steps=1280, horizon=20, tuned_arms=2, workers=2, steps_per_s=None
+    )
+    number = create_campaign(ledger, parse_goal("beat LSTM on point-robot"), plan, seed=0, llm="offline")
+    with ledger.session() as session:
+        session.get_one(Campaign, number).status = status
+    ledger.close()
+
+
+def test_a_word_for_a_running_campaign_is_kept_as_an_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    _campaign(data, "running")
+    place = ["--data-dir", str(data)]
+    assert main.main(["instruct", "c-1", "try smaller state sizes", *place]) == 0
+    assert main.main(["pause", "c-1", *place]) == 0
+    with sqlite3.connect(data / "ledger.db") as connection:
+        events = connection.execute("select kind, actor, payload from events order by id").fetchall()
+    assert events == [("instruct", "human", '{"text": "try smaller state sizes"}'), ("pause", "human", "{}")]
+    assert main.main(["instruct", "c-1", " ", *place]) == 2
+    assert "from 1 to 2000" in capsys.readouterr().err
+
+
+def test_a_campaign_that_does_not_run_cannot_be_paused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _campaign(tmp_path / "data", "paused")
+    assert main.main(["pause", "c-1", "--data-dir", str(tmp_path / "data")]) == 2
+    assert "python main.py resume c-0001" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_the_outer_gradient_through_one_inner_step_equals_finite_differences():
         return type(batch)(inputs, *parts, batch.mean_return)
 
     pre, post = double(pre), double(post)
-    theta = dict(learner.policy.named_parameters())
+    theta: dict[str, torch.Tensor] = dict(learner.policy.named_parameters())
 
     def objective() -> torch.Tensor:
         return learner._surrogate(learner.inner_loop_adapt(theta, pre, create_graph=True), post, None)[0]

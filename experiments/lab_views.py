@@ -1,0 +1,96 @@
+"""What the lab hands to tools and people: frozen views of a campaign's state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from core.config import FrozenConfig
+from experiments.judge import ClaimContent, VerdictContent
+from experiments.space import Parameter, Value
+from experiments.tables import Cell
+
+
+class SpaceView(FrozenConfig):
+    """The tunable fields of one arm."""
+
+    arm: str
+    parameters: tuple[Parameter, ...]
+
+
+class SuggestionView(FrozenConfig):
+    """The optimizer's joint configuration for the present round."""
+
+    arm: str
+    trial: int
+    source: Literal["default", "optimizer"]
+    values: dict[str, Value]
+
+
+class ProposalView(FrozenConfig):
+    """A slice of the present round's configuration as it stands in the ledger."""
+
+    id: str
+    arm: str
+    trial: int
+    role: str
+    source: str
+    values: dict[str, Value]
+
+
+class FeasibilityView(FrozenConfig):
+    """Whether a configuration can be trained, and what it would cost."""
+
+    feasible: bool
+    problems: tuple[str, ...]
+    parameters: int | None
+    """Trainable numbers of the whole policy."""
+    expected_s: float | None
+    """Expected seconds of the search run, from the campaign's measured throughput; None before the first run."""
+    same_as: str | None
+    """A run of this campaign with exactly this configuration."""
+
+
+class RoundView(FrozenConfig):
+    """The finished runs of one search round."""
+
+    round: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    noise_floor: float | None
+    """Standard deviation of the score over seeds of the baseline's default configuration."""
+
+
+class NoteView(FrozenConfig):
+    id: int
+    target: str
+
+
+class BudgetView(FrozenConfig):
+    """What was spent and what is left."""
+
+    wall_s_spent: float
+    wall_s_planned: float | None
+    env_steps_spent: int
+    env_steps_planned: int
+    runs_finished: int
+    runs_planned: int
+    rounds_finished: int
+    rounds_planned: int
+
+
+class ClaimView(FrozenConfig):
+    id: str
+    content: ClaimContent
+    content_hash: str
+
+
+class VerdictView(VerdictContent):
+    id: str
+    claim_id: str
+
+
+class EventView(FrozenConfig):
+    id: int
+    kind: str
+    actor: str
+    payload: dict[str, Any]
