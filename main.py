@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from experiments.lab import Lab
     from experiments.ledger import Ledger
     from experiments.paths import Paths
+    from experiments.tables import TableView
     from experiments.views import LiveView
     from multi_agent.llm.choose import LLMChoice
 
@@ -62,6 +63,12 @@ class Place:
         if not read_only:
             paths.ensure()
         return Ledger(self.ledger or paths.ledger_url, read_only=read_only), paths
+
+    def change(self) -> Ledger:
+        """The existing ledger, open for writing; none is created."""
+        ledger, _ = self.open()
+        ledger.close()
+        return self.open(read_only=False)[0]
 
 
 @Parameter(name="*")
@@ -359,6 +366,10 @@ def runs(
     campaign: str | None = None,
     purpose: str | None = None,
     status: str | None = None,
+    where: str | None = None,
+    group: str | None = None,
+    sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    all: Annotated[bool, Parameter(negative="")] = False,
     limit: int = 40,
     place: Place | None = None,
 ) -> int:
@@ -372,6 +383,14 @@ def runs(
         Only baseline, search, selection, confirmation, manual or rerun.
     status
         Only those with a status, such as done or failed.
+    where
+        Conditions such as "task=halfcheetah-vel and status=done,failed and score>=-50".
+    group
+        Columns to aggregate over, such as variant, or arm,purpose.
+    sort
+        A column, such as seed, or -score for the largest first.
+    all
+        Archived runs too.
     limit
         How many at most.
     """
@@ -380,7 +399,9 @@ def runs(
 
     ledger, _ = place.open()
     number = None if campaign is None else ledger.resolve(campaign, "campaign")
-    found = list_runs(ledger, campaign=number, purpose=purpose, status=status, limit=limit)
+    found = list_runs(
+        ledger, campaign=number, purpose=purpose, status=status, where=where, group=group, sort=sort, everything=all, limit=limit
+    )  # fmt: skip
     _show_table(place, found.columns, found.rows, found.note)
     return 0
 
@@ -419,6 +440,272 @@ def show(id: str, *, place: Place | None = None) -> int:
     console = _console(place)
     for line in json.dumps(described, indent=2, ensure_ascii=False, default=str).splitlines():
         console.print(Text(line), soft_wrap=True)
+    return 0
+
+
+@app.command
+def status(*, place: Place | None = None) -> int:
+    """Show open campaigns with who works on them, and the runs that are training."""
+    place = place or Place()
+    from experiments.queries import list_active
+
+    ledger, _ = place.open()
+    campaigns, runs = list_active(ledger)
+    if place.json:
+        _print_json(place, {"campaigns": campaigns.records(), "runs": runs.records()})
+        return 0
+    for found in (campaigns, runs):
+        _show_found(place, found)
+    return 0
+
+
+@app.command
+def compare(
+    first: str, second: str, /, *, all: Annotated[bool, Parameter(negative="")] = False, place: Place | None = None
+) -> int:
+    """Compare two runs: what differs, and their scores paired by task and by shared seed.
+
+    Parameters
+    ----------
+    first
+        A run, such as r-0042.
+    second
+        Another one.
+    all
+        Every field and every task, not only what differs and the means.
+    """
+    place = place or Place()
+    from experiments.compare import compare as compare_runs
+    from experiments.compare import sentence
+
+    ledger, _ = place.open()
+    found = compare_runs(ledger, first, second, everything=all)
+    if place.json:
+        _print_json(place, found.model_dump(mode="json"))
+        return 0
+    _show_found(place, found.differences)
+    if all and found.tasks is not None:
+        _show_found(place, found.tasks)
+    for paired, unit in ((found.by_task, "tasks"), (found.by_seed, "shared seeds")):
+        if paired is not None:
+            print(sentence(paired, found, unit))
+    for note in found.notes:
+        print(note)
+    return 0
+
+
+@app.command
+def diff(
+    first: str, second: str, /, *, all: Annotated[bool, Parameter(negative="")] = False, place: Place | None = None
+) -> int:
+    """Show what differs between two runs or two campaigns, and nothing else.
+
+    Parameters
+    ----------
+    first
+        A run or a campaign, such as r-0042.
+    second
+        Another one of the same kind.
+    all
+        Fields that are the same, too.
+    """
+    place = place or Place()
+    from experiments.compare import diff as find_differences
+
+    ledger, _ = place.open()
+    _show_found(place, find_differences(ledger, first, second, everything=all))
+    return 0
+
+
+@app.command
+def note(
+    target: str | None = None, words: str | None = None, /, *, author: str = "human", place: Place | None = None
+) -> int:
+    """Keep a remark about a row, or list remarks.
+
+    Parameters
+    ----------
+    target
+        What it is about, such as r-0042 or c-0007; alone it lists the remarks about it.
+    words
+        The remark. The judge never reads it.
+    author
+        Who says it.
+    """
+    place = place or Place()
+    from experiments.housekeeping import add_note, list_notes
+
+    if target is None or words is None:
+        ledger, _ = place.open()
+        _show_found(place, list_notes(ledger, target))
+        return 0
+    ledger = place.change()
+    _say_done(place, {"note": words, "about": add_note(ledger, target, words, author)})
+    return 0
+
+
+@app.command
+def tag(
+    target: str | None = None,
+    word: str | None = None,
+    /,
+    *,
+    remove: Annotated[bool, Parameter(negative="")] = False,
+    place: Place | None = None,
+) -> int:
+    """Put a label on a row, or list labels.
+
+    Parameters
+    ----------
+    target
+        Such as r-0042 or c-0007; alone it lists its labels.
+    word
+        The label.
+    remove
+        Take it off.
+    """
+    place = place or Place()
+    from experiments.housekeeping import list_tags, set_tag
+
+    if target is None or word is None:
+        ledger, _ = place.open()
+        _show_found(place, list_tags(ledger, target))
+        return 0
+    ledger = place.change()
+    name = set_tag(ledger, target, word, remove=remove)
+    _say_done(place, {"removed" if remove else "tag": word, "about": name})
+    return 0
+
+
+@app.command
+def archive(*targets: str, undo: Annotated[bool, Parameter(negative="")] = False, place: Place | None = None) -> int:
+    """Hide runs or whole campaigns from lists; no row changes or goes away.
+
+    Parameters
+    ----------
+    targets
+        Such as r-0042 c-0007.
+    undo
+        Show them again.
+    """
+    place = place or Place()
+    if not targets:
+        raise InputError("archive: got nothing, allowed: runs and campaigns, such as r-0042 c-0007")
+    from experiments.housekeeping import archive as put_away
+
+    ledger = place.change()
+    _say_done(place, {"shown again" if undo else "archived": ", ".join(put_away(ledger, targets, undo=undo))})
+    return 0
+
+
+@app.command
+def export(
+    *,
+    format: str = "csv",
+    table: str = "runs",
+    campaign: str | None = None,
+    where: str | None = None,
+    out: str | None = None,
+    place: Place | None = None,
+) -> int:
+    """Write a table of the ledger as a file.
+
+    Parameters
+    ----------
+    format
+        csv, jsonl or parquet.
+    table
+        runs, metrics, evals, campaigns, proposals, claims, verdicts, events, artifacts, notes or tags.
+    campaign
+        Only what belongs to one campaign.
+    where
+        Only these runs and what belongs to them, as in runs --where.
+    out
+        The file (default: exports/ in the data folder).
+    """
+    place = place or Place()
+    from pathlib import Path
+
+    from experiments.export import export as write_export
+
+    ledger, paths = place.open()
+    number = None if campaign is None else ledger.resolve(campaign, "campaign")
+    file = Path(out) if out else paths.data / "exports" / f"{table}.{format}"
+    count = write_export(ledger, file, what=table, format=format, campaign=number, where=where)
+    _say_done(place, {"file": str(file), "rows": count})
+    return 0
+
+
+@app.command
+def sql(statement: str, /, *, limit: int = 1000, place: Place | None = None) -> int:
+    """Ask the ledger anything with one select statement; nothing can be written.
+
+    Parameters
+    ----------
+    statement
+        Such as "select model, avg(score) from runs where status = 'done' group by model".
+    limit
+        How many rows at most.
+    """
+    place = place or Place()
+    from experiments.read_sql import read_sql
+
+    ledger, _ = place.open()
+    _show_found(place, read_sql(ledger, statement, limit=limit))
+    return 0
+
+
+@app.command
+def doctor(*, fix: Annotated[bool, Parameter(negative="")] = False, place: Place | None = None) -> int:
+    """Check the ledger and its files; the exit code is 1 where something is wrong.
+
+    Parameters
+    ----------
+    fix
+        Mend what can be: an older schema is migrated, runs that nobody works on any more become crashed.
+    """
+    place = place or Place()
+    from experiments.housekeeping import examine
+
+    paths = place.paths()
+    findings = examine(place.ledger or paths.ledger_url, paths, fix=fix)
+    if place.json:
+        _print_json(place, [finding.model_dump() for finding in findings])
+    for finding in [] if place.json else findings:
+        print(f"{'mended' if finding.fixed else 'problem'}: {finding.what}\n  {finding.way_out}")
+    if not findings and not place.json:
+        print("The ledger and its files are in order.")
+    return int(any(not finding.fixed for finding in findings))
+
+
+@app.command
+def gc(*, yes: Annotated[bool, Parameter(negative="")] = False, place: Place | None = None) -> int:
+    """Remove models, checkpoints and logs of archived and of crashed runs; their rows stay.
+
+    Parameters
+    ----------
+    yes
+        Really remove them; without it they are only listed.
+    """
+    place = place or Place()
+    from experiments.housekeeping import remove_files, removable_files
+    from experiments.tables import TableView
+
+    ledger, paths = place.open()
+    items = removable_files(ledger, paths)
+    size = sum(item.size for item in items)
+    if yes and items:
+        ledger.close()
+        remove_files(place.change(), paths, items)
+    if place.json:
+        _print_json(place, {"removed": yes, "bytes": size, "runs": [item.model_dump() for item in items]})
+        return 0
+    rows = tuple((item.run, item.why, len(item.files), round(item.size / 1e6, 2)) for item in items)
+    words = f"{size / 1e6:,.1f} MB of {len(items)} runs"
+    note = f"Removed {words}." if yes else f"{words} can go; remove them with: python main.py gc --yes{_flags(place)}"
+    _show_found(
+        place, TableView(columns=("run", "why", "files", "MB"), rows=rows, note=note if items else "Nothing to remove.")
+    )
     return 0
 
 
@@ -558,7 +845,7 @@ def list_names(what: Literal["tasks", "models", "learners"], *, place: Place | N
 
 @app.command
 def bench(
-    what: Literal["models", "env", "train", "maml"],
+    what: Literal["models", "env", "train", "maml", "ledger"],
     /,
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
 ) -> int:
@@ -567,7 +854,7 @@ def bench(
     Parameters
     ----------
     what
-        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop) or maml.
+        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop), maml or ledger.
     options
         Passed on, such as --quick or --help.
     """
@@ -694,6 +981,22 @@ def _show_table(place: Place, columns: Sequence[str], rows: Sequence[Sequence[An
     console.print(table(columns, rows))
     if note:
         console.print(Text(note))
+
+
+def _show_found(place: Place, found: TableView) -> None:
+    """A table; where it is empty, only what it says about that."""
+    if found.rows or place.json:
+        _show_table(place, found.columns, found.rows, found.note)
+    else:
+        print(found.note or "No rows.")
+
+
+def _say_done(place: Place, done: dict[str, Any]) -> None:
+    """What a command changed, in one line."""
+    if place.json:
+        _print_json(place, done)
+    elif not place.quiet:
+        print(", ".join(f"{name}: {value}" for name, value in done.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
+from core.config import search
 from core.errors import bad_value
 from core.fused import Fused, f32, fused_allowed, sigmoid
 from core.scan import JIT, as_numpy, split_scan
@@ -36,13 +37,13 @@ class MambaConfig(SequenceModelConfig):
     kind: Literal["mamba"] = "mamba"
     expand: float = Field(default=1.0, gt=0, le=4)
     """Inner width, in hidden_dims (the paper uses 2)."""
-    states_per_channel: int = Field(default=8, ge=1, le=256)
+    states_per_channel: int = Field(default=8, ge=1, le=256, json_schema_extra=search(choices=(4, 8, 16)))
     """States of each inner channel, N (the paper uses 16)."""
     conv_width: int = Field(default=4, ge=1, le=16)
     """Taps of the causal convolution in front of the recurrence; 1 is none but a scale."""
     dt_rank: int = Field(default=0, ge=0, le=1024)
     """Rank of the map to the step; 0 means hidden_dim / 16, rounded up."""
-    dt_min: float = Field(default=0.005, gt=0, le=10)
+    dt_min: float = Field(default=0.005, gt=0, le=10, json_schema_extra=search(low=0.002, high=0.1, log=True))
     """Smallest initial step; time constants run from 1 / (N dt) to 1 / dt steps."""
     dt_max: float = Field(default=0.5, gt=0, le=10)
     """Largest initial step."""

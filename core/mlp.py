@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field
 from torch import Tensor, nn
 
+from core.config import search
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.stack import BLOCKS, BlockStack
 
@@ -17,7 +18,7 @@ class MLPConfig(SequenceModelConfig):
     """Residual two-layer maps, applied at each time step alone."""
 
     kind: Literal["mlp"] = "mlp"
-    expansion: int = Field(default=2, ge=1, le=16)
+    expansion: int = Field(default=2, ge=1, le=16, json_schema_extra=search(choices=(1, 2, 4)))
     """Width of a block's inner layer, in hidden_dims."""
     norm: Literal["none", "layer", "rms"] = "none"
     """Normalisation in front of each block."""

@@ -16,8 +16,10 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from core.config import search
 from core.fused import Fused, f32, fused_allowed
 from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
@@ -29,9 +31,9 @@ class LSTMConfig(SequenceModelConfig):
     """LSTM (Hochreiter and Schmidhuber 1997), torch's gates and layout."""
 
     kind: Literal["lstm"] = "lstm"
-    num_layers: int = 1
+    num_layers: int = Field(default=1, ge=1, le=32, json_schema_extra=search(choices=(1, 2)))
     """Depth: how many layers are stacked."""
-    forget_bias: float = 1.0
+    forget_bias: float = Field(default=1.0, ge=-5, le=5, json_schema_extra=search(choices=(0.0, 1.0, 2.0)))
     """Initial bias of the forget gate; 1 keeps memory at the start (Jozefowicz et al. 2015)."""
 
 
@@ -39,7 +41,7 @@ class GRUConfig(SequenceModelConfig):
     """GRU (Cho et al. 2014) in the form of torch and cuDNN: the reset gate acts after the recurrent product."""
 
     kind: Literal["gru"] = "gru"
-    num_layers: int = 1
+    num_layers: int = Field(default=1, ge=1, le=32, json_schema_extra=search(choices=(1, 2)))
     """Depth: how many layers are stacked."""
 
 
@@ -90,49 +92,59 @@ def lstm_reference(
     return torch.stack(outputs, 1), h, c
 
 
-def _lstm_torch(
-    x: Tensor, h: Tensor, c: Tensor, keep: Tensor | None, *weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """torch's fused kernel, cut where any sequence is reset."""
+def _between_resets(
+    run: Callable[..., tuple[Tensor, ...]], x: Tensor, states: tuple[Tensor, ...], keep: Tensor | None
+) -> tuple[Tensor, ...]:
+    """`run(x, *states)` on the stretches between steps where any sequence is reset: torch's kernels know no resets."""
     cuts = [0]
     if keep is not None:
-        h, c = h * keep[:, 0, None], c * keep[:, 0, None]
+        states = tuple(state * keep[:, 0, None] for state in states)
         cuts += ((keep[:, 1:] != 1).any(0).nonzero().flatten() + 1).tolist()
     outputs = []
     for start, end in zip(cuts, [*cuts[1:], x.shape[1]], strict=True):
         if start:
             assert keep is not None
-            h, c = h * keep[:, start, None], c * keep[:, start, None]
-        y, h, c = torch.lstm(
-            x[:, start:end],
-            (h.unsqueeze(0), c.unsqueeze(0)),
-            weights,
-            True,
-            1,
-            0.0,
-            torch.is_grad_enabled(),
-            False,
-            True,
-        )
-        h, c = h[0], c[0]
+            states = tuple(state * keep[:, start, None] for state in states)
+        y, *states = run(x[:, start:end], *states)  # pyright: ignore[reportAssignmentType]
         outputs.append(y)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), h, c
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), *states
 
 
-class _LSTM(Fused):
-    """`_lstm_torch`, whose kernel cannot be differentiated twice, with the reference behind it for that."""
+def _lstm_torch(x: Tensor, h: Tensor, c: Tensor, keep: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+    """torch's fused kernel."""
 
-    reference = staticmethod(lstm_reference)
+    def run(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        state = (h.unsqueeze(0), c.unsqueeze(0))
+        y, h, c = torch.lstm(x, state, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+        return y, h[0], c[0]
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    return _between_resets(run, x, (h, c), keep)
+
+
+def _gru_torch(x: Tensor, h: Tensor, keep: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+    """torch's GRU, fused by cuDNN on a GPU."""
+
+    def run(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        y, h = torch.gru(x, h.unsqueeze(0), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+        return y, h[0]
+
+    return _between_resets(run, x, (h,), keep)
+
+
+class _Native(Fused):
+    """torch's own kernel, which cannot be differentiated twice, with the reference behind it for that."""
+
+    native: Callable[..., tuple[Tensor, ...]]
+
+    @classmethod
+    def forward(cls, ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.leaves = [
             value.detach().requires_grad_(need) if isinstance(value, Tensor) else value
             for value, need in zip(inputs, ctx.needs_input_grad, strict=True)
         ]
         with torch.enable_grad():
-            ctx.inner = _lstm_torch(*ctx.leaves)
-        _LSTM.keep_inputs(ctx, inputs)
+            ctx.inner = cls.native(*ctx.leaves)
+        cls.keep_inputs(ctx, inputs)
         return tuple(value.detach() for value in ctx.inner)
 
     @staticmethod
@@ -145,6 +157,11 @@ class _LSTM(Fused):
             )
         )
         return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+
+class _LSTM(_Native):
+    reference = staticmethod(lstm_reference)
+    native = staticmethod(_lstm_torch)
 
 
 @register_model("lstm", LSTMConfig)
@@ -334,11 +351,22 @@ class _GRU(Fused):
         return grad_x, carry, None, torch.mm(flat_x.T, by_time), grad_w_hh, flat_x.sum(0), flat_h.sum(0)
 
 
+class _NativeGRU(_Native):
+    reference = staticmethod(gru_reference)
+    native = staticmethod(_gru_torch)
+
+
 def gru_layer(
     x: Float[Tensor, "B T D"], h: Float[Tensor, "B H"], keep: Float[Tensor, "B T"] | None, *weights: Tensor
 ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B H"]]:
-    """One GRU layer: the compiled kernel where it may run, the reference elsewhere."""
-    return (_GRU.apply if fused_allowed(x) else gru_reference)(x, h, keep, *weights)
+    """One GRU layer: the compiled kernel on CPU, torch's on a GPU, the reference where neither may run."""
+    if fused_allowed(x):
+        run = _GRU.apply
+    elif x.device.type == "cpu" or transforms_active():
+        run = gru_reference
+    else:
+        run = _NativeGRU.apply if torch.is_grad_enabled() else _gru_torch
+    return run(x, h, keep, *weights)
 
 
 @register_model("gru", GRUConfig)

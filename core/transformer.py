@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from core.config import search
 from core.mlp import MLPConfig
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.stack import BLOCKS, BlockStack
@@ -27,7 +28,7 @@ class TransformerConfig(SequenceModelConfig):
     kind: Literal["transformer"] = "transformer"
     num_heads: int = Field(default=4, ge=1, le=64)
     """Attention heads; hidden_dim must be a multiple of it."""
-    context: int = Field(default=200, ge=1, le=8192)
+    context: int = Field(default=200, ge=1, le=8192, json_schema_extra=search(choices=(50, 100, 200)))
     """How many steps a query sees; the cache holds as many keys and values."""
     expansion: int = Field(default=4, ge=1, le=16)
     """Width of the pointwise part, in hidden_dims."""

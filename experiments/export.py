@@ -151,8 +151,9 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, start=1):
+        for row in rows:
             file.write(write_json(row) + "\n")
+            count += 1
     return count
 
 

@@ -18,15 +18,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 
 from core.errors import InputError, bad_value, unknown_name
-from core.seeding import numpy_stream
-from env_runner.task_distributions import get_family
 from experiments import judge as judging
+from experiments.claims import claim_content, confirmation_rows
 from experiments.executor import Executor
 from experiments.holder import describe_holder, is_alive, this_process
-from experiments.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent
+from experiments.judge import ClaimContent, VerdictContent
 from experiments.lab_views import (
     BudgetView,
     ClaimView,
@@ -39,22 +38,23 @@ from experiments.lab_views import (
     SuggestionView,
     VerdictView,
 )
-from experiments.ledger.models import Campaign, Claim, Event, Proposal, Run, Verdict
+from experiments.ledger.models import Campaign, Claim, Event, Run, Verdict
 from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id
 from experiments.paths import Paths
 from experiments.plan import MIN_ITERATIONS, Plan, format_count, format_seconds
 from experiments.provenance import provenance
-from experiments.question import Question, label
+from experiments.question import Question
 from experiments.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.space import (
     ROLES,
-    SearchSpace,
     Value,
     count_parameters,
     iteration_steps,
+    plan_unit,
 )
 from experiments.spec import RunSpec
 from experiments.tables import TableView, flatten
+from experiments.trials import Trials, best_first
 
 Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
 STAGES: tuple[Stage, ...] = (
@@ -68,11 +68,9 @@ STAGES: tuple[Stage, ...] = (
     "verdict",
     "done",
 )
-Arm = Literal["challenger", "baseline"]
 VIEWS = ("incumbent", "top", "runs", "failures", "baseline", "sensitivity")
-POOL_OFFSET = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 
-__all__ = ["STAGES", "Lab", "Paused", "create_campaign"]
+__all__ = ["STAGES", "Lab", "Paused", "create_campaign", "plan_unit"]
 
 
 def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
@@ -116,17 +114,13 @@ class Lab:
         row = ledger.get_campaign(campaign_id)
         self.question = Question.model_validate(row.question)
         self.plan = Plan.model_validate(row.plan)
-        self.seed = row.seed
         self.stop_event = threading.Event()
         self._lock = threading.RLock()
         self._progress: dict[int, RunProgress] = {}
         self._since = time.monotonic() if began is None else began
         self._spent_before = row.spent_s
-        self.arms: tuple[Arm, ...] = ("challenger", "baseline") if self.question.baseline_is_tuned else ("challenger",)
-        families = {"challenger": self.question.challenger, "baseline": self.question.baseline}
-        self._spaces = {arm: SearchSpace(family, self.question.task) for arm, family in families.items()}
-        default = self._spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
-        self._parameters = count_parameters(default)
+        self.trials = Trials(ledger, campaign_id, self.question, self.plan, row.seed)
+        self.arms = self.trials.arms
 
     # ---- state --------------------------------------------------------------------------
 
@@ -139,7 +133,7 @@ class Lab:
         """Search rounds whose runs are all finished; the index of the round to be worked on."""
         with self._lock:
             launched, number = {e.payload["round"] for e in self.events(["launch"])}, 0
-            while number in launched and all(self._trial_run(arm, number) is not None for arm in self.arms):
+            while number in launched and all(self.trials.run(arm, number) is not None for arm in self.arms):
                 number += 1
             return number
 
@@ -198,14 +192,14 @@ class Lab:
 
     def describe_search_space(self, arm: str, role: str | None = None) -> SpaceView:
         """The tunable fields of an arm, of one role's slice where it is named."""
-        return SpaceView(arm=arm, parameters=self._space(arm).of_role(role))
+        return SpaceView(arm=arm, parameters=self.trials.space(arm).of_role(role))
 
     def ledger_query(self, view: str, arm: str | None = None, limit: int = 8) -> TableView:
         """A compact table of search-pool facts: incumbent, top, runs, failures, baseline or sensitivity."""
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
         if arm is not None:
-            self._space(arm)
+            self.trials.space(arm)
         if not 1 <= limit <= 50:
             raise bad_value("limit", limit, "from 1 to 50")
         if view == "baseline":
@@ -216,11 +210,11 @@ class Lab:
             runs = [r for r in self._search_runs(arm) if r.status in FINISHED and r.status != "done"]
             rows = [(readable_id("r", r.id), r.arm, r.status, r.cause) for r in runs[-limit:]]
             return TableView(columns=("run", "arm", "status", "cause"), rows=tuple(rows))
-        trials = [t for a in ([arm] if arm else self.arms) for t in self._trials(a)]
+        trials = [t for a in ([arm] if arm else self.arms) for t in self.trials.finished(a)]
         if view in ("incumbent", "top"):
-            trials = sorted((t for t in trials if t[3] is not None), key=lambda t: (-(t[3] or 0.0), t[1]))
+            trials = best_first(trials)
             if view == "incumbent":
-                trials = [next(t for t in trials if t[0] == a) for a in dict.fromkeys(t[0] for t in trials)]
+                trials = [next(t for t in trials if t.arm == a) for a in dict.fromkeys(t.arm for t in trials)]
         rows = tuple(
             (readable_id("r", run.id), a, number, run.status, _rounded(score), _describe(values))
             for a, number, run, score, values in trials[:limit]
@@ -230,13 +224,9 @@ class Lab:
     def suggest(self, arm: str) -> SuggestionView:
         """The optimizer's configuration for the present round: the default first, multivariate TPE from then on."""
         with self._lock:
-            space, trial = self._space(arm), self.round
+            trial = self.round
             self._must_be_open(trial)
-            if trial == 0:
-                return SuggestionView(arm=arm, trial=0, source="default", values=space.default_values())
-            history = [(values, score) for _, number, _, score, values in self._trials(arm) if number < trial]
-            values = space.suggest(history, seed=self.seed, arm=arm)
-            return SuggestionView(arm=arm, trial=trial, source="optimizer", values=values)
+            return self.trials.suggest(arm, trial)
 
     def propose(
         self,
@@ -255,7 +245,7 @@ class Lab:
         the caller, says where values came from: `source` is kept as "optimizer" only where they equal the suggestion.
         """
         with self._lock:
-            space, trial = self._space(arm), self.round
+            space, trial = self.trials.space(arm), self.round
             self._must_be_open(trial)
             if role not in ROLES:
                 raise unknown_name("role", role, ROLES)
@@ -271,14 +261,16 @@ class Lab:
             else:
                 origin = source if all(suggested.get(k) == v for k, v in values.items()) else "agent"
             self._check_evidence(evidence)
-            return self._write_proposal(
+            return self.trials.write_proposal(
                 arm, trial, role, values, origin, reason=reason, effect=predicted_effect, evidence=list(evidence)
             )
 
     def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
         """Whether `values`, completed with defaults, can be trained within the plan, and at what cost."""
         try:
-            spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
+            spec = self.trials.spec(
+                arm, values, seed=self.trials.seeds("search")[0], env_steps=self.plan.env_steps_search
+            )
             parameters = count_parameters(spec)
         except InputError as error:
             return FeasibilityView(
@@ -309,8 +301,10 @@ class Lab:
             self._must_be_open(trial)
             run_ids = []
             for arm in self.arms:
-                values = self._complete_proposals(arm, trial)
-                spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
+                values = self.trials.complete(arm, trial)
+                spec = self.trials.spec(
+                    arm, values, seed=self.trials.seeds("search")[0], env_steps=self.plan.env_steps_search
+                )
                 run_ids.append(self._queue_once(spec, "search", "search", arm, trial))
             # A configuration may have been trained already, so what launches a round is this event and not its runs.
             self.record_event("launch", "lab", {"round": trial, "runs": [readable_id("r", i) for i in run_ids]})
@@ -336,7 +330,7 @@ class Lab:
             if left.get(name) != right.get(name)
         ]
         rows.append(("score", _rounded(a.score), _rounded(b.score)))
-        floor = self._noise_floor()
+        floor = self.trials.noise_floor()
         note = ""
         if a.score is not None and b.score is not None and floor:
             note = f"{first} minus {second} is {(a.score - b.score) / floor:+.1f} noise floors (one is {floor:.1f})"
@@ -424,8 +418,8 @@ class Lab:
         """Train the baseline's default configuration on several seeds: the noise floor, and its search trial 0."""
         with self._lock:
             run_ids = []
-            for number, seed in enumerate(self._seeds("search")[: self.plan.design.baseline_seeds]):
-                spec = self._spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search)
+            for number, seed in enumerate(self.trials.seeds("search")[: self.plan.design.baseline_seeds]):
+                spec = self.trials.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search)
                 trial = 0 if number == 0 else None
                 run_ids.append(self._queue_once(spec, "baseline", "search", "baseline", trial))
             self._execute(run_ids)
@@ -449,13 +443,13 @@ class Lab:
             self._fit_full_length()
             run_ids = []
             for place in range(self.plan.design.top):
-                for seed in self._seeds("selection"):
+                for seed in self.trials.seeds("selection"):
                     for arm in self.arms:
-                        candidates = self._candidates(arm)
+                        candidates = self.trials.candidates(arm)
                         if place >= len(candidates):
                             continue
                         trial, values = candidates[place]
-                        spec = self._spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
+                        spec = self.trials.spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
                         run_ids.append(self._queue_once(spec, "selection", "selection", arm, trial))
             self._execute(run_ids)
             rows = [
@@ -470,7 +464,7 @@ class Lab:
             existing = self._claim()
             if existing is not None:
                 return _claim_view(existing)
-            content = self._claim_content()
+            content = claim_content(self.trials, self.question, self.plan.env_steps_full)
             number = self.ledger.add(
                 Claim(
                     campaign_id=self.number,
@@ -491,8 +485,8 @@ class Lab:
             run_ids = []
             for seed in content.seeds:
                 for arm in ("challenger", "baseline"):
-                    trial, values = self._winner(arm)
-                    spec = self._spec(arm, values, seed=seed, env_steps=content.env_steps)
+                    trial, values = self.trials.winner(arm)
+                    spec = self.trials.spec(arm, values, seed=seed, env_steps=content.env_steps)
                     run_ids.append(
                         self._queue_once(spec, "confirmation", "confirmation", arm, trial, claim_id=claim.id)
                     )
@@ -538,28 +532,9 @@ class Lab:
 
     # ---- inner workings -----------------------------------------------------------------
 
-    def _space(self, arm: str) -> SearchSpace:
-        if arm not in self.arms and arm != "baseline":
-            raise unknown_name("arm", arm, self.arms)
-        return self._spaces[arm]
-
-    def _seeds(self, pool: str) -> tuple[int, ...]:
-        """The training seeds of a pool; the three ranges are disjoint."""
-        design = self.plan.design
-        count = {
-            "search": max(design.baseline_seeds, 1),
-            "selection": design.selection_seeds,
-            "confirmation": design.confirmation_seeds,
-        }[pool]
-        draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
-        return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
-
     def _must_be_open(self, trial: int) -> None:
         if trial >= self.plan.rounds or self.stage not in ("baseline", "search"):
             raise InputError(f"the search is closed: {self.round} of {self.plan.rounds} rounds are finished")
-
-    def _spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
-        return self._space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self._parameters)
 
     def _queue_once(
         self,
@@ -590,20 +565,12 @@ class Lab:
             spec,
             purpose=purpose,
             pool=pool,
-            proposer=self._proposer(arm, trial, purpose),
+            proposer=self.trials.proposer(arm, trial, purpose),
             campaign_id=self.number,
             claim_id=claim_id,
             arm=arm,
             trial=trial,
         )
-
-    def _proposer(self, arm: str, trial: int | None, purpose: str) -> str:
-        """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
-        if trial in (None, 0) or purpose == "baseline":
-            return "default"
-        slices = self._slices(arm, trial or 0)
-        agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
-        return "agent:" + "+".join(agents) if agents else "optimizer"
 
     def _execute(self, run_ids: Sequence[int]) -> None:
         def listen(progress: RunProgress) -> None:
@@ -629,115 +596,6 @@ class Lab:
         finally:
             self._progress.clear()
 
-    def _slices(self, arm: str, trial: int) -> list[Proposal]:
-        query = (
-            select(Proposal)
-            .where(
-                Proposal.campaign_id == self.number,
-                Proposal.arm == arm,
-                Proposal.trial == trial,
-                Proposal.superseded.is_(False),
-            )
-            .order_by(Proposal.id)
-        )
-        with self.ledger.session() as session:
-            return list(session.scalars(query))
-
-    def _write_proposal(
-        self,
-        arm: str,
-        trial: int,
-        role: str,
-        values: dict[str, Value],
-        source: str,
-        *,
-        reason: str,
-        effect: str,
-        evidence: list[str],
-    ) -> ProposalView:
-        present = next((p for p in self._slices(arm, trial) if p.role == role), None)
-        if present is None or present.changes != values or present.source != source:
-            with self.ledger.session() as session:
-                session.execute(
-                    update(Proposal)
-                    .where(
-                        Proposal.campaign_id == self.number,
-                        Proposal.arm == arm,
-                        Proposal.trial == trial,
-                        Proposal.role == role,
-                    )
-                    .values(superseded=True)
-                )
-                present = Proposal(
-                    campaign_id=self.number,
-                    arm=arm,
-                    trial=trial,
-                    role=role,
-                    source=source,
-                    changes=values,
-                    reason=reason[:2000],
-                    predicted_effect=effect[:1000],
-                    evidence=evidence,
-                    created_at=now(),
-                )
-                session.add(present)
-        return ProposalView(
-            id=readable_id("p", present.id), arm=arm, trial=trial, role=role, source=source, values=values
-        )
-
-    def _complete_proposals(self, arm: str, trial: int) -> dict[str, Value]:
-        """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""
-        space = self._space(arm)
-        suggestion = self.suggest(arm)
-        slices = {p.role: p.changes for p in self._slices(arm, trial)}
-        for role in ROLES:
-            names = [p.name for p in space.of_role(role) if p.name in suggestion.values]
-            if role not in slices and names:
-                values = {name: suggestion.values[name] for name in names}
-                self._write_proposal(
-                    arm, trial, role, values, suggestion.source, reason="nobody proposed this slice", effect="", evidence=[]
-                )  # fmt: skip
-                slices[role] = values
-        merged: dict[str, Value] = {}
-        for values in slices.values():
-            merged |= values
-        return space.complete(merged)
-
-    def _trial_values(self, arm: str, trial: int) -> dict[str, Value] | None:
-        slices = self._slices(arm, trial)
-        if not slices:
-            return None
-        merged: dict[str, Value] = {}
-        for p in slices:
-            merged |= p.changes
-        return self._space(arm).complete(merged)
-
-    def _trial_run(self, arm: str, trial: int) -> Run | None:
-        """The finished search run of a trial, or None."""
-        values = self._trial_values(arm, trial)
-        if values is None:
-            return None
-        spec = self._spec(arm, values, seed=self._seeds("search")[0], env_steps=self.plan.env_steps_search)
-        query = select(Run).where(
-            Run.campaign_id == self.number,
-            Run.pool == "search",
-            Run.config_hash == spec.config_hash,
-            Run.status.in_(FINISHED),
-        )
-        with self.ledger.session() as session:
-            return session.scalar(query.order_by(Run.id))
-
-    def _trials(self, arm: str) -> list[tuple[str, int, Run, float | None, dict[str, Value]]]:
-        """(arm, trial, run, score, values) of every finished trial, in order."""
-        trials = []
-        for number in range(self.plan.rounds):
-            run = self._trial_run(arm, number)
-            if run is None:
-                break
-            values = self._trial_values(arm, number) or {}
-            trials.append((arm, number, run, run.score if run.status == "done" else None, values))
-        return trials
-
     def _search_runs(self, arm: str | None = None) -> list[Run]:
         return self.ledger.runs(self.number, purpose=("baseline", "search"), arm=arm)
 
@@ -756,19 +614,8 @@ class Lab:
             else:
                 raise bad_value("evidence", item, "ids of search runs of this campaign, such as r-0042")
 
-    def _baseline_runs(self) -> list[Run]:
-        specs = [
-            self._spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search).config_hash
-            for seed in self._seeds("search")[: self.plan.design.baseline_seeds]
-        ]
-        return [r for r in self._search_runs("baseline") if r.config_hash in specs]
-
-    def _noise_floor(self) -> float | None:
-        scores = [r.score for r in self._baseline_runs() if r.score is not None]
-        return stdlib_statistics.stdev(scores) if len(scores) > 1 else None
-
     def _baseline_table(self) -> TableView:
-        runs = self._baseline_runs()
+        runs = self.trials.baseline_runs()
         rows = tuple((readable_id("r", r.id), r.seed, r.status, r.env_steps, _rounded(r.score)) for r in runs)
         scores = [r.score for r in runs if r.score is not None]
         note = ""
@@ -780,10 +627,10 @@ class Lab:
         """Spearman correlation of each numeric parameter with the score over finished trials."""
         from scipy import stats
 
-        trials = [t for t in self._trials(arm) if t[3] is not None]
+        trials = best_first(self.trials.finished(arm))
         rows = []
-        for p in self._space(arm).parameters:
-            pairs = [(t[4][p.name], t[3]) for t in trials if isinstance(t[4].get(p.name), int | float)]
+        for p in self.trials.space(arm).parameters:
+            pairs = [(t.values[p.name], t.score) for t in trials if isinstance(t.values.get(p.name), int | float)]
             if len(pairs) >= 4 and len({x for x, _ in pairs}) > 1 and len({y for _, y in pairs}) > 1:
                 result: Any = stats.spearmanr([x for x, _ in pairs], [y for _, y in pairs])
                 rows.append((p.name, round(float(result.statistic), 2), round(float(result.pvalue), 3), len(pairs)))
@@ -794,41 +641,17 @@ class Lab:
     def _round_view(self, trial: int) -> RoundView:
         rows = []
         for arm in self.arms:
-            run = self._trial_run(arm, trial)
+            run = self.trials.run(arm, trial)
             if run is not None:
-                values = self._trial_values(arm, trial) or {}
+                values = self.trials.values(arm, trial) or {}
                 rows.append((readable_id("r", run.id), arm, run.status, _rounded(run.score), _describe(values)))
-        floor = self._noise_floor()
+        floor = self.trials.noise_floor()
         return RoundView(
             round=trial,
             columns=("run", "arm", "status", "score", "configuration"),
             rows=tuple(rows),
             noise_floor=None if floor is None else round(floor, 2),
         )
-
-    def _candidates(self, arm: str) -> list[tuple[int, dict[str, Value]]]:
-        """The best different configurations of an arm by search score; the default where none succeeded."""
-        ranked = sorted((t for t in self._trials(arm) if t[3] is not None), key=lambda t: (-(t[3] or 0.0), t[1]))
-        chosen: dict[str, tuple[int, dict[str, Value]]] = {}
-        for _, number, run, _, values in ranked:
-            chosen.setdefault(run.variant_hash, (number, values))
-        return list(chosen.values())[: self.plan.design.top] or [(0, self._space(arm).default_values())]
-
-    def _winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
-        """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
-        if arm not in self.arms:
-            return None, {}
-        runs = self.ledger.runs(self.number, purpose="selection", arm=arm)
-        best: tuple[float, int | None, dict[str, Value]] = (-math.inf, None, {})
-        candidates = self._candidates(arm)
-        for trial, values in candidates:
-            variant = self._spec(arm, values, seed=0, env_steps=1).variant_hash
-            scores = [r.score for r in runs if r.variant_hash == variant]
-            if scores and all(s is not None for s in scores):
-                mean = float(np.mean([s for s in scores if s is not None]))
-                if mean > best[0]:
-                    best = (mean, trial, values)
-        return (best[1], best[2]) if best[0] > -math.inf else candidates[0]
 
     def _final_runs(self) -> int:
         design = self.plan.design
@@ -869,94 +692,11 @@ class Lab:
 
     def _unit(self) -> int:
         """Run lengths are whole multiples of this many env steps, whatever number of worlds a trial chose."""
-        return plan_unit([self._spaces[arm] for arm in self._spaces])
+        return plan_unit(list(self.trials.spaces.values()))
 
     def _claim(self) -> Claim | None:
         with self.ledger.session() as session:
             return session.scalar(select(Claim).where(Claim.campaign_id == self.number))
-
-    def _claim_content(self) -> ClaimContent:
-        question, family = self.question, get_family(self.question.task)
-        arms = {}
-        for arm in ("challenger", "baseline"):
-            _, values = self._winner(arm)
-            spec = self._spec(arm, values, seed=0, env_steps=self.plan.env_steps_full)
-            trials = self._trials(arm) if arm in self.arms else []
-            selection = self.ledger.runs(self.number, purpose="selection", arm=arm)
-            arms[arm] = ArmClaim(
-                variant_hash=spec.variant_hash,
-                model=spec.policy.model.kind,
-                parameters=count_parameters(spec),
-                tuner="default then multivariate TPE" if arm in self.arms else "default",
-                search_trials=len(trials),
-                tuning_env_steps=sum(t[2].env_steps for t in trials) + sum(r.env_steps for r in selection),
-            )
-        anchors = family.anchors
-        floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
-        names = {
-            "task_blind": "the best policy that is blind to the task",
-            "stand_still": "standing still",
-            "random": "a random policy",
-        }
-        margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
-        tuned = "" if question.baseline_is_tuned else "default "
-        return ClaimContent(
-            hypothesis=f"{label(question.challenger)} beats the {tuned}{label(question.baseline)}{margin} on {question.task} "
-            f"after {self.plan.env_steps_full:,} env steps",
-            task=question.task,
-            task_version=family.version,
-            challenger=arms["challenger"],
-            baseline=arms["baseline"],
-            seeds=self._seeds("confirmation"),
-            env_steps=self.plan.env_steps_full,
-            num_tasks=len(family.eval_tasks("confirmation")),
-            margin_pct=question.improvement_pct,
-            floor=anchors[floor_name] if floor_name else None,
-            floor_name=f"{names[floor_name]} reaches" if floor_name else "",
-            equal_tuning=question.baseline_is_tuned,
-        )
-
-
-def plan_unit(spaces: Sequence[SearchSpace]) -> int:
-    """The least common multiple of one training iteration's env steps over every choice of worlds and episodes."""
-    sizes = {1}
-    for space in spaces:
-        by_name = {p.name: p for p in space.parameters}
-        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
-        horizon = get_family(space.task).horizon
-        options: dict[str, set[int]] = {}
-        for field in ("num_worlds", "episodes_per_trial"):
-            parameter = by_name.get(f"learner.{field}")
-            present = getattr(spec.learner, field)
-            choices = parameter.choices if parameter and parameter.choices else (present,)
-            options[field] = {int(c) for c in choices}
-        sizes |= {horizon * w * k for w in options["num_worlds"] for k in options["episodes_per_trial"]}
-    return math.lcm(*sizes)
-
-
-def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
-    """The judge's evidence: every confirmation run of a claim with its raw first-episode returns."""
-    with ledger.session() as session:
-        query = select(Run).where(Run.claim_id == claim_id, Run.purpose == "confirmation").order_by(Run.id)
-        runs = list(session.scalars(query))
-    returns: dict[int, dict[int, float]] = {run.id: {} for run in runs}
-    for row in ledger.evals([run.id for run in runs]):
-        if row.episode == 0 and row.pool == "confirmation":
-            returns[row.run_id][row.task_index] = join_value(row.value, row.kind)
-    return [
-        ConfirmationRow(
-            run_id=run.id,
-            arm=run.arm or "",
-            seed=run.seed,
-            variant_hash=run.variant_hash,
-            task=run.task,
-            task_version=run.task_version,
-            status=run.status,
-            env_steps=run.env_steps,
-            returns=tuple(value for _, value in sorted(returns[run.id].items())),
-        )
-        for run in runs
-    ]
 
 
 def _claim_view(row: Claim) -> ClaimView:

@@ -7,7 +7,9 @@ of the same parameter count: the width follows from the campaign's parameter bud
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -284,3 +286,20 @@ def size_policy(spec: RunSpec, parameters: int) -> RunSpec:
 def iteration_steps(spec: RunSpec) -> int:
     """Env steps of one training iteration of `spec`."""
     return get_family(spec.task).horizon * spec.learner.num_worlds * spec.learner.episodes_per_trial  # type: ignore[attr-defined]
+
+
+def plan_unit(spaces: Sequence[SearchSpace]) -> int:
+    """The least common multiple of one training iteration's env steps over every choice of worlds and episodes."""
+    sizes = {1}
+    for space in spaces:
+        by_name = {p.name: p for p in space.parameters}
+        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
+        horizon = get_family(space.task).horizon
+        options: dict[str, set[int]] = {}
+        for field in ("num_worlds", "episodes_per_trial"):
+            parameter = by_name.get(f"learner.{field}")
+            present = getattr(spec.learner, field)
+            choices = parameter.choices if parameter and parameter.choices else (present,)
+            options[field] = {int(c) for c in choices}
+        sizes |= {horizon * w * k for w in options["num_worlds"] for k in options["episodes_per_trial"]}
+    return math.lcm(*sizes)

@@ -60,7 +60,8 @@ def run(job: dict[str, Any], send: Any, stop: threading.Event) -> None:
         learner = Learner.load(checkpoint)
     else:
         learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
-    began, saved, env_steps = time.monotonic(), time.monotonic(), 0
+    began, saved = time.monotonic(), time.monotonic()
+    env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     send("started", pid=os.getpid())
     try:
         for report in learner.train():

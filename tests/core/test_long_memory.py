@@ -18,7 +18,7 @@ CONFIGS = {
 }
 
 
-def recall_accuracy(kind: str, updates: int) -> float:
+def recall_accuracy(kind: str, updates: int, learning_rate: float = 3e-3) -> float:
     """Selective copy of one symbol: it comes at a random step of the first 32, among noise, and is asked for at the end.
 
     Accuracy over the last quarter of the updates, on sequences that were never seen before.
@@ -26,13 +26,13 @@ def recall_accuracy(kind: str, updates: int) -> float:
     generator = torch.Generator().manual_seed(0)
     config = parse_model_config({"kind": kind, "hidden_dim": 32, **CONFIGS[kind]})
     model = build_model(config, SYMBOLS + 1, SYMBOLS, generator=generator)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     correct = []
     for _ in range(updates):
         symbol = torch.randint(SYMBOLS, (16,), generator=generator)
         place = torch.randint(32, (16,), generator=generator)
         x = torch.zeros(16, LENGTH, SYMBOLS + 1)
-        x[..., :SYMBOLS] = 0.2 * torch.randn(16, LENGTH, SYMBOLS, generator=generator)
+        x[..., :SYMBOLS] = 0.1 * torch.randn(16, LENGTH, SYMBOLS, generator=generator)
         x[torch.arange(16), place, :SYMBOLS] = F.one_hot(symbol, SYMBOLS).float()
         x[torch.arange(16), place, SYMBOLS] = 1
         logits = model(x)[0][:, -1]

@@ -371,7 +371,7 @@ def test_a_recorded_verdict_is_what_a_few_independent_lines_make_of_the_raw_rows
 
 
 def test_a_recorded_claim_is_judged_again_as_it_was(old_ledger) -> None:
-    from experiments.lab import confirmation_rows
+    from experiments.claims import confirmation_rows
     from experiments.ledger import Ledger
     from experiments.ledger.models import Claim, Verdict
 

@@ -1,0 +1,244 @@
+"""The trials of a campaign, derived from its ledger rows: proposals, configurations, runs, the best of them.
+
+Nothing is kept in memory: a trial's configuration is what its proposal rows say, its run is found by the hash of that
+configuration, and the optimizer is rebuilt from finished trials for every suggestion. So a resumed campaign goes on
+exactly as an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from sqlalchemy import select, update
+
+from core.errors import unknown_name
+from core.seeding import numpy_stream
+from experiments.lab_views import ProposalView, SuggestionView
+from experiments.ledger.models import Proposal, Run
+from experiments.ledger.store import FINISHED, Ledger, now, readable_id
+from experiments.plan import Plan
+from experiments.question import Question
+from experiments.space import ROLES, SearchSpace, Value, count_parameters
+from experiments.spec import RunSpec
+
+Arm = Literal["challenger", "baseline"]
+POOL_OFFSET = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
+
+
+class FinishedTrial(NamedTuple):
+    """One trial with its finished run; score is None where the run failed."""
+
+    arm: str
+    number: int
+    run: Run
+    score: float | None
+    values: dict[str, Value]
+
+
+def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
+    """Trials that have a score, the best one first, the earlier one first among equals."""
+    return sorted((t for t in trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
+
+
+class Trials:
+    """Search, selection and confirmation configurations of one campaign."""
+
+    def __init__(self, ledger: Ledger, number: int, question: Question, plan: Plan, seed: int) -> None:
+        self.ledger, self.number, self.plan, self.seed = ledger, number, plan, seed
+        self.arms: tuple[Arm, ...] = ("challenger", "baseline") if question.baseline_is_tuned else ("challenger",)
+        self.spaces = {
+            "challenger": SearchSpace(question.challenger, question.task),
+            "baseline": SearchSpace(question.baseline, question.task),
+        }
+        default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
+        self.parameters = count_parameters(default)
+
+    def space(self, arm: str) -> SearchSpace:
+        """The search space of an arm; InputError for another name."""
+        if arm not in self.arms and arm != "baseline":
+            raise unknown_name("arm", arm, self.arms)
+        return self.spaces[arm]
+
+    def seeds(self, pool: str) -> tuple[int, ...]:
+        """The training seeds of a pool; the three ranges are disjoint."""
+        design = self.plan.design
+        count = {
+            "search": max(design.baseline_seeds, 1),
+            "selection": design.selection_seeds,
+            "confirmation": design.confirmation_seeds,
+        }[pool]
+        draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
+        return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
+
+    def spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
+        """The specification of a configuration, its policy sized to the campaign's parameter count."""
+        return self.space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters)
+
+    def proposer(self, arm: str, trial: int | None, purpose: str) -> str:
+        """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
+        if trial in (None, 0) or purpose == "baseline":
+            return "default"
+        slices = self.slices(arm, trial or 0)
+        agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
+        return "agent:" + "+".join(agents) if agents else "optimizer"
+
+    def suggest(self, arm: str, trial: int) -> SuggestionView:
+        """The default for trial 0, then the optimizer's choice from the trials before this one."""
+        space = self.space(arm)
+        if trial == 0:
+            return SuggestionView(arm=arm, trial=0, source="default", values=space.default_values())
+        history = [(t.values, t.score) for t in self.finished(arm) if t.number < trial]
+        values = space.suggest(history, seed=self.seed, arm=arm)
+        return SuggestionView(arm=arm, trial=trial, source="optimizer", values=values)
+
+    def slices(self, arm: str, trial: int) -> list[Proposal]:
+        """The proposals of a trial that hold, one a role."""
+        query = (
+            select(Proposal)
+            .where(
+                Proposal.campaign_id == self.number,
+                Proposal.arm == arm,
+                Proposal.trial == trial,
+                Proposal.superseded.is_(False),
+            )
+            .order_by(Proposal.id)
+        )
+        with self.ledger.session() as session:
+            return list(session.scalars(query))
+
+    def write_proposal(
+        self,
+        arm: str,
+        trial: int,
+        role: str,
+        values: dict[str, Value],
+        source: str,
+        *,
+        reason: str,
+        effect: str,
+        evidence: list[str],
+    ) -> ProposalView:
+        """Set one role's slice of a trial; what it replaces stays in the ledger as superseded."""
+        present = next((p for p in self.slices(arm, trial) if p.role == role), None)
+        if present is None or present.changes != values or present.source != source:
+            with self.ledger.session() as session:
+                session.execute(
+                    update(Proposal)
+                    .where(
+                        Proposal.campaign_id == self.number,
+                        Proposal.arm == arm,
+                        Proposal.trial == trial,
+                        Proposal.role == role,
+                    )
+                    .values(superseded=True)
+                )
+                present = Proposal(
+                    campaign_id=self.number,
+                    arm=arm,
+                    trial=trial,
+                    role=role,
+                    source=source,
+                    changes=values,
+                    reason=reason[:2000],
+                    predicted_effect=effect[:1000],
+                    evidence=evidence,
+                    created_at=now(),
+                )
+                session.add(present)
+        return ProposalView(
+            id=readable_id("p", present.id), arm=arm, trial=trial, role=role, source=source, values=values
+        )
+
+    def complete(self, arm: str, trial: int) -> dict[str, Value]:
+        """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""
+        space = self.space(arm)
+        suggestion = self.suggest(arm, trial)
+        slices = {p.role: p.changes for p in self.slices(arm, trial)}
+        for role in ROLES:
+            names = [p.name for p in space.of_role(role) if p.name in suggestion.values]
+            if role not in slices and names:
+                values = {name: suggestion.values[name] for name in names}
+                self.write_proposal(
+                    arm, trial, role, values, suggestion.source, reason="nobody proposed this slice", effect="", evidence=[]
+                )  # fmt: skip
+                slices[role] = values
+        merged: dict[str, Value] = {}
+        for values in slices.values():
+            merged |= values
+        return space.complete(merged)
+
+    def values(self, arm: str, trial: int) -> dict[str, Value] | None:
+        """The joint configuration of a trial's proposals, or None where there are none yet."""
+        slices = self.slices(arm, trial)
+        if not slices:
+            return None
+        merged: dict[str, Value] = {}
+        for p in slices:
+            merged |= p.changes
+        return self.space(arm).complete(merged)
+
+    def run(self, arm: str, trial: int) -> Run | None:
+        """The finished search run of a trial, or None."""
+        values = self.values(arm, trial)
+        if values is None:
+            return None
+        spec = self.spec(arm, values, seed=self.seeds("search")[0], env_steps=self.plan.env_steps_search)
+        query = select(Run).where(
+            Run.campaign_id == self.number,
+            Run.pool == "search",
+            Run.config_hash == spec.config_hash,
+            Run.status.in_(FINISHED),
+        )
+        with self.ledger.session() as session:
+            return session.scalar(query.order_by(Run.id))
+
+    def finished(self, arm: str) -> list[FinishedTrial]:
+        """Every finished trial of an arm, in order."""
+        trials = []
+        for number in range(self.plan.rounds):
+            run = self.run(arm, number)
+            if run is None:
+                break
+            values = self.values(arm, number) or {}
+            trials.append(FinishedTrial(arm, number, run, run.score if run.status == "done" else None, values))
+        return trials
+
+    def baseline_runs(self) -> list[Run]:
+        """The runs of the baseline's default configuration on the search seeds."""
+        specs = [
+            self.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search).config_hash
+            for seed in self.seeds("search")[: self.plan.design.baseline_seeds]
+        ]
+        runs = self.ledger.runs(self.number, purpose=("baseline", "search"), arm="baseline")
+        return [r for r in runs if r.config_hash in specs]
+
+    def noise_floor(self) -> float | None:
+        """Standard deviation of the score over those seeds; None with fewer than two scores."""
+        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        return statistics.stdev(scores) if len(scores) > 1 else None
+
+    def candidates(self, arm: str) -> list[tuple[int, dict[str, Value]]]:
+        """The best different configurations of an arm by search score; the default where none succeeded."""
+        chosen: dict[str, tuple[int, dict[str, Value]]] = {}
+        for trial in best_first(self.finished(arm)):
+            chosen.setdefault(trial.run.variant_hash, (trial.number, trial.values))
+        return list(chosen.values())[: self.plan.design.top] or [(0, self.space(arm).default_values())]
+
+    def winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
+        """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
+        if arm not in self.arms:
+            return None, {}
+        runs = self.ledger.runs(self.number, purpose="selection", arm=arm)
+        best: tuple[float, int | None, dict[str, Value]] = (-math.inf, None, {})
+        candidates = self.candidates(arm)
+        for trial, values in candidates:
+            variant = self.spec(arm, values, seed=0, env_steps=1).variant_hash
+            scores = [r.score for r in runs if r.variant_hash == variant]
+            if scores and all(s is not None for s in scores):
+                mean = float(np.mean([s for s in scores if s is not None]))
+                if mean > best[0]:
+                    best = (mean, trial, values)
+        return (best[1], best[2]) if best[0] > -math.inf else candidates[0]
