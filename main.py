@@ -688,7 +688,7 @@ def gc(*, yes: Annotated[bool, Parameter(negative="")] = False, place: Place | N
         Really remove them; without it they are only listed.
     """
     place = place or Place()
-    from experiments.housekeeping import remove_files, removable_files
+    from experiments.housekeeping import removable_files, remove_files
     from experiments.tables import TableView
 
     ledger, paths = place.open()

@@ -282,19 +282,16 @@ def _selective_backward(
                 sum_b = sum_c = f32(0)
                 for e in range(width):
                     sum_c += gy[e] * after[e]
-                for e in range(width):
                     flow[e] += cn * gy[e]
                 for e in range(width):
                     sum_b += flow[e] * gain[e]
-                for e in range(width):
                     d_gain[e] += bn * flow[e]
                 for e in range(width):
-                    flow[e] *= dec[e]  # what flows to h_{t-1}
-                for e in range(width):
-                    work[e] = flow[e] * before[e]  # dL / d(delta a)
+                    back = flow[e] * dec[e]  # what flows to h_{t-1}
+                    work[e] = back * before[e]  # dL / d(delta a)
+                    flow[e] = back
                 for e in range(width):
                     gd[e] += work[e] * an[e]
-                for e in range(width):
                     ga[e] += work[e] * dt[e]
                 grad_b[i, t, n], grad_c[i, t, n] = sum_b, sum_c
             for e in range(width):

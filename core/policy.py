@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import FrozenConfig
+from core.config import FrozenConfig, search
 from core.errors import bad_value
 from core.sequence_model import AnyModelConfig, build_model, default_config, default_generator
 
@@ -46,7 +46,7 @@ class PolicyConfig(FrozenConfig):
     """Width of the hidden layer in the actor's and in the critic's head; 0 makes the heads linear."""
     skip: bool = True
     """Whether the encoded current input also goes straight into the heads."""
-    log_std_init: float = Field(default=-0.5, ge=-5, le=2)
+    log_std_init: float = Field(default=-0.5, ge=-5, le=2, json_schema_extra=search(low=-1.5, high=0.0))
     """Initial log standard deviation of a Gaussian policy; it does not depend on the state."""
 
 

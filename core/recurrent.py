@@ -366,7 +366,7 @@ def gru_layer(
         run = gru_reference
     else:
         run = _NativeGRU.apply if torch.is_grad_enabled() else _gru_torch
-    return run(x, h, keep, *weights)
+    return run(x, h, keep, *weights)  # pyright: ignore[reportReturnType]
 
 
 @register_model("gru", GRUConfig)

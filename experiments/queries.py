@@ -18,7 +18,7 @@ PURPOSES = ("baseline", "search", "selection", "confirmation", "manual", "rerun"
 STATUSES = ("queued", "running", *FINISHED)
 ARCHIVED = "archived"
 LISTED = ("run", "campaign", "purpose", "arm", "task", "model", "seed", "status", "env_steps", "score")
-GROUPED = ("runs", "done", "seeds", "score", "spread", "best", "worst", "env_steps", "last_run")
+GROUPED = ("runs", "done", "seeds", "score", "spread", "best", "worst", "last_run")
 
 
 def list_runs(
@@ -91,7 +91,7 @@ def _grouped(
     """One row a group with the mean score of its finished runs, best mean first."""
     if "variant" in names or "config" in names:  # a hash alone says little
         names = list(dict.fromkeys([*names, "model", "task"]))
-    query = select(*(COLUMNS[name] for name in names), Run.id, Run.status, Run.seed, Run.env_steps, SCORE)
+    query = select(*(COLUMNS[name] for name in names), Run.id, Run.status, Run.seed, SCORE)
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in session.execute(query.where(*conditions).order_by(Run.id)):
         groups.setdefault(tuple(row[: len(names)]), []).append(row[len(names) :])
@@ -102,13 +102,12 @@ def _grouped(
             (
                 *(_key(name, value) for name, value in zip(names, key, strict=True)),
                 len(members),
-                sum(status == "done" for _, status, *_ in members),
-                len({seed for _, _, seed, *_ in members}),
+                sum(status == "done" for _, status, _, _ in members),
+                len({seed for _, _, seed, _ in members}),
                 statistics.fmean(scores) if scores else None,
                 statistics.stdev(scores) if len(scores) > 1 else None,
                 max(scores, default=None),
                 min(scores, default=None),
-                sum(steps for _, _, _, steps, _ in members),
                 readable_id("r", members[-1][0]),
             )
         )

@@ -127,6 +127,7 @@ class SearchSpace:
             kinds = tuple(owners[name])
             only = None if len(kinds) == len(self.family.kinds) else kinds
             parameters.append(parameter.model_copy(update={"only_for": only}))
+        parameters += _tunable(self.defaults[first].policy, "policy", "meta-learning")
         parameters += _tunable(self.defaults[first].learner, "learner", "meta-learning")
         return tuple(parameters)
 
@@ -167,11 +168,12 @@ class SearchSpace:
         values = self.complete(self.check_values(values))
         kind = str(values.get("model.kind", self.family.kinds[0]))
         data: dict[str, Any] = self.defaults[kind].model_dump(mode="json") | {"env_steps": env_steps, "seed": seed}
+        sections = {"model": data["policy"]["model"], "policy": data["policy"], "learner": data["learner"]}
         for name, value in values.items():
             if name == "model.kind":
                 continue
             section, field = name.split(".", 1)
-            (data["policy"]["model"] if section == "model" else data["learner"])[field] = value
+            sections[section][field] = value
         if data["learner"].get("episodes_per_trial", 1) > data["evaluation_episodes"]:
             data["evaluation_episodes"] = data["learner"]["episodes_per_trial"]
         try:

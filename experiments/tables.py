@@ -12,7 +12,7 @@ from core.config import FrozenConfig
 if TYPE_CHECKING:
     from rich.table import Table
 
-Cell = str | float | int | None
+Cell = bool | str | float | int | None
 
 
 class TableView(FrozenConfig):

