@@ -65,6 +65,34 @@ class Fused(torch.autograd.Function):
         return tuple(next(found) if need else None for need in ctx.needs_input_grad)
 
 
+class Native(Fused):
+    """torch's own kernel, which cannot be differentiated twice, with the reference behind it for that."""
+
+    native: Callable[..., tuple[Tensor, ...]]
+
+    @classmethod
+    def forward(cls, ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.leaves = [
+            value.detach().requires_grad_(need) if isinstance(value, Tensor) else value
+            for value, need in zip(inputs, ctx.needs_input_grad, strict=True)
+        ]
+        with torch.enable_grad():
+            ctx.inner = cls.native(*ctx.leaves)
+        cls.keep_inputs(ctx, inputs)
+        return tuple(value.detach() for value in ctx.inner)
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        pairs = [(out, grad) for out, grad in zip(ctx.inner, grads, strict=True) if grad is not None]
+        wanted = [leaf for leaf, need in zip(ctx.leaves, ctx.needs_input_grad, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], retain_graph=True, allow_unused=True
+            )
+        )
+        return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+
 # -------------------------------------------------------------------------------------- the pointwise part of a block
 @numba.njit(**JIT)
 def sigmoid(x):  # pragma: no cover (compiled)
@@ -129,28 +157,27 @@ def _skip_silu_backward(grad, pre, u, skip, base, add_base, grad_y, grad_u, grad
 def _glu(v, bias, residual, out):  # pragma: no cover (compiled)
     """out = residual + (v1 + b1) sigmoid(v2 + b2), matrices, v = [v1 | v2]."""
     rows, width = out.shape
-    b1, b2 = bias[:width], bias[width:]
     for i in range(rows):
-        v1, v2, ri, oi = v[i, :width], v[i, width:], residual[i], out[i]
         for j in range(width):
-            oi[j] = ri[j] + (v1[j] + b1[j]) * sigmoid(v2[j] + b2[j])
+            out[i, j] = residual[i, j] + (v[i, j] + bias[j]) * sigmoid(v[i, width + j] + bias[width + j])
 
 
 @numba.njit(**JIT)
 def _glu_backward(grad, v, bias, grad_v, grad_bias):  # pragma: no cover (compiled)
     """Gradients of `_glu` but the residual's; grad_bias is added to."""
     rows, width = grad.shape
-    b1, b2 = bias[:width], bias[width:]
+    gate = np.empty(width, f32)
     for i in range(rows):
-        v1, v2, gi, d1, d2 = v[i, :width], v[i, width:], grad[i], grad_v[i, :width], grad_v[i, width:]
         for j in range(width):
-            s = sigmoid(v2[j] + b2[j])
-            g = gi[j] * s
-            d1[j] = g
-            d2[j] = g * (v1[j] + b1[j]) * (f32(1) - s)
-        di = grad_v[i]
+            gate[j] = sigmoid(v[i, width + j] + bias[width + j])
+        for j in range(width):
+            grad_v[i, j] = grad[i, j] * gate[j]
+        for j in range(width):
+            gate[j] = (v[i, j] + bias[j]) * (f32(1) - gate[j])
+        for j in range(width):
+            grad_v[i, width + j] = grad_v[i, j] * gate[j]
         for j in range(2 * width):
-            grad_bias[j] += di[j]
+            grad_bias[j] += grad_v[i, j]
 
 
 @numba.njit(**JIT)
@@ -185,12 +212,12 @@ def _half_gate_backward(grad, v, bias, value, grad_v, grad_value, grad_bias):  #
 
 def _tiled(vector: Tensor) -> np.ndarray:
     """A vector of the width, repeated for a stretch."""
-    return np.tile(as_numpy(vector), TILE)
+    return np.concatenate((as_numpy(vector),) * TILE)
 
 
 def _untiled(gradient: np.ndarray) -> Tensor:
     """The sum over a stretch's rows."""
-    return torch.from_numpy(gradient.reshape(TILE, -1).sum(0))
+    return torch.from_numpy(np.add.reduce(gradient.reshape(TILE, -1)))
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -204,27 +231,27 @@ def _channels(a, c, u, state, keep, y, last):  # pragma: no cover (compiled)
     """h = k a h + u and y = sum_p c1 h_re + c2 h_im for every channel; a, c (2, pairs, H), state (B, 2, pairs, H)."""
     batch, time, width = u.shape
     pairs = a.shape[1]
+    out = np.empty(width, f32)
     for b in range(batch):
-        h = last[b]
-        h[:] = state[b]
+        last[b] = state[b]
         for t in range(time):
-            k, ut, yt = keep[b, t], u[b, t], y[b, t]
+            k = keep[b, t]
+            out[:] = 0
             for p in range(pairs):
-                re, im, a_re, a_im, c_re, c_im = h[0, p], h[1, p], a[0, p], a[1, p], c[0, p], c[1, p]
                 for n in range(width):
-                    x_re, x_im = k * re[n], k * im[n]
-                    re[n] = a_re[n] * x_re - a_im[n] * x_im + ut[n]
-                    im[n] = a_re[n] * x_im + a_im[n] * x_re
-                if p == 0:
-                    for n in range(width):
-                        yt[n] = c_re[n] * re[n] + c_im[n] * im[n]
-                else:
-                    for n in range(width):
-                        yt[n] += c_re[n] * re[n] + c_im[n] * im[n]
+                    re, im = k * last[b, 0, p, n], k * last[b, 1, p, n]
+                    last[b, 0, p, n] = a[0, p, n] * re - a[1, p, n] * im + u[b, t, n]
+                    last[b, 1, p, n] = a[0, p, n] * im + a[1, p, n] * re
+                for n in range(width):
+                    out[n] += c[0, p, n] * last[b, 0, p, n] + c[1, p, n] * last[b, 1, p, n]
+            for n in range(width):
+                y[b, t, n] = out[n]
 
 
 @numba.njit(**JIT)
-def _channels_backward(a, c, u, state, keep, grad_y, grad_last, grad_u, grad_a, grad_c, grad_state):  # pragma: no cover
+def _channels_backward(
+    a, c, u, state, keep, grad_y, grad_last, grad_u, grad_a, grad_c, grad_state
+):  # pragma: no cover (compiled)
     """Gradients of `_channels`; grad_u and grad_a, grad_c are added to. States are computed again, not stored."""
     batch, time, width = u.shape
     pairs = a.shape[1]
@@ -232,42 +259,40 @@ def _channels_backward(a, c, u, state, keep, grad_y, grad_last, grad_u, grad_a, 
     for b in range(batch):
         trail[0] = state[b]
         for t in range(time):
-            k, ut = keep[b, t], u[b, t]
+            k = keep[b, t]
             for p in range(pairs):
-                re, im, n_re, n_im = trail[t, 0, p], trail[t, 1, p], trail[t + 1, 0, p], trail[t + 1, 1, p]
-                a_re, a_im = a[0, p], a[1, p]
                 for n in range(width):
-                    n_re[n] = k * (a_re[n] * re[n] - a_im[n] * im[n]) + ut[n]
+                    re, im = k * trail[t, 0, p, n], k * trail[t, 1, p, n]
+                    trail[t + 1, 0, p, n] = a[0, p, n] * re - a[1, p, n] * im + u[b, t, n]
                 for n in range(width):
-                    n_im[n] = k * (a_re[n] * im[n] + a_im[n] * re[n])
-        carry = grad_state[b]
-        carry[:] = grad_last[b]
+                    re, im = k * trail[t, 0, p, n], k * trail[t, 1, p, n]
+                    trail[t + 1, 1, p, n] = a[0, p, n] * im + a[1, p, n] * re
+        flow = grad_state[b]
+        flow[:] = grad_last[b]
         for i in range(time):
             t = time - 1 - i
-            k, gy, gu = keep[b, t], grad_y[b, t], grad_u[b, t]
+            k = keep[b, t]
             for p in range(pairs):
-                l_re, l_im, h_re, h_im = carry[0, p], carry[1, p], trail[t + 1, 0, p], trail[t + 1, 1, p]
-                p_re, p_im, a_re, a_im = trail[t, 0, p], trail[t, 1, p], a[0, p], a[1, p]
-                c_re, c_im = c[0, p], c[1, p]
-                dc_re, dc_im, da_re, da_im = grad_c[0, p], grad_c[1, p], grad_a[0, p], grad_a[1, p]
                 for n in range(width):
-                    dc_re[n] += gy[n] * h_re[n]
+                    grad_c[0, p, n] += grad_y[b, t, n] * trail[t + 1, 0, p, n]
                 for n in range(width):
-                    dc_im[n] += gy[n] * h_im[n]
+                    grad_c[1, p, n] += grad_y[b, t, n] * trail[t + 1, 1, p, n]
                 for n in range(width):
-                    l_re[n] += c_re[n] * gy[n]
+                    flow[0, p, n] += c[0, p, n] * grad_y[b, t, n]
                 for n in range(width):
-                    l_im[n] += c_im[n] * gy[n]
+                    flow[1, p, n] += c[1, p, n] * grad_y[b, t, n]
                 for n in range(width):
-                    gu[n] += l_re[n]
+                    grad_u[b, t, n] += flow[0, p, n]
                 for n in range(width):
-                    da_re[n] += k * (p_re[n] * l_re[n] + p_im[n] * l_im[n])
+                    flow[0, p, n], flow[1, p, n] = k * flow[0, p, n], k * flow[1, p, n]
                 for n in range(width):
-                    da_im[n] += k * (p_re[n] * l_im[n] - p_im[n] * l_re[n])
+                    grad_a[0, p, n] += trail[t, 0, p, n] * flow[0, p, n] + trail[t, 1, p, n] * flow[1, p, n]
                 for n in range(width):
-                    x_re, x_im = k * l_re[n], k * l_im[n]
-                    l_re[n] = a_re[n] * x_re + a_im[n] * x_im
-                    l_im[n] = a_re[n] * x_im - a_im[n] * x_re
+                    grad_a[1, p, n] += trail[t, 0, p, n] * flow[1, p, n] - trail[t, 1, p, n] * flow[0, p, n]
+                for n in range(width):
+                    re, im = flow[0, p, n], flow[1, p, n]
+                    flow[0, p, n] = a[0, p, n] * re + a[1, p, n] * im
+                    flow[1, p, n] = a[0, p, n] * im - a[1, p, n] * re
 
 
 # ---------------------------------------------------------------------------------- discretisation, with its gradient

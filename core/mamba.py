@@ -99,42 +99,42 @@ def _conv(extended, reach, weight, bias, pre, out):  # pragma: no cover (compile
     """extended (B, K - 1 + T, E), reach (B, T, K) in {0, 1}: pre = bias + sum weight x, out = silu(pre)."""
     batch, time, width = pre.shape
     taps = weight.shape[0]
+    p = np.empty(width, f32)
     for b in range(batch):
         for t in range(time):
-            p, o, w, now = pre[b, t], out[b, t], weight[0], extended[b, t + taps - 1]
             for n in range(width):
-                p[n] = bias[n] + w[n] * now[n]
+                p[n] = bias[n] + weight[0, n] * extended[b, t + taps - 1, n]
             for j in range(1, taps):
                 if reach[b, t, j] != f32(0):
-                    w, then = weight[j], extended[b, t + taps - 1 - j]
                     for n in range(width):
-                        p[n] += w[n] * then[n]
+                        p[n] += weight[j, n] * extended[b, t + taps - 1 - j, n]
             for n in range(width):
-                o[n] = p[n] * sigmoid(p[n])
+                pre[b, t, n] = p[n]
+            for n in range(width):
+                out[b, t, n] = p[n] * sigmoid(p[n])
 
 
 @numba.njit(**JIT)
-def _conv_backward(grad, pre, extended, reach, weight, grad_extended, grad_weight, grad_bias):  # pragma: no cover
+def _conv_backward(
+    grad, pre, extended, reach, weight, grad_extended, grad_weight, grad_bias
+):  # pragma: no cover (compiled)
     """Gradients of `_conv`; all three results are added to."""
     batch, time, width = pre.shape
     taps = weight.shape[0]
     d = np.empty(width, f32)
     for b in range(batch):
         for t in range(time):
-            g, p = grad[b, t], pre[b, t]
             for n in range(width):
-                s = sigmoid(p[n])
-                d[n] = g[n] * s * (f32(1) + p[n] * (f32(1) - s))
+                s = sigmoid(pre[b, t, n])
+                d[n] = grad[b, t, n] * s * (f32(1) + pre[b, t, n] * (f32(1) - s))
             for n in range(width):
                 grad_bias[n] += d[n]
             for j in range(taps):
                 if j == 0 or reach[b, t, j] != f32(0):
-                    w, then = weight[j], extended[b, t + taps - 1 - j]
-                    dw, dx = grad_weight[j], grad_extended[b, t + taps - 1 - j]
                     for n in range(width):
-                        dx[n] += w[n] * d[n]
+                        grad_extended[b, t + taps - 1 - j, n] += weight[j, n] * d[n]
                     for n in range(width):
-                        dw[n] += then[n] * d[n]
+                        grad_weight[j, n] += extended[b, t + taps - 1 - j, n] * d[n]
 
 
 def _reach(keep: Tensor | None, batch: int, time: int, taps: int) -> np.ndarray:
@@ -225,22 +225,25 @@ def _selective(x, delta, a, b, c, skip, state, keep, y, last):  # pragma: no cov
     """`selective_reference`; a = -exp(a_log)."""
     batch, time, width = x.shape
     count = a.shape[0]
-    gain = np.empty(width, f32)
+    gain, out, dt = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
     for i in range(batch):
-        h = last[i]
-        h[:] = state[i]
+        last[i] = state[i]
         for t in range(time):
-            k, xt, dt, yt = keep[i, t], x[i, t], delta[i, t], y[i, t]
+            k = keep[i, t]
             for e in range(width):
-                gain[e] = dt[e] * xt[e]
+                dt[e] = delta[i, t, e]
             for e in range(width):
-                yt[e] = skip[e] * xt[e]
+                gain[e] = dt[e] * x[i, t, e]
+            for e in range(width):
+                out[e] = skip[e] * x[i, t, e]
             for n in range(count):
-                hn, an, bn, cn = h[n], a[n], b[i, t, n], c[i, t, n]
+                bn, cn = b[i, t, n], c[i, t, n]
                 for e in range(width):
-                    hn[e] = k * decay(dt[e] * an[e]) * hn[e] + bn * gain[e]
-                for e in range(width):
-                    yt[e] += cn * hn[e]
+                    h = k * decay(dt[e] * a[n, e]) * last[i, n, e] + bn * gain[e]
+                    last[i, n, e] = h
+                    out[e] += cn * h
+            for e in range(width):
+                y[i, t, e] = out[e]
 
 
 @numba.njit(**JIT)
@@ -253,53 +256,56 @@ def _selective_backward(
     count = a.shape[0]
     trail = np.empty((time + 1, count, width), f32)  # states
     decays = np.empty((time, count, width), f32)
-    gain, d_gain = np.empty(width, f32), np.empty(width, f32)
-    work = np.empty(width, f32)
+    gain, d_gain, d_delta = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
+    dt, gy, flow = np.empty(width, f32), np.empty(width, f32), np.empty((count, width), f32)
     for i in range(batch):
         trail[0] = state[i]
         for t in range(time):
-            k, xt, dt = keep[i, t], x[i, t], delta[i, t]
+            k = keep[i, t]
             for e in range(width):
-                gain[e] = dt[e] * xt[e]
+                dt[e] = delta[i, t, e]
+            for e in range(width):
+                gain[e] = dt[e] * x[i, t, e]
             for n in range(count):
-                before, after, an, bn, dec = trail[t, n], trail[t + 1, n], a[n], b[i, t, n], decays[t, n]
+                bn = b[i, t, n]
                 for e in range(width):
-                    dec[e] = k * decay(dt[e] * an[e])
+                    decays[t, n, e] = k * decay(dt[e] * a[n, e])
                 for e in range(width):
-                    after[e] = dec[e] * before[e] + bn * gain[e]
-        carry = grad_state[i]
-        carry[:] = grad_last[i]
+                    trail[t + 1, n, e] = decays[t, n, e] * trail[t, n, e] + bn * gain[e]
+        flow[:] = grad_last[i]
         for s in range(time):
             t = time - 1 - s
-            xt, dt, gy, gx, gd = x[i, t], delta[i, t], grad_y[i, t], grad_x[i, t], grad_delta[i, t]
             for e in range(width):
-                gain[e] = dt[e] * xt[e]
+                dt[e] = delta[i, t, e]
                 d_gain[e] = f32(0)
-                gd[e] = f32(0)
+                d_delta[e] = f32(0)
+            for e in range(width):
+                gy[e] = grad_y[i, t, e]
+                gain[e] = dt[e] * x[i, t, e]
             for n in range(count):
-                flow, an, bn, cn, dec = carry[n], a[n], b[i, t, n], c[i, t, n], decays[t, n]
-                before, after, ga = trail[t, n], trail[t + 1, n], grad_a[n]
+                bn, cn = b[i, t, n], c[i, t, n]
                 sum_b = sum_c = f32(0)
                 for e in range(width):
-                    sum_c += gy[e] * after[e]
-                    flow[e] += cn * gy[e]
+                    sum_c += gy[e] * trail[t + 1, n, e]
+                    flow[n, e] += cn * gy[e]
                 for e in range(width):
-                    sum_b += flow[e] * gain[e]
-                    d_gain[e] += bn * flow[e]
+                    sum_b += flow[n, e] * gain[e]
+                    d_gain[e] += bn * flow[n, e]
                 for e in range(width):
-                    back = flow[e] * dec[e]  # what flows to h_{t-1}
-                    work[e] = back * before[e]  # dL / d(delta a)
-                    flow[e] = back
+                    back = flow[n, e] * decays[t, n, e]  # what flows to h_{t-1}
+                    work = back * trail[t, n, e]  # dL / d(delta a)
+                    flow[n, e] = back
+                    d_delta[e] += work * a[n, e]
                 for e in range(width):
-                    gd[e] += work[e] * an[e]
-                    ga[e] += work[e] * dt[e]
+                    grad_a[n, e] += flow[n, e] * trail[t, n, e] * dt[e]
                 grad_b[i, t, n], grad_c[i, t, n] = sum_b, sum_c
             for e in range(width):
-                gd[e] += d_gain[e] * xt[e]
+                grad_delta[i, t, e] = d_delta[e] + d_gain[e] * x[i, t, e]
             for e in range(width):
-                gx[e] = d_gain[e] * dt[e] + skip[e] * gy[e]
+                grad_x[i, t, e] = d_gain[e] * dt[e] + skip[e] * gy[e]
             for e in range(width):
-                grad_skip[e] += gy[e] * xt[e]
+                grad_skip[e] += gy[e] * x[i, t, e]
+        grad_state[i] = flow
 
 
 class _Selective(Fused):
@@ -377,22 +383,83 @@ class MambaBlock(nn.Module):
         return x + F.linear(y * F.silu(z), self.merge.weight), torch.cat([past, h], 1).flatten(1)
 
     def prepare_step(self) -> tuple[Any, ...]:
-        """Transposed maps, taps with the oldest first, and A."""
-        weights = [part.weight.T for part in (self.project, self.select, self.merge)]
-        return *weights, self.dt_weight.T, self.conv_weight.flip(0), -self.A_log.exp()
+        """Maps transposed, taps with the oldest first, A; and the low-rank map to the step multiplied out.
+
+        W_delta (W_x x)_delta is one matrix (E, E) on x: with B's and C's rows, one product instead of two.
+        """
+        low, rest = self.select.weight[: self.rank], self.select.weight[self.rank :]
+        select = torch.cat([self.dt_weight @ low, rest]).T.contiguous()
+        bias = torch.cat([self.dt_bias, self.dt_bias.new_zeros(2 * self.count)])
+        taps, a = self.conv_weight.flip(0).contiguous(), -self.A_log.exp()
+        arrays = None
+        if fused_allowed(a):
+            arrays = tuple(as_numpy(value) for value in (taps, self.conv_bias, a, self.D))
+        return self.project.weight.T, select, bias, self.merge.weight.T, taps, a, arrays
 
     def step(self, x: Tensor, state: Tensor, prepared: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """x (B, H), state (B, (K - 1 + N) E), no gradients."""
-        project, select, merge, dt_weight, taps, a = prepared
+        project, select, bias, merge, taps, a, arrays = prepared
+        projected = torch.mm(x if self.norm is None else self.norm(x), project)
+        if arrays is not None:
+            weight, conv_bias, a, skip = arrays
+            after, v = torch.empty(state.shape), torch.empty(x.shape[0], self.inner)
+            state, gate, out, inner = as_numpy(state), projected.numpy(), v.numpy(), self.inner  # pyright: ignore
+            _conv_step(gate, state, weight, conv_bias, after.numpy(), out)
+            selected = torch.addmm(bias, v, select)
+            delta = F.softplus(selected[:, :inner])
+            _selective_step(out, gate, delta.numpy(), selected.numpy(), a, skip, state, len(weight), after.numpy())
+            return torch.addmm(x, v, merge), after
+        v, z = projected.chunk(2, 1)
         past, h = state.unflatten(1, (-1, self.inner)).tensor_split((self.taps - 1,), 1)
-        v, z = torch.mm(x if self.norm is None else self.norm(x), project).chunk(2, 1)
         past = torch.cat([past, v.unsqueeze(1)], 1)
         v = F.silu((past * taps).sum(1).add_(self.conv_bias))
-        delta, b, c = torch.mm(v, select).split((self.rank, self.count, self.count), 1)
-        delta = F.softplus(torch.addmm(self.dt_bias, delta, dt_weight))
+        delta, b, c = torch.addmm(bias, v, select).split((self.inner, self.count, self.count), 1)
+        delta = F.softplus(delta)
         h = torch.addcmul((delta.unsqueeze(1) * a).exp_().mul_(h), b.unsqueeze(2), (delta * v).unsqueeze(1))
         y = torch.addcmul(torch.bmm(c.unsqueeze(1), h).squeeze(1), self.D, v)
         return torch.addmm(x, y.mul_(F.silu(z)), merge), torch.cat([past[:, 1:], h], 1).flatten(1)
+
+
+@numba.njit(**JIT)
+def _conv_step(projected, state, taps, bias, after, v):  # pragma: no cover (compiled)
+    """v = silu(bias + sum of taps, oldest first, times the last inputs); the inputs move up by one in `after`."""
+    batch, width = v.shape
+    last = taps.shape[0] - 1
+    total = np.empty(width, f32)
+    for b in range(batch):
+        for e in range(width):
+            total[e] = bias[e] + taps[last, e] * projected[b, e]
+        for j in range(last):
+            for e in range(width):
+                total[e] += taps[j, e] * state[b, j * width + e]
+        for e in range(width):
+            v[b, e] = total[e] * sigmoid(total[e])
+        if last > 0:
+            for e in range((last - 1) * width):
+                after[b, e] = state[b, width + e]
+            for e in range(width):
+                after[b, (last - 1) * width + e] = projected[b, e]
+
+
+@numba.njit(**JIT)
+def _selective_step(v, projected, delta, selected, a, skip, state, taps, after):  # pragma: no cover (compiled)
+    """One step of `_selective`, gated by silu(z): v becomes y silu(z); selected is [delta | B | C], projected [x | z]."""
+    batch, width = v.shape
+    count, first = a.shape[0], (taps - 1) * width
+    out, gain = np.empty(width, f32), np.empty(width, f32)
+    for b in range(batch):
+        for e in range(width):
+            gain[e] = delta[b, e] * v[b, e]
+            out[e] = skip[e] * v[b, e]
+        for n in range(count):
+            bn, cn, base = selected[b, width + n], selected[b, width + count + n], first + n * width
+            for e in range(width):
+                h = decay(delta[b, e] * a[n, e]) * state[b, base + e] + bn * gain[e]
+                after[b, base + e] = h
+                out[e] += cn * h
+        for e in range(width):
+            z = projected[b, width + e]
+            v[b, e] = out[e] * z * sigmoid(z)
 
 
 register_model("mamba", MambaConfig)(StateSpaceModel)

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
-from core.fused import Fused, f32, fused_allowed
+from core.fused import Fused, Native, f32, fused_allowed
 from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
 
@@ -131,35 +131,7 @@ def _gru_torch(x: Tensor, h: Tensor, keep: Tensor | None, *weights: Tensor) -> t
     return _between_resets(run, x, (h,), keep)
 
 
-class _Native(Fused):
-    """torch's own kernel, which cannot be differentiated twice, with the reference behind it for that."""
-
-    native: Callable[..., tuple[Tensor, ...]]
-
-    @classmethod
-    def forward(cls, ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        ctx.leaves = [
-            value.detach().requires_grad_(need) if isinstance(value, Tensor) else value
-            for value, need in zip(inputs, ctx.needs_input_grad, strict=True)
-        ]
-        with torch.enable_grad():
-            ctx.inner = cls.native(*ctx.leaves)
-        cls.keep_inputs(ctx, inputs)
-        return tuple(value.detach() for value in ctx.inner)
-
-    @staticmethod
-    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
-        pairs = [(out, grad) for out, grad in zip(ctx.inner, grads, strict=True) if grad is not None]
-        wanted = [leaf for leaf, need in zip(ctx.leaves, ctx.needs_input_grad, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [out for out, _ in pairs], wanted, [grad for _, grad in pairs], retain_graph=True, allow_unused=True
-            )
-        )
-        return tuple(next(found) if need else None for need in ctx.needs_input_grad)
-
-
-class _LSTM(_Native):
+class _LSTM(Native):
     reference = staticmethod(lstm_reference)
     native = staticmethod(_lstm_torch)
 
@@ -246,34 +218,26 @@ def _product(left, right, out):  # pragma: no cover (compiled)
 def _gru_kernel(projected, w_hh_t, b_hh, h0, keep, out, gates, previous):  # pragma: no cover (compiled)
     """projected (T, B, 3H) -> out (T, B, H); keeps r, z, n, U_n h + b (T, B, 4H) and h_{t-1} after resets (T, B, H)."""
     time, batch, width = out.shape
-    product = np.empty((batch, 3 * width), f32)
+    product, n = np.empty((batch, 3 * width), f32), np.empty(width, f32)
     for t in range(time):
         past = h0 if t == 0 else out[t - 1]
         before = previous[t]
         for b in range(batch):
-            k, source, target = keep[t, b], past[b], before[b]
+            k = keep[t, b]
             for j in range(width):
-                target[j] = k * source[j]
+                before[b, j] = k * past[b, j]
         _product(before, w_hh_t, product)
         for b in range(batch):
-            p, u, g, h, o = projected[t, b], product[b], gates[t, b], before[b], out[t, b]
-            rz = g[: 2 * width]
             for j in range(2 * width):
-                rz[j] = f32(0.5) + f32(0.5) * tanh(f32(0.5) * (p[j] + u[j] + b_hh[j]))
-            n, m, p_n, u_n, b_n = (
-                g[2 * width : 3 * width],
-                g[3 * width :],
-                p[2 * width :],
-                u[2 * width :],
-                b_hh[2 * width :],
-            )
-            r, z = g[:width], g[width : 2 * width]
+                gates[t, b, j] = f32(0.5) + f32(0.5) * tanh(f32(0.5) * (projected[t, b, j] + product[b, j] + b_hh[j]))
             for j in range(width):
-                m[j] = u_n[j] + b_n[j]
+                gates[t, b, 3 * width + j] = product[b, 2 * width + j] + b_hh[2 * width + j]
             for j in range(width):
-                n[j] = tanh(p_n[j] + r[j] * m[j])
+                n[j] = tanh(projected[t, b, 2 * width + j] + gates[t, b, j] * gates[t, b, 3 * width + j])
             for j in range(width):
-                o[j] = n[j] + z[j] * (h[j] - n[j])
+                gates[t, b, 2 * width + j] = n[j]
+            for j in range(width):
+                out[t, b, j] = n[j] + gates[t, b, width + j] * (before[b, j] - n[j])
 
 
 @numba.njit(**JIT)
@@ -281,32 +245,35 @@ def _gru_backward_kernel(grad_y, w_hh, keep, gates, previous, d_x, d_h, carry): 
     """Gradients of the gates' inputs: d_x (T, B, 3H) of W x + b, d_h (T, B, 3H) of U h + b; carry (B, H) in and out."""
     time, batch, width = previous.shape
     product = np.empty((batch, width), f32)
+    dn, flow = np.empty(width, f32), np.empty(width, f32)
+    two, three = 2 * width, 3 * width
     for i in range(time):
         t = time - 1 - i
         for b in range(batch):
-            g, h, c, dx, dh = gates[t, b], previous[t, b], carry[b], d_x[t, b], d_h[t, b]
-            gy = grad_y[t, b]
-            r, z, n, m = g[:width], g[width : 2 * width], g[2 * width : 3 * width], g[3 * width :]
-            dr, dz, dn, dm = dx[:width], dx[width : 2 * width], dx[2 * width :], dh[2 * width :]
             for j in range(width):
-                c[j] += gy[j]
+                flow[j] = carry[b, j] + grad_y[t, b, j]
             for j in range(width):
-                dn[j] = c[j] * (f32(1) - z[j]) * (f32(1) - n[j] * n[j])
+                n = gates[t, b, two + j]
+                dn[j] = flow[j] * (f32(1) - gates[t, b, width + j]) * (f32(1) - n * n)
             for j in range(width):
-                dz[j] = c[j] * (h[j] - n[j]) * z[j] * (f32(1) - z[j])
+                d_x[t, b, two + j] = dn[j]
             for j in range(width):
-                dr[j] = dn[j] * m[j] * r[j] * (f32(1) - r[j])
+                z = gates[t, b, width + j]
+                d_x[t, b, width + j] = flow[j] * (previous[t, b, j] - gates[t, b, two + j]) * z * (f32(1) - z)
             for j in range(width):
-                dm[j] = dn[j] * r[j]
-            for j in range(2 * width):
-                dh[j] = dx[j]
+                r = gates[t, b, j]
+                d_x[t, b, j] = dn[j] * gates[t, b, three + j] * r * (f32(1) - r)
             for j in range(width):
-                c[j] *= z[j]
+                d_h[t, b, two + j] = dn[j] * gates[t, b, j]
+            for j in range(two):
+                d_h[t, b, j] = d_x[t, b, j]
+            for j in range(width):
+                carry[b, j] = flow[j] * gates[t, b, width + j]
         _product(d_h[t], w_hh, product)
         for b in range(batch):
-            k, c, u = keep[t, b], carry[b], product[b]
+            k = keep[t, b]
             for j in range(width):
-                c[j] = k * (c[j] + u[j])
+                carry[b, j] = k * (carry[b, j] + product[b, j])
 
 
 class _GRU(Fused):
@@ -351,7 +318,7 @@ class _GRU(Fused):
         return grad_x, carry, None, torch.mm(flat_x.T, by_time), grad_w_hh, flat_x.sum(0), flat_h.sum(0)
 
 
-class _NativeGRU(_Native):
+class _NativeGRU(Native):
     reference = staticmethod(gru_reference)
     native = staticmethod(_gru_torch)
 

@@ -38,29 +38,27 @@ JIT: dict[str, Any] = {
 
 
 # ---------------------------------------------------------------------------------------------- CPU kernels (numba)
+# The carried state lives in small local arrays and elements are indexed directly: a slice of an array costs an atomic
+# reference count, which at 64 states a step is more than the arithmetic. Loops with few arrays vectorise, hence several.
 @numba.njit(**JIT)
 def real_kernel(a, x, h0, keep, reverse, out):  # pragma: no cover (compiled)
     """out_t = k a h + x over T. a (Ba, Ta, N) with Ba in {1, B}, Ta in {1, T}; reverse: from the end, a shifted."""
     batch, time, width = x.shape
     per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
+    h = np.empty(width, x.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
+        for n in range(width):
+            h[n] = h0[b, n]
         for i in range(time):
             t = time - 1 - i if reverse else i
-            s = t + 1 if reverse else t  # whose coefficient carries the state into t
-            if i == 0:
-                if reverse:
-                    out[b, t] = x[b, t]
-                    continue
-                previous = h0[b]
-            else:
-                previous = out[b, t + 1] if reverse else out[b, t - 1]
-            k = keep[b, s]
-            row = a[ab, s if per_step else 0]
-            xt = x[b, t]
-            ot = out[b, t]
+            s = t + 1 if reverse and i > 0 else t  # whose coefficient carries the state into t
+            k = x.dtype.type(0) if reverse and i == 0 else keep[b, s]
+            at = s if per_step else 0
             for n in range(width):
-                ot[n] = k * row[n] * previous[n] + xt[n]
+                h[n] = k * a[ab, at, n] * h[n] + x[b, t, n]
+            for n in range(width):
+                out[b, t, n] = h[n]
 
 
 @numba.njit(**JIT)
@@ -70,29 +68,26 @@ def complex_kernel(a, x, h0, keep, reverse, out):  # pragma: no cover (compiled)
     half = width // 2
     per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
     sign = x.dtype.type(-1.0 if reverse else 1.0)
+    re, im = np.empty(half, x.dtype), np.empty(half, x.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
+        for n in range(half):
+            re[n] = h0[b, n]
+            im[n] = h0[b, half + n]
         for i in range(time):
             t = time - 1 - i if reverse else i
-            s = t + 1 if reverse else t
-            if i == 0:
-                if reverse:
-                    out[b, t] = x[b, t]
-                    continue
-                previous = h0[b]
-            else:
-                previous = out[b, t + 1] if reverse else out[b, t - 1]
-            k = keep[b, s]
-            row = a[ab, s if per_step else 0]
-            row_re, row_im = row[:half], row[half:]
-            pre_re, pre_im = previous[:half], previous[half:]
-            x_re, x_im = x[b, t, :half], x[b, t, half:]
-            o_re, o_im = out[b, t, :half], out[b, t, half:]
+            s = t + 1 if reverse and i > 0 else t
+            k = x.dtype.type(0) if reverse and i == 0 else keep[b, s]
+            at = s if per_step else 0
             for n in range(half):
-                a_re, a_im = k * row_re[n], sign * k * row_im[n]
-                h_re, h_im = pre_re[n], pre_im[n]
-                o_re[n] = a_re * h_re - a_im * h_im + x_re[n]
-                o_im[n] = a_re * h_im + a_im * h_re + x_im[n]
+                a_re, a_im = k * a[ab, at, n], sign * k * a[ab, at, half + n]
+                h_re, h_im = re[n], im[n]
+                re[n] = a_re * h_re - a_im * h_im + x[b, t, n]
+                im[n] = a_re * h_im + a_im * h_re + x[b, t, half + n]
+            for n in range(half):
+                out[b, t, n] = re[n]
+            for n in range(half):
+                out[b, t, half + n] = im[n]
 
 
 @numba.njit(**JIT)
@@ -100,23 +95,37 @@ def real_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover (c
     """dx, da (shape of a, zeroed by the caller) and dh0 in one reversed pass."""
     batch, time, width = h.shape
     per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
+    flow, before, total = np.empty(width, h.dtype), np.empty(width, h.dtype), np.empty(width, h.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
-        carry = dh0[b]
-        carry[:] = 0
+        flow[:] = 0
+        total[:] = 0
         for i in range(time):
             t = time - 1 - i
-            k = keep[b, t]
-            row = a[ab, t if per_step else 0]
-            da_row = da[ab, t if per_step else 0]
-            previous = h[b, t - 1] if t > 0 else h0[b]
-            gt = g[b, t]
-            dt = dx[b, t]
+            k, at = keep[b, t], t if per_step else 0
             for n in range(width):
-                step = gt[n] + carry[n]
-                dt[n] = step
-                da_row[n] += k * previous[n] * step
-                carry[n] = k * row[n] * step
+                flow[n] += g[b, t, n]
+            for n in range(width):
+                dx[b, t, n] = flow[n]
+            if t > 0:
+                for n in range(width):
+                    before[n] = k * h[b, t - 1, n]
+            else:
+                for n in range(width):
+                    before[n] = k * h0[b, n]
+            if per_step:
+                for n in range(width):
+                    da[ab, t, n] += before[n] * flow[n]
+            else:
+                for n in range(width):
+                    total[n] += before[n] * flow[n]
+            for n in range(width):
+                flow[n] *= k * a[ab, at, n]
+        for n in range(width):
+            dh0[b, n] = flow[n]
+        if not per_step:
+            for n in range(width):
+                da[ab, 0, n] += total[n]
 
 
 @numba.njit(**JIT)
@@ -125,30 +134,54 @@ def complex_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover
     batch, time, width = h.shape
     half = width // 2
     per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
+    re, im = np.empty(half, h.dtype), np.empty(half, h.dtype)
+    b_re, b_im = np.empty(half, h.dtype), np.empty(half, h.dtype)
+    total_re, total_im = np.empty(half, h.dtype), np.empty(half, h.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
-        c_re, c_im = dh0[b, :half], dh0[b, half:]
-        c_re[:] = 0
-        c_im[:] = 0
+        re[:] = 0
+        im[:] = 0
+        total_re[:] = 0
+        total_im[:] = 0
         for i in range(time):
             t = time - 1 - i
-            k = keep[b, t]
-            row = a[ab, t if per_step else 0]
-            da_row = da[ab, t if per_step else 0]
-            a_re, a_im = row[:half], row[half:]
-            da_re, da_im = da_row[:half], da_row[half:]
-            previous = h[b, t - 1] if t > 0 else h0[b]
-            p_re, p_im = previous[:half], previous[half:]
-            g_re, g_im = g[b, t, :half], g[b, t, half:]
-            d_re, d_im = dx[b, t, :half], dx[b, t, half:]
+            k, at = keep[b, t], t if per_step else 0
             for n in range(half):
-                l_re, l_im = g_re[n] + c_re[n], g_im[n] + c_im[n]
-                d_re[n] = l_re
-                d_im[n] = l_im
-                da_re[n] += k * (p_re[n] * l_re + p_im[n] * l_im)
-                da_im[n] += k * (p_re[n] * l_im - p_im[n] * l_re)
-                c_re[n] = k * (a_re[n] * l_re + a_im[n] * l_im)
-                c_im[n] = k * (a_re[n] * l_im - a_im[n] * l_re)
+                re[n] += g[b, t, n]
+                im[n] += g[b, t, half + n]
+            for n in range(half):
+                dx[b, t, n] = re[n]
+            for n in range(half):
+                dx[b, t, half + n] = im[n]
+            if t > 0:
+                for n in range(half):
+                    b_re[n] = k * h[b, t - 1, n]
+                    b_im[n] = k * h[b, t - 1, half + n]
+            else:
+                for n in range(half):
+                    b_re[n] = k * h0[b, n]
+                    b_im[n] = k * h0[b, half + n]
+            if per_step:
+                for n in range(half):
+                    da[ab, t, n] += b_re[n] * re[n] + b_im[n] * im[n]
+                for n in range(half):
+                    da[ab, t, half + n] += b_re[n] * im[n] - b_im[n] * re[n]
+            else:
+                for n in range(half):
+                    total_re[n] += b_re[n] * re[n] + b_im[n] * im[n]
+                    total_im[n] += b_re[n] * im[n] - b_im[n] * re[n]
+            for n in range(half):
+                a_re, a_im = k * a[ab, at, n], k * a[ab, at, half + n]
+                l_re, l_im = re[n], im[n]
+                re[n] = a_re * l_re + a_im * l_im
+                im[n] = a_re * l_im - a_im * l_re
+        for n in range(half):
+            dh0[b, n] = re[n]
+            dh0[b, half + n] = im[n]
+        if not per_step:
+            for n in range(half):
+                da[ab, 0, n] += total_re[n]
+                da[ab, 0, half + n] += total_im[n]
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.config import search
+from core.fused import Native
 from core.mlp import MLPConfig
-from core.sequence_model import SequenceModelConfig, linear, register_model
+from core.sequence_model import SequenceModelConfig, linear, register_model, transforms_active
 from core.stack import BLOCKS, BlockStack
 
 
@@ -43,6 +44,21 @@ class TransformerConfig(SequenceModelConfig):
     def width_multiple(self) -> int:
         """The width must be a multiple of this."""
         return self.num_heads
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor]:
+    """softmax(q k^T / sqrt(d) + mask) v (Vaswani et al. 2017, equation 1)."""
+    return (((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + mask).softmax(-1)) @ v,)
+
+
+def attention_native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor]:
+    """The same through torch's kernel, which does not hold all weights."""
+    return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask),)
+
+
+class _Attention(Native):
+    reference = staticmethod(attention_reference)
+    native = staticmethod(attention_native)
 
 
 @BLOCKS.register("attention")
@@ -80,22 +96,37 @@ class AttentionBlock(nn.Module):
         count, cache = state[:, 0], state[:, 1:].unflatten(1, (2, window, width))
         q, k, v = self.project(self.norm(x)).chunk(3, -1)
         keys, values = torch.cat([cache[:, 0], k], 1), torch.cat([cache[:, 1], v], 1)
-        # Segments: how often a sequence was reset so far. The cache is segment 0.
         steps = torch.arange(window + time, device=x.device)
-        segment = x.new_zeros(batch, time) if keep is None else (1 - keep).cumsum(1)
-        key_segment = torch.cat([segment.new_zeros(batch, window), segment], 1)
         filled = (steps >= window - count.unsqueeze(1)) | (steps >= window)
         age = steps[window:, None] - steps  # (T, W + T)
-        seen = (segment.unsqueeze(2) == key_segment.unsqueeze(1)) & filled.unsqueeze(1) & (age >= 0) & (age < window)
-        query, key, value = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, keys, values))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        scores = scores - self.slopes.view(-1, 1, 1) * age.clamp(min=0)
-        weights = scores.masked_fill(~seen.unsqueeze(1), -math.inf).softmax(-1)
-        y = self.merge((weights @ value).transpose(1, 2).flatten(2))
+        near = (age >= 0) & (age < window)
+        penalty = -self.slopes.view(-1, 1, 1) * age
+        if keep is not None and not transforms_active() and bool((keep == 1).all()):
+            keep = None
+        if keep is None and not transforms_active() and not bool(count.any()):
+            # Nothing is cached and nothing is reset: the new steps alone, one mask for all sequences.
+            mask = penalty.masked_fill(~near, -math.inf)[None, :, :, window:]
+            y = self._attend(q, k, v, mask)
+            alive = filled
+        else:
+            # Segments: how often a sequence was reset so far. The cache is segment 0.
+            segment = x.new_zeros(batch, time) if keep is None else (1 - keep).cumsum(1)
+            key_segment = torch.cat([segment.new_zeros(batch, window), segment], 1)
+            seen = (segment.unsqueeze(2) == key_segment.unsqueeze(1)) & filled.unsqueeze(1) & near
+            y = self._attend(q, keys, values, penalty.masked_fill(~seen.unsqueeze(1), -math.inf))
+            alive = (key_segment == segment[:, -1:]) & filled
         # What is left of the cache: the last W entries, of the last segment only, zeros elsewhere as after a reset.
-        alive = (key_segment == segment[:, -1:]) & filled
         kept = torch.stack([keys, values], 1)[:, :, -window:] * alive[:, None, -window:, None]
-        return x + y, torch.cat([alive[:, -window:].sum(1, keepdim=True).to(x.dtype), kept.flatten(1)], 1)
+        state = torch.cat([alive[:, -window:].sum(1, keepdim=True).to(x.dtype), kept.flatten(1)], 1)
+        return x + self.merge(y), state
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """q (B, T, H), k and v (B, K, H), mask (1 or B, heads, T, K) to be added, to (B, T, H)."""
+        parts = [z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, v)]
+        run = attention_reference
+        if not transforms_active():
+            run = _Attention.apply if torch.is_grad_enabled() else attention_native
+        return run(*parts, mask)[0].transpose(1, 2).flatten(2)
 
     def prepare_step(self) -> Tensor:
         """The distance penalties (heads, W), oldest first."""

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from core.errors import InputError, unknown_name
 from experiments.filters import parse_where
@@ -83,7 +83,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(out) as partial, ledger.session() as session:
-            keys = list(table.__table__.primary_key.columns)
+            keys = inspect(table).primary_key
             found = session.scalars(select(table).where(*conditions).order_by(*keys).execution_options(yield_per=BATCH))
             rows: Iterable[dict[str, Any]] = (_flat(row) for row in found)
             if what not in LONG:

@@ -10,7 +10,7 @@ from core.errors import InputError, unknown_name
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
 
-SSM_KINDS = ("lru", "s5", "s4d")  # the default comes first
+SSM_KINDS = ("s5", "lru", "s4d")  # the default comes first
 EXAMPLES = (
     "beat LSTM on halfcheetah-vel",
     "compare S5 and GRU on halfcheetah-dir",
@@ -91,7 +91,7 @@ class Question(FrozenConfig):
 
 
 def label(family: ModelFamily) -> str:
-    """How a family is written for people: `SSM (lru, s5, s4d)` or `LSTM`."""
+    """How a family is written for people: `SSM (s5, lru, s4d)` or `LSTM`."""
     name = family.name.upper() if family.name in ("ssm", "lstm", "gru", "mlp", "lru", "s5", "s4d") else family.name
     return f"{name} ({', '.join(family.kinds)})" if len(family.kinds) > 1 else name
 

@@ -56,7 +56,16 @@ def _postgres(ledger: Ledger, statement: str, limit: int) -> tuple[list[str], li
 
 def _explained(cause: str) -> InputError:
     cause = " ".join(cause.split())
-    refused = ("not authorized", "prohibited", "readonly", "read-only", "one statement", "multiple commands")
+    refused = (
+        "not authorized",
+        "authorization denied",
+        "prohibited",
+        "cannot run inside",
+        "readonly",
+        "read-only",
+        "one statement",
+        "multiple commands",
+    )
     if any(words in cause for words in refused):
         return InputError(f"{NOT_ALLOWED} ({cause})")
     return InputError(f"sql: {cause}. Tables: runs, metrics, evals, campaigns, proposals, claims, verdicts, events, notes, tags, artifacts")  # fmt: skip

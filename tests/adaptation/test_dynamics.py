@@ -10,6 +10,8 @@ from adaptation.dynamics import DynamicsModel, Episodes, adapt_through_episode, 
 from adaptation.test_time_adaptation import AdaptationConfig
 from core.errors import InputError
 from core.sequence_model import parse_model_config
+from env_runner.task_distributions import get_family
+from env_runner.task_family import EnvOptions
 
 
 def live(num: int, steps: int, *, break_at: int | None = None, seed: int = 0) -> Episodes:
@@ -70,3 +72,35 @@ def test_bad_shapes_are_refused_by_name(trained: DynamicsModel):
         adapt_through_episode(trained, CONFIG, episode.obs[0, 1:], episode.actions[0])
     with pytest.raises(InputError, match="updates"):
         train_dynamics(trained, episode, updates=0, generator=torch.Generator())
+
+
+def cheetah(worlds: int, seed: int, failure_step: int | None) -> Episodes:
+    """Episodes of smooth random actions on halfcheetah-vel, its first motor reversed from `failure_step` on."""
+    family = get_family("halfcheetah-vel")
+    options = EnvOptions(failure_step=failure_step, failed_actuator=0, failure_scale=-1.0) if failure_step else None
+    env = family.make(worlds, options=options)
+    rng = np.random.default_rng(seed)
+    obs, _ = env.reset(seed=seed, options={"tasks": family.eval_tasks("search")[:1].repeat(worlds, 0)})
+    seen, done, action = [obs], [], np.zeros((worlds, 6))
+    for _ in range(family.horizon - 1):
+        action = np.clip(0.8 * action + 0.6 * rng.normal(size=(worlds, 6)), -1, 1)
+        obs, *_ = env.step(action)
+        seen.append(obs)
+        done.append(action)
+    env.close()
+    return Episodes(
+        torch.from_numpy(np.stack(seen, 1).astype(np.float32)), torch.from_numpy(np.stack(done, 1).astype(np.float32))
+    )
+
+
+@pytest.mark.slow
+def test_adapting_mends_predictions_after_a_motor_of_halfcheetah_is_reversed():
+    config = parse_model_config({"kind": "lru", "hidden_dim": 64, "state_dim": 64, "num_layers": 2})
+    model = DynamicsModel(config, 17, 6, torch.Generator().manual_seed(0))
+    train_dynamics(model, cheetah(64, 0, None), updates=600, generator=torch.Generator().manual_seed(0))
+    adaptation = AdaptationConfig(learning_rate=3e-4, num_steps=1, optimizer="adam", max_grad_norm=None)
+    broken = cheetah(4, 1, 100)
+    traces = [adapt_through_episode(model, adaptation, broken.obs[i], broken.actions[i], window=32) for i in range(4)]
+    frozen, adapted = (np.mean([getattr(t, name) for t in traces], 0) for name in ("frozen", "adapted"))
+    assert frozen[100:].mean() > 1.2 * frozen[:100].mean()  # the failure is felt
+    assert adapted[130:].mean() < 0.9 * frozen[130:].mean()

@@ -66,7 +66,7 @@ def postgres() -> Iterator[str]:
             _wait_for(port, server)
             yield f"postgresql+psycopg://ledger@127.0.0.1:{port}"
         finally:
-            server.send_signal(signal.SIGINT)
+            server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
             server.wait(timeout=30)
 
 
@@ -91,10 +91,11 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     server: str = request.getfixturevalue("postgres")
     import psycopg
+    import psycopg.sql
 
     name = f"t{time.monotonic_ns()}"
     with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
     return f"{server}/{name}"
 
 

@@ -279,11 +279,11 @@ def test_the_sequential_judge_keeps_its_error_rate_and_saves_runs() -> None:
     rng = np.random.default_rng(11)
     claim = _sequential()
     outcomes, spent = [], []
-    for _ in range(500):
+    for _ in range(300):
         present, _ = _until(claim, _rows(claim, *_draw(rng, 10)))
         outcomes.append(judge(claim, present).outcome)
     decided = outcomes.count("confirmed") + outcomes.count("refuted")
-    assert decided / 500 <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / 500)
+    assert decided / 300 <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / 300)
     for _ in range(40):
         present, _ = _until(claim, _rows(claim, *_draw(rng, 10, 4.0)))
         spent.append(len(present) / 20)

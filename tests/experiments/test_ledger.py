@@ -11,10 +11,11 @@ import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger_rows import add_campaign, add_claim, add_run
-from sqlalchemy import event, func, select, text
+from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from core.errors import InputError
@@ -198,11 +199,12 @@ def test_tables_are_never_emptied_at_once(ledger: Ledger) -> None:
 
 def test_a_confirmation_run_needs_a_claim_that_was_written_before_it(ledger: Ledger) -> None:
     campaign = add_campaign(ledger)
-    for forged in (
+    forgeries: tuple[dict[str, Any], ...] = (
         {"pool": "confirmation"},
         {"purpose": "confirmation"},
         {"pool": "confirmation", "purpose": "confirmation", "claim_id": 77},
-    ):
+    )
+    for forged in forgeries:
         with pytest.raises(IntegrityError, match="claim"):
             add_run(ledger, campaign_id=campaign, **forged)
     claim = add_claim(ledger, campaign)
@@ -566,7 +568,7 @@ def test_a_metric_row_is_found_by_its_run_without_a_second_index(file_ledger: Le
             "EXPLAIN QUERY PLAN SELECT * FROM metrics WHERE run_id = 1 AND env_steps >= 5"
         )
         assert "PRIMARY KEY (run_id=? AND env_steps>?)" in plan.all()[0][-1]
-    assert Metric.__table__.primary_key.columns.keys() == ["run_id", "env_steps", "name"]
+    assert [column.name for column in inspect(Metric).primary_key] == ["run_id", "env_steps", "name"]
 
 
 @pytest.mark.parametrize("schema", ["0001"])

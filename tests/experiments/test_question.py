@@ -9,7 +9,7 @@ from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
 from experiments.question import parse_goal
 
-SSM = ("lru", "s5", "s4d")
+SSM = ("s5", "lru", "s4d")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ SSM = ("lru", "s5", "s4d")
         ("beat s5 on point-robot", "beat", ("lru", "s4d"), ("s5",), "point-robot"),
         ("compare S5 and LSTM on halfcheetah-dir", "compare", ("s5",), ("lstm",), "halfcheetah-dir"),
         ("S5 vs. LRU on point-robot", "compare", ("s5",), ("lru",), "point-robot"),
-        ("find the best SSM on halfcheetah-vel", "best", SSM, ("lru",), "halfcheetah-vel"),
+        ("find the best SSM on halfcheetah-vel", "best", SSM, ("s5",), "halfcheetah-vel"),
         ("tune lstm for point-robot", "best", ("lstm",), ("lstm",), "point-robot"),
         ("improve LRU on halfcheetah-vel by 10 %", "improve", ("lru",), ("lru",), "halfcheetah-vel"),
         ("improve the LRU model by 5 percent on point-robot", "improve", ("lru",), ("lru",), "point-robot"),
