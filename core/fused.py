@@ -113,6 +113,25 @@ def sigmoid(x):  # pragma: no cover (compiled)
     return f32(0.5) + f32(0.5) * (x * p / d)
 
 
+@numba.njit(**JIT)
+def decay(x):  # pragma: no cover (compiled)
+    """exp(x) for x <= 0 to 2e-7: (1 + tanh(x/2)) / (1 - tanh(x/2)) of Eigen's rational tanh, one division, no exp."""
+    x = max(x * f32(0.5), f32(-9.0))
+    q = x * x
+    p = f32(-2.76076847742355e-16)
+    p = p * q + f32(2.00018790482477e-13)
+    p = p * q + f32(-8.60467152213735e-11)
+    p = p * q + f32(5.12229709037114e-08)
+    p = p * q + f32(1.48572235717979e-05)
+    p = p * q + f32(6.37261928875436e-04)
+    p = p * q + f32(4.89352455891786e-03)
+    d = f32(1.19825839466702e-06)
+    d = d * q + f32(1.18534705686654e-04)
+    d = d * q + f32(2.26843463243900e-03)
+    d = d * q + f32(4.89352518554385e-03)
+    return max((d + x * p) / (d - x * p), f32(0))
+
+
 # Matrices are walked as flat memory in stretches of TILE rows, with vectors of the width repeated TILE times: a row of
 # 64 numbers is too short for its loop's start to pay. A loop that reads and writes more than four or five arrays is
 # not vectorised (too many alias checks), hence several short loops over a stretch that stays in the nearest cache.
@@ -233,10 +252,14 @@ def _channels(a, c, u, state, keep, y, last):  # pragma: no cover (compiled)
     pairs = a.shape[1]
     out = np.empty(width, f32)
     for b in range(batch):
-        last[b] = state[b]
+        for p in range(pairs):
+            for n in range(width):
+                last[b, 0, p, n] = state[b, 0, p, n]
+                last[b, 1, p, n] = state[b, 1, p, n]
         for t in range(time):
             k = keep[b, t]
-            out[:] = 0
+            for n in range(width):
+                out[n] = 0
             for p in range(pairs):
                 for n in range(width):
                     re, im = k * last[b, 0, p, n], k * last[b, 1, p, n]
@@ -255,9 +278,12 @@ def _channels_backward(
     """Gradients of `_channels`; grad_u and grad_a, grad_c are added to. States are computed again, not stored."""
     batch, time, width = u.shape
     pairs = a.shape[1]
-    trail = np.empty((time + 1, 2, pairs, width), f32)
+    trail, flow = np.empty((time + 1, 2, pairs, width), f32), np.empty((2, pairs, width), f32)
     for b in range(batch):
-        trail[0] = state[b]
+        for p in range(pairs):
+            for n in range(width):
+                trail[0, 0, p, n] = state[b, 0, p, n]
+                trail[0, 1, p, n] = state[b, 1, p, n]
         for t in range(time):
             k = keep[b, t]
             for p in range(pairs):
@@ -267,8 +293,10 @@ def _channels_backward(
                 for n in range(width):
                     re, im = k * trail[t, 0, p, n], k * trail[t, 1, p, n]
                     trail[t + 1, 1, p, n] = a[0, p, n] * im + a[1, p, n] * re
-        flow = grad_state[b]
-        flow[:] = grad_last[b]
+        for p in range(pairs):
+            for n in range(width):
+                flow[0, p, n] = grad_last[b, 0, p, n]
+                flow[1, p, n] = grad_last[b, 1, p, n]
         for i in range(time):
             t = time - 1 - i
             k = keep[b, t]
@@ -293,6 +321,10 @@ def _channels_backward(
                     re, im = flow[0, p, n], flow[1, p, n]
                     flow[0, p, n] = a[0, p, n] * re + a[1, p, n] * im
                     flow[1, p, n] = a[0, p, n] * im - a[1, p, n] * re
+        for p in range(pairs):
+            for n in range(width):
+                grad_state[b, 0, p, n] = flow[0, p, n]
+                grad_state[b, 1, p, n] = flow[1, p, n]
 
 
 # ---------------------------------------------------------------------------------- discretisation, with its gradient

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from core.config import search
 from core.errors import bad_value
-from core.fused import Fused, f32, fused_allowed, sigmoid
+from core.fused import Fused, decay, f32, fused_allowed, sigmoid
 from core.scan import JIT, as_numpy, split_scan
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.ssm import StateSpaceModel
@@ -202,32 +202,15 @@ def selective_reference(
 
 
 @numba.njit(**JIT)
-def decay(x):  # pragma: no cover (compiled)
-    """exp(x) for x <= 0 to 2e-7: (1 + tanh(x/2)) / (1 - tanh(x/2)) of Eigen's rational tanh, one division, no exp."""
-    x = max(x * f32(0.5), f32(-9.0))
-    q = x * x
-    p = f32(-2.76076847742355e-16)
-    p = p * q + f32(2.00018790482477e-13)
-    p = p * q + f32(-8.60467152213735e-11)
-    p = p * q + f32(5.12229709037114e-08)
-    p = p * q + f32(1.48572235717979e-05)
-    p = p * q + f32(6.37261928875436e-04)
-    p = p * q + f32(4.89352455891786e-03)
-    d = f32(1.19825839466702e-06)
-    d = d * q + f32(1.18534705686654e-04)
-    d = d * q + f32(2.26843463243900e-03)
-    d = d * q + f32(4.89352518554385e-03)
-    return max((d + x * p) / (d - x * p), f32(0))
-
-
-@numba.njit(**JIT)
 def _selective(x, delta, a, b, c, skip, state, keep, y, last):  # pragma: no cover (compiled)
     """`selective_reference`; a = -exp(a_log)."""
     batch, time, width = x.shape
     count = a.shape[0]
     gain, out, dt = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
     for i in range(batch):
-        last[i] = state[i]
+        for n in range(count):
+            for e in range(width):
+                last[i, n, e] = state[i, n, e]
         for t in range(time):
             k = keep[i, t]
             for e in range(width):
@@ -259,7 +242,10 @@ def _selective_backward(
     gain, d_gain, d_delta = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
     dt, gy, flow = np.empty(width, f32), np.empty(width, f32), np.empty((count, width), f32)
     for i in range(batch):
-        trail[0] = state[i]
+        for n in range(count):
+            for e in range(width):
+                trail[0, n, e] = state[i, n, e]
+                flow[n, e] = grad_last[i, n, e]
         for t in range(time):
             k = keep[i, t]
             for e in range(width):
@@ -272,7 +258,6 @@ def _selective_backward(
                     decays[t, n, e] = k * decay(dt[e] * a[n, e])
                 for e in range(width):
                     trail[t + 1, n, e] = decays[t, n, e] * trail[t, n, e] + bn * gain[e]
-        flow[:] = grad_last[i]
         for s in range(time):
             t = time - 1 - s
             for e in range(width):
@@ -305,7 +290,9 @@ def _selective_backward(
                 grad_x[i, t, e] = d_gain[e] * dt[e] + skip[e] * gy[e]
             for e in range(width):
                 grad_skip[e] += gy[e] * x[i, t, e]
-        grad_state[i] = flow
+        for n in range(count):
+            for e in range(width):
+                grad_state[i, n, e] = flow[n, e]
 
 
 class _Selective(Fused):

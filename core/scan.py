@@ -98,8 +98,8 @@ def real_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover (c
     flow, before, total = np.empty(width, h.dtype), np.empty(width, h.dtype), np.empty(width, h.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
-        flow[:] = 0
-        total[:] = 0
+        for n in range(width):
+            flow[n] = total[n] = 0
         for i in range(time):
             t = time - 1 - i
             k, at = keep[b, t], t if per_step else 0
@@ -139,10 +139,8 @@ def complex_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover
     total_re, total_im = np.empty(half, h.dtype), np.empty(half, h.dtype)
     for b in range(batch):
         ab = b if per_batch else 0
-        re[:] = 0
-        im[:] = 0
-        total_re[:] = 0
-        total_im[:] = 0
+        for n in range(half):
+            re[n] = im[n] = total_re[n] = total_im[n] = 0
         for i in range(time):
             t = time - 1 - i
             k, at = keep[b, t], t if per_step else 0

@@ -53,7 +53,7 @@ class BlockStack(SequenceModel):
         for block, state in zip(self.blocks, hidden.split(self.sizes, 1), strict=True):
             x, state = block(x, state, keep)
             states.append(state)
-        return x if self.decoder is None else self.decoder(x), states[0] if len(states) == 1 else torch.cat(states, 1)
+        return x if self.decoder is None else self.decoder(x), _side_by_side(states)
 
     def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         prepared: list[Any] = self._cache.get(self.blocks, lambda: [block.prepare_step() for block in self.blocks])  # pyright: ignore[reportCallIssue]
@@ -62,4 +62,10 @@ class BlockStack(SequenceModel):
         for block, state, ready in zip(self.blocks, hidden.split(self.sizes, 1), prepared, strict=True):
             x, state = block.step(x, state, ready)  # pyright: ignore[reportCallIssue]
             states.append(state)
-        return x if self.decoder is None else self.decoder(x), states[0] if len(states) == 1 else torch.cat(states, 1)
+        return x if self.decoder is None else self.decoder(x), _side_by_side(states)
+
+
+def _side_by_side(states: list[Tensor]) -> Tensor:
+    """All states in one (B, S), without a copy where only one block has any."""
+    filled = [state for state in states if state.shape[1]]
+    return filled[0] if len(filled) == 1 else torch.cat(filled or states, 1)

@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numba
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.config import search
-from core.fused import Native
+from core.fused import Native, decay, f32, fused_allowed
 from core.mlp import MLPConfig
+from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModelConfig, linear, register_model, transforms_active
 from core.stack import BLOCKS, BlockStack
 
@@ -103,11 +106,13 @@ class AttentionBlock(nn.Module):
         penalty = -self.slopes.view(-1, 1, 1) * age
         if keep is not None and not transforms_active() and bool((keep == 1).all()):
             keep = None
-        if keep is None and not transforms_active() and not bool(count.any()):
+        known = keep is None and not transforms_active()
+        alive = filled
+        if known and not bool(count.any()):
             # Nothing is cached and nothing is reset: the new steps alone, one mask for all sequences.
-            mask = penalty.masked_fill(~near, -math.inf)[None, :, :, window:]
-            y = self._attend(q, k, v, mask)
-            alive = filled
+            y = self._attend(q, k, v, penalty.masked_fill(~near, -math.inf)[None, :, :, window:])
+        elif known and bool(filled.all()):
+            y = self._attend(q, keys, values, penalty.masked_fill(~near, -math.inf)[None])
         else:
             # Segments: how often a sequence was reset so far. The cache is segment 0.
             segment = x.new_zeros(batch, time) if keep is None else (1 - keep).cumsum(1)
@@ -122,11 +127,11 @@ class AttentionBlock(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q (B, T, H), k and v (B, K, H), mask (1 or B, heads, T, K) to be added, to (B, T, H)."""
-        parts = [z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, v)]
+        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, v))
         run = attention_reference
         if not transforms_active():
             run = _Attention.apply if torch.is_grad_enabled() else attention_native
-        return run(*parts, mask)[0].transpose(1, 2).flatten(2)
+        return run(q, k, v, mask)[0].transpose(1, 2).flatten(2)
 
     def prepare_step(self) -> Tensor:
         """The distance penalties (heads, W), oldest first."""
@@ -136,11 +141,15 @@ class AttentionBlock(nn.Module):
     def step(self, x: Tensor, state: Tensor, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H), state (B, 1 + 2 W H): roll the cache by one and look at all of it."""
         window, width = self.context, self.width
+        projected = self.project(self.norm(x))
+        if fused_allowed(x):
+            after, y = torch.empty(state.shape), torch.empty(x.shape)
+            _attend_step(as_numpy(projected), as_numpy(state), prepared.numpy(), window, after.numpy(), y.numpy())
+            return x + F.linear(y, self.merge.weight, self.merge.bias), after
+        q, k, v = projected.chunk(3, -1)
         count = (state[:, :1] + 1).clamp_(max=window)
-        q, k, v = self.project(self.norm(x)).chunk(3, -1)
-        state = torch.cat(
-            [count, state[:, 1 + width : 1 + window * width], k, state[:, 1 + (window + 1) * width :], v], 1
-        )
+        oldest = slice(1 + width, 1 + window * width), slice(1 + (window + 1) * width, None)
+        state = torch.cat([count, state[:, oldest[0]], k, state[:, oldest[1]], v], 1)
         keys, values = state[:, 1:].unflatten(1, (2, window, self.heads, -1)).unbind(1)
         query = q.unflatten(1, (self.heads, -1))
         scores = torch.einsum("bhd,bwhd->bhw", query, keys) / math.sqrt(query.shape[-1]) + prepared
@@ -148,6 +157,49 @@ class AttentionBlock(nn.Module):
         weights = scores.masked_fill(empty.unsqueeze(1), -math.inf).softmax(-1)
         y = torch.einsum("bhw,bwhd->bhd", weights, values).flatten(1)
         return x + F.linear(y, self.merge.weight, self.merge.bias), state
+
+
+@numba.njit(**JIT)
+def _attend_step(projected, state, penalty, window, after, out):  # pragma: no cover (compiled)
+    """One step of attention: projected [q | k | v] (B, 3H), the cache moved up by one into `after`, out (B, H).
+
+    Only filled entries are looked at. penalty (heads, W), oldest first.
+    """
+    batch, width = out.shape
+    heads = penalty.shape[0]
+    size, values = width // heads, 1 + window * width
+    scale = f32(1 / math.sqrt(size))
+    scores, total = np.empty((heads, window), f32), np.empty(width, f32)
+    for b in range(batch):
+        count = min(int(state[b, 0]) + 1, window)
+        after[b, 0] = count
+        for i in range(1, 1 + (window - 1) * width):
+            after[b, i] = state[b, i + width]
+        for i in range(values, values + (window - 1) * width):
+            after[b, i] = state[b, i + width]
+        for j in range(width):
+            after[b, values - width + j] = projected[b, width + j]
+            after[b, values + (window - 1) * width + j] = projected[b, 2 * width + j]
+        for j in range(width):
+            total[j] = 0
+        for head in range(heads):
+            highest = f32(-np.inf)
+            for w in range(window - count, window):
+                score, base = f32(0), 1 + w * width + head * size
+                for j in range(size):
+                    score += projected[b, head * size + j] * after[b, base + j]
+                scores[head, w] = score * scale + penalty[head, w]
+                highest = max(highest, scores[head, w])
+            weight = f32(0)
+            for w in range(window - count, window):
+                scores[head, w] = decay(scores[head, w] - highest)
+                weight += scores[head, w]
+            for w in range(window - count, window):
+                p, base = scores[head, w] / weight, values + w * width + head * size
+                for j in range(size):
+                    total[head * size + j] += p * after[b, base + j]
+        for j in range(width):
+            out[b, j] = total[j]
 
 
 @register_model("transformer", TransformerConfig)

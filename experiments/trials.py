@@ -8,6 +8,7 @@ exactly as an uninterrupted one would have.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 

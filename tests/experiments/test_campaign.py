@@ -146,6 +146,17 @@ def test_all_five_agents_used_tools_and_every_trial_says_who_proposed_it(campaig
     assert sources[1] == "optimizer"
 
 
+def test_no_tool_call_failed(campaign: tuple) -> None:
+    data, _, _ = campaign
+    results = [
+        json.loads(payload) for (payload,) in _rows(data, "select payload from events where kind = 'tool_result'")
+    ]
+    assert len(results) > 20
+    assert [
+        r for r in results if "fail" in r["text"] and "failures" not in r["text"] or "error" in r["text"].lower()
+    ] == []
+
+
 def test_read_commands_answer_in_words_and_in_json(campaign: tuple) -> None:
     data, _, _ = campaign
     count = _rows(data, "select count(*) from runs")[0][0]

@@ -141,3 +141,11 @@ def test_a_mistake_is_answered_in_words_with_exit_code_2(arguments, words: str, 
 def test_without_a_ledger_they_say_how_to_start_and_create_none(arguments, tmp_path: Path, capsys) -> None:
     assert "Start one with" in _call(capsys, tmp_path / "none", *arguments, code=2)
     assert not (tmp_path / "none").exists()
+
+
+def test_the_ledgers_benchmark_prints_its_figures(capsys) -> None:
+    assert main.main(["bench", "ledger", "--runs", "10", "--rows", "2000"]) == 0
+    words = capsys.readouterr().out
+    assert "10 runs; inserting 2,000 metric rows" in words
+    assert "metric rows/s" in words
+    assert "python main.py runs, start to end" in words
