@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from env_runner.task_distributions import get_family
-from experiments.judge import ArmClaim, ClaimContent, ConfirmationRow
+from experiments.judge import ArmClaim, ClaimContent, ConfirmationRow, sequential_looks
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, join_value
 from experiments.question import Question, label
@@ -31,7 +31,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
             parameters=count_parameters(spec),
             tuner="default then multivariate TPE" if arm in trials.arms else "default",
             search_trials=len(finished),
-            tuning_env_steps=sum(t.run.env_steps for t in finished) + sum(r.env_steps for r in selection),
+            tuning_env_steps=sum(int(run.spec["env_steps"]) for run in [*(t.run for t in finished), *selection]),
         )
     anchors = family.anchors
     floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
@@ -40,6 +40,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         "stand_still": "standing still",
         "random": "a random policy",
     }
+    seeds = trials.seeds("confirmation")
     margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
     tuned = "" if question.baseline_is_tuned else "default "
     return ClaimContent(
@@ -49,13 +50,14 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         task_version=family.version,
         challenger=arms["challenger"],
         baseline=arms["baseline"],
-        seeds=trials.seeds("confirmation"),
+        seeds=seeds,
         env_steps=env_steps,
         num_tasks=len(family.eval_tasks("confirmation")),
         margin_pct=question.improvement_pct,
         floor=anchors[floor_name] if floor_name else None,
         floor_name=f"{names[floor_name]} reaches" if floor_name else "",
         equal_tuning=question.baseline_is_tuned,
+        looks=sequential_looks(len(seeds)),
     )
 
 

@@ -41,7 +41,7 @@ class ArmClaim(FrozenConfig):
     search_trials: int
     """Configurations tried on the search pool."""
     tuning_env_steps: int
-    """Env steps of all search and selection runs of this arm."""
+    """Env steps that all search and selection runs of this arm were given; one that failed early used fewer."""
 
 
 class Look(FrozenConfig):

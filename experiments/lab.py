@@ -141,7 +141,7 @@ class Lab:
     def holding(self) -> Iterator[None]:
         """Marks the campaign as worked on by this process; InputError where another one holds it."""
         with self.ledger.session() as session:
-            row = session.get_one(Campaign, self.number)
+            row = session.get_one(Campaign, self.number, with_for_update=True)
             if (
                 row.status == "running"
                 and row.holder is not None
@@ -442,13 +442,11 @@ class Lab:
         with self._lock:
             self._fit_full_length()
             run_ids = []
-            for place in range(self.plan.design.top):
+            # As many places for every arm as the arm with the fewest successful configurations can fill.
+            for place in range(min(len(self.trials.candidates(arm)) for arm in self.arms)):
                 for seed in self.trials.seeds("selection"):
                     for arm in self.arms:
-                        candidates = self.trials.candidates(arm)
-                        if place >= len(candidates):
-                            continue
-                        trial, values = candidates[place]
+                        trial, values = self.trials.candidates(arm)[place]
                         spec = self.trials.spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
                         run_ids.append(self._queue_once(spec, "selection", "selection", arm, trial))
             self._execute(run_ids)
@@ -476,21 +474,22 @@ class Lab:
             return ClaimView(id=readable_id("k", number), content=content, content_hash=content.content_hash)
 
     def run_confirmation(self) -> TableView:
-        """Train both chosen configurations on every seed of the claim and evaluate on the held-out tasks."""
+        """Train both chosen configurations on the claim's seeds, evaluate on the held-out tasks, stop where it allows."""
         with self._lock:
             claim = self._claim()
             if claim is None:
                 raise InputError("confirmation needs a claim: write_claim() comes first")
             content = ClaimContent.model_validate(claim.content)
-            run_ids = []
-            for seed in content.seeds:
-                for arm in ("challenger", "baseline"):
-                    trial, values = self.trials.winner(arm)
-                    spec = self.trials.spec(arm, values, seed=seed, env_steps=content.env_steps)
-                    run_ids.append(
-                        self._queue_once(spec, "confirmation", "confirmation", arm, trial, claim_id=claim.id)
-                    )
-            self._execute(run_ids)
+            winners = {arm: self.trials.winner(arm) for arm in judging.ARMS}
+            while seeds := judging.seeds_to_run(content, confirmation_rows(self.ledger, claim.id)):
+                run_ids = []
+                for seed in seeds:
+                    for arm, (trial, values) in winners.items():
+                        spec = self.trials.spec(arm, values, seed=seed, env_steps=content.env_steps)
+                        run_ids.append(
+                            self._queue_once(spec, "confirmation", "confirmation", arm, trial, claim_id=claim.id)
+                        )
+                self._execute(run_ids)
             rows = [
                 (readable_id("r", r.id), r.arm, r.seed, r.status, _rounded(r.score))
                 for r in self.ledger.runs(self.number, purpose="confirmation")

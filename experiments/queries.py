@@ -244,6 +244,9 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
             _fields(a, "kind", "path", "sha256")
             for a in session.scalars(select(Artifact).where(Artifact.run_id == number))
         ]
+        judged = session.scalar(select(Verdict.id).where(Verdict.claim_id == run.claim_id)) is not None
+    if run.pool == "confirmation" and not judged:  # nobody may steer by held-out results before the verdict
+        run.score, evals = None, []
     return {
         "run": name,
         "campaign": readable_id("c", run.campaign_id),

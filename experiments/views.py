@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.judge import VerdictContent
+from experiments.judge import VerdictContent, sequential_looks
 from experiments.lab import Lab
 from experiments.ledger.store import readable_id
 from experiments.plan import Plan, format_count, format_seconds
@@ -35,6 +35,7 @@ def plan_text(question: Question, plan: Plan) -> str:
         cost += f", about {format_seconds(plan.expected_s)}"
         if plan.budget.wall_s is not None:
             cost += f" of {format_seconds(plan.budget.wall_s)}"
+    at_most = " at most" if sequential_looks(design.confirmation_seeds) else ""
     seeds = f"{design.selection_seeds} fresh seed{'s' if design.selection_seeds > 1 else ''}"
     return "\n".join(
         [
@@ -44,7 +45,7 @@ def plan_text(question: Question, plan: Plan) -> str:
             f"at {format_count(plan.env_steps_search)} steps: the noise floor",
             f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer",
             f"  selection     best {design.top} again on {seeds} at {format_count(plan.env_steps_full)} steps",
-            f"  confirmation  {design.confirmation_seeds} fresh seeds a side on the held-out tasks at "
+            f"  confirmation  {design.confirmation_seeds} fresh seeds a side{at_most} on the held-out tasks at "
             f"{format_count(plan.env_steps_full)} steps, judged by code",
         ]
     )

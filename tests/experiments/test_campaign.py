@@ -153,7 +153,7 @@ def test_no_tool_call_failed(campaign: tuple) -> None:
     ]
     assert len(results) > 20
     assert [
-        r for r in results if "fail" in r["text"] and "failures" not in r["text"] or "error" in r["text"].lower()
+        r for r in results if ("fail" in r["text"] and "failures" not in r["text"]) or "error" in r["text"].lower()
     ] == []
 
 
