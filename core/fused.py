@@ -139,37 +139,37 @@ TILE = 8
 
 
 @numba.njit(**JIT)
-def _skip_silu(y, u, skip, pre, out):  # pragma: no cover (compiled)
-    """pre = y + skip * u, out = silu(pre)."""
+def _skip_silu(y, u, skip, out):  # pragma: no cover (compiled)
+    """y += skip * u in place, out = silu(y)."""
     size, stretch = y.size, skip.size
     for start in range(0, size, stretch):
         end = min(start + stretch, size)
-        yi, ui, pi, oi = y[start:end], u[start:end], pre[start:end], out[start:end]
+        yi, ui, oi = y[start:end], u[start:end], out[start:end]
         for j in range(end - start):
-            pi[j] = yi[j] + skip[j] * ui[j]
+            yi[j] += skip[j] * ui[j]
         for j in range(end - start):
-            oi[j] = pi[j] * sigmoid(pi[j])
+            oi[j] = yi[j] * sigmoid(yi[j])
 
 
 @numba.njit(**JIT)
-def _skip_silu_backward(grad, pre, u, skip, base, add_base, grad_y, grad_u, grad_skip):  # pragma: no cover (compiled)
-    """Gradients of `_skip_silu`; grad_u gets `base` added where add_base; grad_skip is added to."""
+def _skip_silu_backward(grad, pre, u, skip, base, add_base, grad_u, grad_skip):  # pragma: no cover (compiled)
+    """Gradients of `_skip_silu`: y's in place of `grad`; grad_u gets `base` added where add_base; grad_skip grows."""
     size, stretch = pre.size, skip.size
     for start in range(0, size, stretch):
         end = min(start + stretch, size)
         gi, pi, ui, bi = grad[start:end], pre[start:end], u[start:end], base[start:end]
-        yi, di = grad_y[start:end], grad_u[start:end]
+        di = grad_u[start:end]
         for j in range(end - start):
             s = sigmoid(pi[j])
-            yi[j] = gi[j] * s * (f32(1) + pi[j] * (f32(1) - s))
+            gi[j] *= s * (f32(1) + pi[j] * (f32(1) - s))
         if add_base:
             for j in range(end - start):
-                di[j] = bi[j] + skip[j] * yi[j]
+                di[j] = bi[j] + skip[j] * gi[j]
         else:
             for j in range(end - start):
-                di[j] = skip[j] * yi[j]
+                di[j] = skip[j] * gi[j]
         for j in range(end - start):
-            grad_skip[j] += yi[j] * ui[j]
+            grad_skip[j] += gi[j] * ui[j]
 
 
 @numba.njit(**JIT)
@@ -384,8 +384,8 @@ def split(value: Tensor, dim: int = -1) -> Tensor:
 # --------------------------------------------------------------------------------- cells: reference, forward, backward
 # Each fused cell is a pair of functions on tensors without gradients:
 #   forward(u, state, mask, method, parameters) -> y (rows, H), last (B, S), kept
-#   backward(grad_y, grad_last, grad_u, u, state, mask, parameters, kept) -> grad_state, parameter gradients;
-# the backward adds into grad_u (rows, H).
+#   backward(grad_y, grad_last, grad_u, u, state, mask, parameters, kept, spare) -> grad_state, parameter gradients;
+# the backward adds into grad_u (rows, H) and may overwrite `spare`.
 def dense_system(log_decay: Tensor, frequency: Tensor, third: Tensor, b: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """Split a (S,) and the discrete input matrix (S, H), gain included, of a dense cell."""
     a, gain = discretize(log_decay, frequency, third, method)
@@ -441,31 +441,32 @@ def _dense_forward(
     shape = (2, half, width)
     _scale_rows(gain_split, as_numpy(b).reshape(shape), b_split.numpy().reshape(shape))
     a_split = np.concatenate([a.real, a.imag]).astype(f32).reshape(1, 1, -1)
-    drive = torch.mm(u.reshape(batch * time, width), b_split.T)
-    states = torch.empty(batch, time, 2 * half)
-    complex_kernel(a_split, drive.numpy().reshape(states.shape), as_numpy(state), mask, False, states.numpy())
+    states = torch.mm(u.reshape(batch * time, width), b_split.T).view(batch, time, 2 * half)
+    complex_kernel(a_split, states.numpy(), as_numpy(state), mask, False, states.numpy())  # the drive becomes states
     y = torch.mm(states.view(batch * time, -1), c.T)
     return y, states[:, -1].clone(), (states, (a_split, gain_split, b_split, pull_back))
 
 
 def _dense_backward(
     grad_y: Tensor, grad_last: Tensor | None, grad_u: Tensor, u: Tensor, state: Tensor, mask: np.ndarray,
-    parameters: tuple[Tensor, ...], kept: Any,
+    parameters: tuple[Tensor, ...], kept: Any, spare: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     states, (a_split, gain_split, b_split, pull_back) = kept
     *_, b, c = parameters
     rows, half = grad_y.shape[0], gain_split.shape[1]
-    grad_states = torch.mm(grad_y, c).view(states.shape)
+    # The gradient of the states, then in its place that of the drive; in memory that is done with, where it fits.
+    needed = rows * 2 * half
+    target = spare.view(-1)[:needed] if spare is not None and spare.numel() >= needed else torch.empty(needed)
+    flat = torch.mm(grad_y, c, out=target.view(rows, 2 * half))
+    grad_states = flat.view(states.shape)
     grad_c = torch.mm(grad_y.T, states.view(rows, -1))
     if grad_last is not None:
         grad_states[:, -1] += grad_last
     grad_a = np.zeros_like(a_split)
-    grad_drive, grad_state = torch.empty_like(states), torch.empty_like(state)
-    complex_backward_kernel(
-        a_split, states.numpy(), as_numpy(state), mask, grad_states.numpy(), grad_drive.numpy(), grad_a,
-        grad_state.numpy(),
-    )  # fmt: skip
-    flat = grad_drive.view(rows, -1)
+    grad_state = torch.empty_like(state)
+    drive = grad_states.numpy()
+    numbers = (a_split, states.numpy(), as_numpy(state), mask)
+    complex_backward_kernel(*numbers, drive, drive, grad_a, grad_state.numpy())
     grad_u.addmm_(flat, b_split)
     grad_bar = torch.mm(flat.T, u.reshape(rows, -1))
     grad_gain, grad_b = np.empty_like(gain_split), torch.empty_like(b)
@@ -523,7 +524,7 @@ def _channel_forward(
 
 def _channel_backward(
     grad_y: Tensor, grad_last: Tensor | None, grad_u: Tensor, u: Tensor, state: Tensor, mask: np.ndarray,
-    parameters: tuple[Tensor, ...], kept: Any,
+    parameters: tuple[Tensor, ...], kept: Any, spare: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     _, (a_split, readout_split, gain, c_complex, pull_back) = kept
     shape = (state.shape[0], *a_split.shape)
@@ -583,8 +584,9 @@ class _Block(Fused):
         rows, width = u.shape[0] * u.shape[1], u.shape[2]
         mask = np.ones(u.shape[:2], f32) if keep is None else as_numpy(keep)
         y, last, (states, ctx.kept) = CELLS[form][1](u, state, mask, method, tuple(parameters))
-        pre, value, out = torch.empty(rows, width), torch.empty(rows, width), torch.empty(u.shape)
-        _skip_silu(_flat(y), _flat(u), _tiled(skip), _flat(pre), _flat(value))
+        value, out = torch.empty(rows, width), torch.empty(u.shape)
+        _skip_silu(_flat(y), _flat(u), _tiled(skip), _flat(value))
+        pre = y
         base = u if residual is None else residual
         v = None
         if weight is None:
@@ -610,8 +612,10 @@ class _Block(Fused):
         grad = torch.zeros(u.shape) if grad is None else grad.contiguous()
         mask = np.ones(u.shape[:2], f32) if keep is None else as_numpy(keep)
         grad_weight = grad_bias = None
-        grad_value = grad.view(pre.shape)
-        if v is not None:
+        grad_v = None
+        if v is None:
+            grad_value = grad.reshape(pre.shape).clone()  # it is overwritten below, and `grad` is not ours
+        else:
             grad_v = torch.empty_like(v)
             if weight.shape[0] == pre.shape[1]:
                 grad_value = torch.empty_like(pre)
@@ -625,17 +629,15 @@ class _Block(Fused):
                 _glu_backward(_rows(grad), v.numpy(), as_numpy(bias), grad_v.numpy(), grad_bias.numpy())
                 grad_value = torch.mm(grad_v, weight)
             grad_weight = torch.mm(grad_v.T, value)
-        grad_y, grad_u = torch.empty_like(pre), torch.empty_like(pre)
+        grad_u = torch.empty_like(pre)
         u = u.contiguous()
         tiled = _tiled(skip)
         sums = np.zeros_like(tiled)
-        _skip_silu_backward(
-            _flat(grad_value), _flat(pre), _flat(u), tiled, _flat(grad), residual is None, _flat(grad_y),
-            _flat(grad_u), sums,
-        )  # fmt: skip
+        base = _flat(grad)
+        _skip_silu_backward(_flat(grad_value), _flat(pre), _flat(u), tiled, base, residual is None, _flat(grad_u), sums)
         grad_skip = _untiled(sums)
         grad_state, grad_parameters = CELLS[form][2](
-            grad_y, grad_last, grad_u, u, state, mask, tuple(parameters), (states, ctx.kept)
+            grad_value, grad_last, grad_u, u, state, mask, tuple(parameters), (states, ctx.kept), grad_v
         )
         grad_residual = None if residual is None else grad
         ends = (grad_u.view(u.shape), grad_residual, grad_state, None, grad_skip, grad_weight, grad_bias)

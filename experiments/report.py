@@ -208,7 +208,8 @@ def _figures(ledger: Ledger, question: Question, runs: Sequence[Run]) -> tuple[F
     words = (
         "Mean return of training episodes (stochastic actions, training tasks); bands are 95 % intervals over seeds."
     )
-    add("Learning curves", words, "metrics", plots.learning_curves(curves, labels, family.anchors))
+    if all(curves.values()):
+        add("Learning curves", words, "metrics", plots.learning_curves(curves, labels, family.anchors))
     means = {arm: {r.seed: first[arm][i].mean() for i, r in enumerate(own)} for arm, own in arms.items()}
     differences = np.array([means["challenger"][s] - means["baseline"][s] for s in means["challenger"] if s in means["baseline"]])  # fmt: skip
     if len(differences) > 1:
