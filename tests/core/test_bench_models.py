@@ -29,7 +29,7 @@ def test_what_is_said_to_be_equal_is_equal(measured: bench.ModelBenchmark) -> No
         if row.match == "width":
             assert row.width == 16
         else:
-            assert row.parameters == pytest.approx(rival, rel=0.15)
+            assert row.parameters == pytest.approx(rival, rel=0.25)  # whole widths, at sixteen
 
 
 def test_the_yardstick_is_one_and_all_numbers_are_positive(measured: bench.ModelBenchmark) -> None:
