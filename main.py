@@ -290,10 +290,8 @@ def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place 
     began = time.monotonic()
     from multi_agent.llm.choose import choose_llm
 
-    ledger, paths = place.open()
+    ledger, paths = place.change(), place.paths()
     number = ledger.resolve(campaign, "campaign")
-    ledger.close()
-    ledger, paths = place.open(read_only=False)
     row = ledger.get_campaign(number)
     name = brain.llm if brain.llm != "auto" else row.llm
     console = _console(place)
@@ -343,10 +341,8 @@ def instruct(campaign: str, text: str, /, *, place: Place | None = None) -> int:
 
 def _steer(campaign: str, kind: str, payload: dict[str, str], place: Place) -> int:
     """Leave a person's word for a campaign as an event."""
-    ledger, _ = place.open()
+    ledger = place.change()
     number = ledger.resolve(campaign, "campaign")
-    ledger.close()
-    ledger, _ = place.open(read_only=False)
     row = ledger.get_campaign(number)
     if row.stage == "done":
         raise InputError(f"c-{number:04d} is finished: there is nothing to {kind}")
@@ -736,10 +732,8 @@ def rerun(
     from experiments.runner import compare_reruns, queue_run
     from experiments.spec import RunSpec, set_fields
 
-    ledger, paths = place.open()
+    ledger, paths = place.change(), place.paths()
     number = ledger.resolve(run, "run")
-    ledger.close()
-    ledger, paths = place.open(read_only=False)
     original = ledger.get_run(number)
     spec = RunSpec.model_validate(original.spec)
     changes = {}

@@ -21,7 +21,6 @@ import copy
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import statistics
 import sys
 import time
@@ -47,6 +46,7 @@ from env_runner.batched_mujoco import (
 from env_runner.robots import Ant, HalfCheetah, Humanoid, Robot, Walker2d
 from env_runner.task_distributions import FiniteLocomotion
 from env_runner.task_family import ActionInfo
+from experiments.provenance import processor
 
 
 class Throughput(FrozenConfig):
@@ -210,7 +210,7 @@ def bench_env(
         ratios=tuple(ratios),
         rounds=rounds,
         load=load,
-        machine=f"{_processor()}, {available_cores()} cores",
+        machine=f"{processor()}, {available_cores()} cores",
         versions=", ".join(f"{package} {_version(package)}" for package in packages),
         skipped=tuple(skipped),
     )
@@ -226,16 +226,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "(unknown version)"
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.processor()
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 def _bench_robot(

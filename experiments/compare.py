@@ -11,7 +11,7 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from experiments.ledger.models import Claim, Run, Verdict
 from experiments.ledger.store import PREFIXES, Ledger, join_value, readable_id
-from experiments.queries import archived
+from experiments.queries import archived, score_is_hidden
 from experiments.tables import Cell, TableView, flatten
 
 RUN_FIELDS = ("purpose", "pool", "arm", "trial", "proposer", "task", "task_version", "model", "seed", "parameters", "status", "cause", "env_steps", "score", "train_s")  # fmt: skip
@@ -116,23 +116,18 @@ def sentence(paired: Paired, comparison: Comparison, unit: str) -> str:
 
 
 def _must_be_judged(ledger: Ledger, run: Run) -> None:
-    if run.pool != "confirmation":
-        return
-    with ledger.session() as session:
-        if session.scalar(select(Verdict.id).where(Verdict.claim_id == run.claim_id)) is None:
-            raise InputError(
-                f"{readable_id('r', run.id)} is a confirmation run: its score is not shown before the verdict on "
-                f"{readable_id('k', run.claim_id)}"
-            )
+    if score_is_hidden(ledger, run):
+        raise InputError(
+            f"{readable_id('r', run.id)} is a confirmation run: its score is not shown before the verdict on "
+            f"{readable_id('k', run.claim_id)}"
+        )
 
 
 def _run_fields(ledger: Ledger, run: Run) -> dict[str, Any]:
     fields: dict[str, Any] = {"campaign": readable_id("c", run.campaign_id)}
     fields |= {name: getattr(run, name) for name in RUN_FIELDS}
-    if run.pool == "confirmation":
-        with ledger.session() as session:
-            if session.scalar(select(Verdict.id).where(Verdict.claim_id == run.claim_id)) is None:
-                fields["score"] = None
+    if score_is_hidden(ledger, run):
+        fields["score"] = None
     return fields | flatten(run.spec, "spec.") | flatten(run.provenance, "provenance.")
 
 

@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "system": platform.system(),
             "release": platform.release(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
         },
         "threads_per_run": 1,
@@ -52,7 +52,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name where the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -219,6 +219,14 @@ def describe_row(ledger: Ledger, value: str) -> dict[str, Any]:
         }
 
 
+def score_is_hidden(ledger: Ledger, run: Run) -> bool:
+    """Whether a run's score is not shown yet: nobody may steer by held-out results before the verdict."""
+    if run.pool != "confirmation":
+        return False
+    with ledger.session() as session:
+        return session.scalar(select(Verdict.id).where(Verdict.claim_id == run.claim_id)) is None
+
+
 def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
     run = ledger.get_run(number)
     name = readable_id("r", number)
@@ -244,8 +252,7 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
             _fields(a, "kind", "path", "sha256")
             for a in session.scalars(select(Artifact).where(Artifact.run_id == number))
         ]
-        judged = session.scalar(select(Verdict.id).where(Verdict.claim_id == run.claim_id)) is not None
-    if run.pool == "confirmation" and not judged:  # nobody may steer by held-out results before the verdict
+    if score_is_hidden(ledger, run):
         run.score, evals = None, []
     return {
         "run": name,
