@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import signal
 import sys
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from experiments.views import LiveView
     from multi_agent.llm.choose import LLMChoice
 
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 app = App(
     name="main.py",
     help="Ask a research question about sequence models in meta-reinforcement learning; a crew runs the experiments, code judges.",
@@ -64,6 +65,17 @@ class Place:
             paths.ensure()
         return Ledger(self.ledger or paths.ledger_url, read_only=read_only), paths
 
+    def open_if_there(self) -> Ledger | None:
+        """The ledger for reading, None where there is none yet."""
+        from pathlib import Path
+
+        from sqlalchemy.engine import make_url
+
+        url = self.ledger or self.paths().ledger_url
+        if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
+            return None
+        return self.open()[0]
+
     def change(self) -> Ledger:
         """The existing ledger, open for writing; none is created."""
         ledger, _ = self.open()
@@ -74,7 +86,7 @@ class Place:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Brain:
-    """Which chat model drives the crew, and what it may cost."""
+    """Which chat model is used, and what it may cost."""
 
     llm: str = "auto"
     """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL or replay:CAMPAIGN."""
@@ -86,6 +98,15 @@ class Brain:
     """Cap on the chat model's tokens."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CrewOptions(Brain):
+    """The chat model of a campaign's crew, and what waits for a person."""
+
+    approve_each: Literal["none", "stage", "run"] | None = None
+    """Wait for `approve` before every stage, or before every group of runs that is trained together."""
+
+
 @app.default
 def research(
     *,
@@ -93,8 +114,9 @@ def research(
     budget: str | None = None,
     env_steps: str | None = None,
     seed: int = 0,
+    memory: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
-    brain: Brain | None = None,
+    brain: CrewOptions | None = None,
     place: Place | None = None,
 ) -> int:
     """Research a goal to a verdict.
@@ -109,10 +131,12 @@ def research(
         Total training steps instead of wall time, such as 20M; the campaign is then deterministic.
     seed
         Seed of the whole campaign.
+    memory
+        What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).
     dry_run
         Show what was understood and the plan, and stop.
     """
-    brain, place = brain or Brain(), place or Place()
+    brain, place = brain or CrewOptions(), place or Place()
     if goal is None:
         app.help_print([])
         return 0
@@ -122,15 +146,18 @@ def research(
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
         raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
-    from experiments.plan import Budget, parse_count, parse_duration
+    from experiments.plan import Budget, parse_count, parse_duration, parse_memory
 
     wanted = (
         Budget(env_steps=parse_count(env_steps)) if env_steps is not None else Budget(wall_s=parse_duration(budget or "30m"))
     )  # fmt: skip
-    return _new_campaign(goal, wanted, seed, dry_run, brain, place)
+    limit = None if memory is None else parse_memory(memory)
+    return _new_campaign(goal, wanted, seed, limit, dry_run, brain, place)
 
 
-def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain, place: Place) -> int:
+def _new_campaign(
+    goal: str, budget: Any, seed: int, memory_limit_mb: int | None, dry_run: bool, brain: CrewOptions, place: Place
+) -> int:
     import threading
     import time
 
@@ -157,7 +184,7 @@ def _new_campaign(goal: str, budget: Any, seed: int, dry_run: bool, brain: Brain
             ledger.resolve(choice.name.partition(":")[2], "campaign")
     stop = threading.Event()
     with _probing_paths(paths, dry_run) as probe, _stopping(stop, say):
-        plan = _make_plan(question, budget, probe, stop, say)
+        plan = _make_plan(question, budget, memory_limit_mb, probe, stop, say)
     from experiments.views import plan_text
 
     say(plan_text(question, plan))
@@ -179,7 +206,7 @@ def _check_caps(brain: Brain) -> None:
     Meter("", {}, max_tokens=brain.max_tokens, max_usd=brain.max_usd)
 
 
-def _make_plan(question: Any, budget: Any, paths: Paths, stop: Any, say: Any) -> Any:
+def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: Paths, stop: Any, say: Any) -> Any:
     from env_runner.task_distributions import get_family
     from experiments.lab import plan_unit
     from experiments.plan import make_plan
@@ -205,6 +232,7 @@ def _make_plan(question: Any, budget: Any, paths: Paths, stop: Any, say: Any) ->
         tuned_arms=2 if question.baseline_is_tuned else 1,
         workers=workers,
         steps_per_s=rate,
+        memory_limit_mb=memory_limit_mb,
         **({} if startup is None else {"startup_s": startup}),
     )
 
@@ -214,7 +242,7 @@ def _work(
     paths: Paths,
     number: int,
     choice: LLMChoice,
-    brain: Brain,
+    brain: CrewOptions,
     place: Place,
     console: Console,
     began: float,
@@ -223,6 +251,7 @@ def _work(
     from experiments.executor import LocalExecutor
     from experiments.lab import Lab, Paused
     from experiments.ledger import readable_id
+    from experiments.steering import is_stopped
     from experiments.views import LiveView
     from multi_agent.workflows.research_workflow import run_research
 
@@ -233,6 +262,8 @@ def _work(
     )
     view.lab = lab
     name = readable_id("c", number)
+    if is_stopped(ledger, number):  # asked for while nobody worked on it
+        return _end(lab, paths, place, console)
     try:
         with lab.holding(), _stopping(lab.stop_event, say), view:
             say(f"Campaign {name} in {ledger.path or ledger.url}")
@@ -240,13 +271,27 @@ def _work(
                 lab,
                 choice,
                 data_dir=paths.data,
-                on_event=lambda event: view.on_event(event.kind, event.actor, event.text),
+                on_event=lambda event: view.on_event(event.kind, event.actor, event.text, event.payload),
                 max_tokens=brain.max_tokens,
                 max_usd=brain.max_usd,
+                approve_each=brain.approve_each,
             )
-    except (Paused, KeyboardInterrupt):
+    except (Paused, KeyboardInterrupt) as paused:
+        if is_stopped(ledger, number):
+            return _end(lab, paths, place, console)
+        if isinstance(paused, Paused) and "denied" in str(paused):
+            say(f"{paused}.")
         say(f"Paused; nothing is lost. Go on with: python main.py resume {name}{_flags(place)}", always=True)
         return 130
+    return _conclude(lab, paths, place, console)
+
+
+def _end(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
+    """End a campaign that a person stopped, with a verdict where confirming had begun."""
+    from experiments.steering import end_campaign
+
+    with lab.holding():
+        end_campaign(lab)
     return _conclude(lab, paths, place, console)
 
 
@@ -255,8 +300,16 @@ def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
     from experiments.report import keep_model, write_report
     from experiments.views import verdict_lines, verdict_panel
 
-    verdict = lab.judge()
     html, _ = write_report(lab.ledger, lab.number, paths)
+    if not lab.ledger.runs(
+        lab.number, purpose="confirmation"
+    ):  # a person stopped it before there was anything to judge
+        if place.json:
+            _print_json(place, {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None})
+        else:
+            _speaker(console, place)(f"{lab.ledger.get_campaign(lab.number).narrative or ''}\nReport: {html}")
+        return 0
+    verdict = lab.judge()
     kept = keep_model(lab.ledger, lab.number, paths)
     flags = _flags(place)
     commands = [f"open {html}"]
@@ -276,18 +329,28 @@ def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
 
 
 @app.command
-def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place | None = None) -> int:
+def resume(
+    campaign: str = "@last",
+    *,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    brain: CrewOptions | None = None,
+    place: Place | None = None,
+) -> int:
     """Go on with a paused or interrupted campaign.
 
     Parameters
     ----------
     campaign
         Its id, such as c-0007, or @last.
+    dry_run
+        Show what was spent and what is left, and stop.
     """
     import time
 
-    brain, place = brain or Brain(), place or Place()
+    brain, place = brain or CrewOptions(), place or Place()
     began = time.monotonic()
+    if dry_run:
+        return _show_left(campaign, place)
     from multi_agent.llm.choose import choose_llm
 
     ledger, paths = place.change(), place.paths()
@@ -307,6 +370,21 @@ def resume(campaign: str = "@last", *, brain: Brain | None = None, place: Place 
 
         return _conclude(Lab(ledger, number, LocalExecutor(1), paths), paths, place, console)
     return _work(ledger, paths, number, choice, brain, place, console, began)
+
+
+def _show_left(campaign: str, place: Place) -> int:
+    """What a dry resume says."""
+    from experiments.queries import what_is_left
+    from experiments.tables import described_parts
+
+    ledger, _ = place.open()
+    found = what_is_left(ledger, ledger.resolve(campaign, "campaign"))
+    _print_json(place, found)
+    if not place.json:
+        for part in described_parts(found):
+            _console(place).print(part, soft_wrap=isinstance(part, str), markup=False)
+        print("Dry run: nothing was started.")
+    return 0
 
 
 @app.command
@@ -339,6 +417,95 @@ def instruct(campaign: str, text: str, /, *, place: Place | None = None) -> int:
     return _steer(campaign, "instruct", {"text": text.strip()}, place or Place())
 
 
+@app.command
+def approve(campaign: str = "@last", *, deny: str | None = None, place: Place | None = None) -> int:
+    """Approve what a campaign waits for (see --approve-each), also while it is paused.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    deny
+        Refuse instead, with a reason that the crew gets: a search round is proposed anew by a chat model; else it pauses.
+    """
+    place = place or Place()
+    from experiments.steering import approve as answer
+
+    if deny is not None and not 1 <= len(deny.strip()) <= 2000:
+        raise InputError(f"--deny: got {len(deny)} characters, allowed: a reason of 1 to 2000 characters")
+    ledger = place.change()
+    number = ledger.resolve(campaign, "campaign")
+    waiting = answer(ledger, number, deny=None if deny is None else deny.strip())
+    done = {"campaign": f"c-{number:04d}", "approved" if deny is None else "denied": waiting.what}
+    _say_done(place, done)
+    return 0
+
+
+@app.command
+def stop(campaign: str = "@last", *, place: Place | None = None) -> int:
+    """End a campaign for good, with a verdict on what confirmation there is; pause and resume go on instead.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    """
+    place = place or Place()
+    from experiments.executor import LocalExecutor
+    from experiments.holder import is_alive
+    from experiments.lab import Lab
+
+    ledger, paths = place.change(), place.paths()
+    number = ledger.resolve(campaign, "campaign")
+    row = ledger.get_campaign(number)
+    if row.stage == "done":
+        raise InputError(f"c-{number:04d} is finished: there is nothing to stop")
+    ledger.record_event(number, "stop", "human", {})
+    if row.status == "running" and is_alive(row.holder):
+        _say_done(place, {"campaign": f"c-{number:04d}", "asked to end": "it cancels its runs and writes its report"})
+        return 0
+    return _end(Lab(ledger, number, LocalExecutor(1, paths.environment()), paths), paths, place, _console(place))
+
+
+@app.command
+def ask(campaign: str, question: str, /, *, brain: Brain | None = None, place: Place | None = None) -> int:
+    """Ask about a campaign; the answer comes from read-only SQL and names its rows.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007, or @last.
+    question
+        Such as "why was r-0042 pruned?".
+    """
+    brain, place = brain or Brain(), place or Place()
+    from multi_agent.ask import ask as answer_question
+    from multi_agent.llm.choose import choose_llm
+
+    _check_caps(brain)
+    ledger, paths = place.open()
+    number = ledger.resolve(campaign, "campaign")
+    found = answer_question(
+        ledger,
+        number,
+        question,
+        choose_llm(brain.llm, brain.base_url),
+        data_dir=paths.data,
+        max_tokens=brain.max_tokens,
+        max_usd=brain.max_usd,
+    )
+    if place.json:
+        _print_json(place, found.model_dump(mode="json"))
+        return 0
+    console = _console(Place())
+    from rich.text import Text
+
+    rows = f"rows: {', '.join(found.rows) or 'none'}; answered by {found.by}"
+    for line in (found.text, rows):
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+    return 0
+
+
 def _steer(campaign: str, kind: str, payload: dict[str, str], place: Place) -> int:
     """Leave a person's word for a campaign as an event."""
     ledger = place.change()
@@ -351,8 +518,11 @@ def _steer(campaign: str, kind: str, payload: dict[str, str], place: Place) -> i
             f"c-{number:04d} is not running ({row.status}). Go on with: python main.py resume c-{number:04d}"
         )
     ledger.record_event(number, kind, "human", payload)
-    if not place.quiet:
-        print(f"c-{number:04d}: {'asked to pause' if kind == 'pause' else 'the crew hears it at the next round'}")
+    done = "asked to pause" if kind == "pause" else "the crew hears it at the next round"
+    if place.json:
+        _print_json(place, {"campaign": f"c-{number:04d}", kind: done})
+    elif not place.quiet:
+        print(f"c-{number:04d}: {done}")
     return 0
 
 
@@ -431,11 +601,11 @@ def show(id: str, *, place: Place | None = None) -> int:
     if place.json:
         _print_json(place, described)
         return 0
-    from rich.text import Text
+    from experiments.tables import described_parts
 
     console = _console(place)
-    for line in json.dumps(described, indent=2, ensure_ascii=False, default=str).splitlines():
-        console.print(Text(line), soft_wrap=True)
+    for part in described_parts(described):
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
     return 0
 
 
@@ -711,7 +881,9 @@ def rerun(
     *,
     set: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     seed: int | None = None,
+    seeds: int | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     place: Place | None = None,
 ) -> int:
     """Train a recorded configuration again.
@@ -724,41 +896,55 @@ def rerun(
         Fields to change, such as model.state_dim=64.
     seed
         Another seed.
+    seeds
+        So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.
     check
         Compare every number with the recorded ones; the exit code is 1 where they drift.
+    dry_run
+        Show what would be trained and how long it would take, and stop.
     """
     place = place or Place()
     from core.errors import bad_value
-    from experiments.runner import compare_reruns, queue_run
-    from experiments.spec import RunSpec, set_fields
+    from experiments.by_hand import fresh_seeds, must_be_shown
+    from experiments.runner import queue_run
+    from experiments.spec import RunSpec
 
-    ledger, paths = place.change(), place.paths()
+    ledger, paths = place.open()
     number = ledger.resolve(run, "run")
     original = ledger.get_run(number)
-    spec = RunSpec.model_validate(original.spec)
-    changes = {}
-    for item in set or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise bad_value("--set", item, "field=value, such as model.state_dim=64")
-        changes[name] = value
-    if seed is not None:
-        changes["seed"] = str(seed)
-    if check and changes:
-        raise bad_value("--check", "with --set or --seed", "the recorded configuration unchanged")
-    spec = set_fields(spec, changes) if changes else spec
-    new = queue_run(
-        ledger,
-        spec,
-        purpose="rerun",
-        pool=original.pool if not changes else "search",  # type: ignore[arg-type]
-        proposer="rerun",
-        claim_id=original.claim_id if not changes else None,
-        rerun_of=number,
-    )
-    code = _execute_one(ledger, paths, new, place)
-    if not check or code:
-        return code
+    must_be_shown(ledger, original)
+    if check and (set or seed is not None or seeds is not None):
+        raise bad_value("--check", "with --set, --seed or --seeds", "the recorded configuration unchanged")
+    spec = _changed(RunSpec.model_validate(original.spec), set, seed=seed, seeds=seeds)
+    changed = bool(set) or seed is not None
+    pool: Any = "search" if changed else original.pool
+    chosen = (spec.seed,) if seeds is None else fresh_seeds(ledger, spec, pool, seeds)
+    if dry_run:
+        return _show_intention(place, ledger, spec, chosen, pool)
+    ledger.close()
+    ledger = place.change()
+    queued = [
+        queue_run(
+            ledger,
+            spec.model_copy(update={"seed": one}),
+            purpose="rerun",
+            pool=pool,
+            proposer="rerun",
+            claim_id=None if changed else original.claim_id,
+            rerun_of=number,
+        )
+        for one in chosen
+    ]
+    if seeds is not None:
+        return _execute_several(ledger, paths, queued, place, original=number)
+    code = _execute_one(ledger, paths, queued[0], place, silent=check)
+    return code if not check or code else _show_check(place, ledger, number, queued[0])
+
+
+def _show_check(place: Place, ledger: Ledger, number: int, new: int) -> int:
+    """Whether a rerun reproduced the recorded numbers."""
+    from experiments.runner import compare_reruns
+
     result = compare_reruns(ledger, number, new)
     if place.json:
         _print_json(place, result.model_dump(mode="json"))
@@ -774,28 +960,116 @@ def rerun(
 
 
 @app.command(name="run")
-def run_spec(*, spec: str, place: Place | None = None) -> int:
-    """Train one specification and evaluate it on the search pool.
+def run_spec(
+    *,
+    spec: str | None = None,
+    preset: str | None = None,
+    set: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    env_steps: str | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    place: Place | None = None,
+) -> int:
+    """Train one configuration by hand and evaluate it on the search pool.
 
     Parameters
     ----------
     spec
         A JSON file with the fields of a RunSpec; `show r-0042 --json` has one under "spec".
+    preset
+        Or a stored configuration, such as halfcheetah-vel.lstm; see: list presets.
+    set
+        Fields to change, such as model.state_dim=64.
+    env_steps
+        Training budget of a run, such as 300k (a preset's own: 1M).
+    seed
+        Another seed (a preset's own: 0).
+    seeds
+        So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.
+    dry_run
+        Show what would be trained and how long it would take, and stop.
     """
     place = place or Place()
     from pathlib import Path
 
-    from experiments.runner import queue_run
+    from core.errors import bad_value
     from experiments.spec import parse_spec
 
-    file = Path(spec)
-    if not file.is_file():
-        raise InputError(f"--spec: {spec} does not exist")
-    parsed = parse_spec(file.read_text(), spec)
+    if (spec is None) == (preset is None):
+        raise bad_value("run", "both" if spec else "neither", "either --spec FILE or --preset NAME (see: python main.py list presets)")  # fmt: skip
+    if spec is not None:
+        file = Path(spec)
+        if not file.is_file():
+            raise InputError(f"--spec: {spec} does not exist")
+        parsed = parse_spec(file.read_text(), spec)
+    else:
+        from experiments.presets import named_preset
+
+        parsed = named_preset(preset or "")
+    parsed = _changed(parsed, set, seed=seed, seeds=seeds, env_steps=env_steps)
+    from experiments.by_hand import fresh_seeds
+    from experiments.runner import queue_run
+
+    if dry_run:
+        recorded = place.open_if_there()
+        chosen = (parsed.seed,) if seeds is None else fresh_seeds(recorded, parsed, "search", seeds)
+        return _show_intention(place, recorded, parsed, chosen, "search")
     ledger, paths = place.open(read_only=False)
-    return _execute_one(
-        ledger, paths, queue_run(ledger, parsed, purpose="manual", pool="search", proposer="human"), place
+    chosen = (parsed.seed,) if seeds is None else fresh_seeds(ledger, parsed, "search", seeds)
+    queued = [
+        queue_run(ledger, parsed.model_copy(update={"seed": one}), purpose="manual", pool="search", proposer="human")
+        for one in chosen
+    ]
+    if seeds is None:
+        return _execute_one(ledger, paths, queued[0], place)
+    return _execute_several(ledger, paths, queued, place)
+
+
+def _changed(
+    spec: Any, changes: Sequence[str] | None, *, seed: int | None, seeds: int | None, env_steps: str | None = None
+) -> Any:
+    """A specification with what the flags change."""
+    from core.errors import bad_value
+    from experiments.plan import parse_count
+    from experiments.spec import set_fields
+
+    if seed is not None and seeds is not None:
+        raise bad_value("--seed", seed, "either --seed or --seeds, not both")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
+    fields: dict[str, str] = {}
+    for item in changes or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise bad_value("--set", item, "field=value, such as model.state_dim=64")
+        fields[name] = value
+    if seed is not None:
+        fields["seed"] = str(seed)
+    if env_steps is not None:
+        fields["env_steps"] = str(parse_count(env_steps))
+    return set_fields(spec, fields) if fields else spec
+
+
+def _show_intention(place: Place, ledger: Ledger | None, spec: Any, seeds: Sequence[int], pool: Any) -> int:
+    """What a dry run says."""
+    from experiments.by_hand import intention
+    from experiments.plan import format_count, format_seconds
+
+    found = intention(ledger, spec, seeds, pool, min(_workers(), len(seeds)))
+    if place.json:
+        _print_json(place, found.model_dump(mode="json"))
+        return 0
+    time = "no recorded run of this model on this task says how long" if found.expected_s is None else f"about {format_seconds(found.expected_s)} by what this ledger recorded"  # fmt: skip
+    print(
+        f"{spec.policy.model.kind} on {spec.task}, {found.parameters:,} parameters, learner {spec.learner.kind}, {pool} pool\n"
+        f"{len(seeds)} run{'s' if len(seeds) > 1 else ''} of {format_count(spec.env_steps)} env steps "
+        f"({format_count(found.env_steps_total)} in all), {time}\nseeds {', '.join(map(str, seeds))}"
     )
+    if found.already:
+        print(f"recorded already: {', '.join(found.already)}")
+    print("Dry run: nothing was started.")
+    return 0
 
 
 @app.command
@@ -820,14 +1094,47 @@ def report(campaign: str = "@last", *, place: Place | None = None) -> int:
     return 0
 
 
+@app.command
+def plot(
+    *targets: str,
+    what: Literal["curves", "differences", "tasks", "profile", "shots"] | None = None,
+    out: str | None = None,
+    place: Place | None = None,
+) -> int:
+    """Draw a campaign's arms, or runs, from their recorded rows; runs of one configuration become one line with its interval.
+
+    Parameters
+    ----------
+    targets
+        A campaign (default: the last one), or runs such as r-0001 r-0002.
+    what
+        curves (training return by env steps, the default), differences (paired, seed by seed), tasks (return by evaluation task),
+        profile (share of scores above a return) or shots (return by episode on one task).
+    out
+        An .svg or .png file, or an .html file with every figure that the rows hold (default: an .svg in the data folder).
+    """
+    place = place or Place()
+    from experiments.plot_files import write_plot
+
+    ledger, paths = place.open()
+    found = write_plot(ledger, paths, targets or ("c@last",), what=what, out=out)
+    if place.json:
+        _print_json(place, found.model_dump(mode="json"))
+    elif place.quiet:
+        print(found.file)
+    else:
+        print("\n".join([found.file, *(f"  {figure.title}: {figure.rows}" for figure in found.figures)]))
+    return 0
+
+
 @app.command(name="list")
-def list_names(what: Literal["tasks", "models", "learners"], *, place: Place | None = None) -> int:
-    """List what can be named in a goal or a specification.
+def list_names(what: Literal["tasks", "models", "learners", "presets"], *, place: Place | None = None) -> int:
+    """List what can be named in a goal, a specification or a command.
 
     Parameters
     ----------
     what
-        tasks, models or learners.
+        tasks, models, learners or presets.
     """
     place = place or Place()
     from experiments.queries import list_registered
@@ -838,8 +1145,58 @@ def list_names(what: Literal["tasks", "models", "learners"], *, place: Place | N
 
 
 @app.command
+def completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> int:
+    """Print a shell completion script; `source <(python main.py completion --shell bash)` uses it at once.
+
+    Parameters
+    ----------
+    shell
+        Which shell (default: the one of $SHELL).
+    """
+    from core.errors import bad_value
+    from experiments.shell_completion import NAME, SHELLS, tie
+
+    name = shell or os.path.basename(os.environ.get("SHELL", ""))
+    for known in SHELLS:
+        if name == known:
+            print(tie(app.generate_completion(prog_name=NAME, shell=known), known))
+            return 0
+    raise bad_value("--shell", name, ", ".join(SHELLS))
+
+
+@app.command
+def evaluate(
+    model: str,
+    /,
+    *,
+    shots: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (0, 1, 5, 10),
+    pool: Literal["search", "selection", "confirmation"] = "search",
+    seed: int = 0,
+    place: Place | None = None,
+) -> int:
+    """Zero-shot and few-shot returns of a kept model, task by task.
+
+    Parameters
+    ----------
+    model
+        A folder of saved_models, or a checkpoint.
+    shots
+        Episodes lived (a memory) or gradient steps made (a gradient learner) before the one that counts.
+    pool
+        Which of the family's fixed tasks.
+    seed
+        Of start states and exploration.
+    """
+    place = place or Place()
+    from experiments.few_shot import few_shot_table
+
+    _show_found(place, few_shot_table(model, shots=shots, pool=pool, seed=seed))
+    return 0
+
+
+@app.command
 def bench(
-    what: Literal["models", "env", "train", "maml", "ledger"],
+    what: Literal["models", "env", "train", "learning", "maml", "sinusoid", "adapt", "ledger", "proposers", "curves"],
     /,
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
 ) -> int:
@@ -848,48 +1205,86 @@ def bench(
     Parameters
     ----------
     what
-        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop), maml or ledger.
+        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop), learning (what presets reach on held-out tasks), maml, sinusoid (errors of the MAML family), adapt (what adapting at test time mends), ledger, or proposers (who chooses configurations best).
     options
         Passed on, such as --quick or --help.
     """
     import importlib
 
+    if what == "proposers":
+        from experiments.bench_proposers import main as bench_proposers
+        from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
+
+        return bench_proposers(list(options), agent_arms, AGENT_ARMS)
     return importlib.import_module(f"experiments.bench_{what}").main(list(options)) or 0
 
 
-def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place) -> int:
-    """Train one queued run with a live view, and print its result."""
+def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place, *, silent: bool = False) -> int:
+    """Train one queued run with a live view, and print its result unless `silent` and done."""
+    from experiments.ledger import readable_id
+
+    if not _execute(ledger, paths, [number], place):
+        return 130
+    name, row = readable_id("r", number), ledger.get_run(number)
+    code = 0 if row.status == "done" else 1
+    if place.json:
+        if code or not silent:
+            _print_json(place, {"run": name, "status": row.status, "cause": row.cause, "score": row.score})
+        return code
+    score = "" if row.score is None else f", mean first-episode return on the {row.pool} tasks {row.score:.2f}"
+    cause = "" if row.cause is None else f" ({row.cause})"
+    print(f"{name}: {row.status}{cause}{score}")
+    return code
+
+
+def _execute_several(
+    ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place, *, original: int | None = None
+) -> int:
+    """Train queued runs of one configuration, two at once, and print their scores together."""
+    from experiments.by_hand import seed_scores
+
+    finished = _execute(ledger, paths, numbers, place)
+    found = seed_scores(ledger, numbers, original)
+    if not finished and all(row.score is None for row in found.rows):
+        return 130
+    if place.json:
+        _print_json(place, found.model_dump(mode="json"))
+    else:
+        columns = ("run", "seed", "status", "score", "worst_task", "train_s")
+        rows = [tuple(getattr(row, name) for name in columns) for row in found.rows]
+        _show_table(place, [name.replace("_", " ") for name in columns], rows)
+        print(found.sentence())
+        for row in found.rows:
+            if row.cause:
+                print(f"{row.run}: {row.cause}")
+    if not finished:
+        return 130
+    return 0 if all(row.status == "done" for row in found.rows) else 1
+
+
+def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place) -> bool:
+    """Train queued runs with a live view; those that a Ctrl-C stops are cancelled, and the answer is False."""
     import threading
 
     from experiments.executor import LocalExecutor
     from experiments.ledger import readable_id
-    from experiments.runner import Paused, execute_runs
+    from experiments.runner import Paused, cancel_run, execute_runs
     from experiments.views import LiveView
 
     console = _console(place)
     say = _speaker(console, place)
     stop = threading.Event()
     view: LiveView = LiveView(console, quiet=place.quiet or place.json)
-    name = readable_id("r", number)
+    executor = LocalExecutor(min(_workers(), len(numbers)), paths.environment())
     try:
         with _stopping(stop, say), view:
-            execute_runs(
-                ledger, LocalExecutor(1, paths.environment()), paths, [number], stop=stop, listener=view.on_progress
-            )
+            execute_runs(ledger, executor, paths, numbers, stop=stop, listener=view.on_progress)
     except (Paused, KeyboardInterrupt):
-        from experiments.runner import cancel_run
-
-        cancel_run(ledger, number)
-        say(f"{name} was cancelled.", always=True)
-        return 130
-    row = ledger.get_run(number)
-    if place.json:
-        _print_json(place, {"run": name, "status": row.status, "cause": row.cause, "score": row.score})
-    else:
-        score = "" if row.score is None else f", mean first-episode return on the {row.pool} tasks {row.score:.2f}"
-        cause = "" if row.cause is None else f" ({row.cause})"
-        print(f"{name}: {row.status}{cause}{score}")
-    return 0 if row.status == "done" else 1
+        stopped = [number for number in numbers if cancel_run(ledger, number)]
+        names = ", ".join(readable_id("r", number) for number in stopped)
+        say(f"{names} {'was' if len(stopped) == 1 else 'were'} cancelled.", always=True)
+        return False
+    return True
 
 
 def _workers() -> int:
@@ -957,7 +1352,9 @@ def _flags(place: Place) -> str:
 
 def _print_json(place: Place, value: Any) -> None:
     if place.json:
-        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        from experiments.ledger.store import write_json
+
+        print(write_json(value, indent=2, default=str))
 
 
 def _show_table(place: Place, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
@@ -1007,6 +1404,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        print(
+            f"error: cannot write{place} ({error.strerror}): free some space or choose another --data-dir; "
+            "what is in the ledger is kept, go on with: python main.py resume",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:
         if type(error).__name__ == "Paused":
             return 130

@@ -8,6 +8,7 @@ Nagabandi et al. 2019 (arXiv 1803.11347), section 6. Letters: N episodes, T step
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,11 +112,51 @@ def train_dynamics(
     return losses
 
 
+class OnlineDynamics:
+    """A dynamics model in use during one episode: it remembers, and learns from the last `window` steps after every step.
+
+    config: how it adapts; None leaves the weights alone. `hidden` (1, S) is the state before the next step.
+    `close` gives the model its trained weights back.
+    """
+
+    def __init__(self, model: DynamicsModel, config: AdaptationConfig | None, *, window: int = 16) -> None:
+        if window < 1:
+            raise bad_value("window", window, "1 or more")
+        self.model, self.window = model, window
+        self.adapter = None if config is None else Adapter(model, config)
+        self.hidden = model.init_hidden(1)
+        self._lived: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=window)
+
+    @property
+    def rollbacks(self) -> int:
+        """What the guard undid."""
+        return 0 if self.adapter is None else self.adapter.rollbacks
+
+    def step(
+        self, obs: Float[Tensor, " D"], action: Float[Tensor, " A"], following: Float[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
+        """Squared error of each coordinate's prediction, measured before the step is learned from."""
+        x = torch.cat([obs, action]).unsqueeze(0)
+        y = self.model.target(obs, following).unsqueeze(0)
+        self._lived.append((x, y, self.hidden))
+        with torch.no_grad():
+            predicted, self.hidden = self.model(x, self.hidden)
+        if self.adapter is not None:
+            xs, ys, states = zip(*self._lived, strict=True)
+            self.adapter.update_step(torch.stack(xs, 1), torch.stack(ys, 1), states[0])
+        return (predicted - y).square()[0]
+
+    def close(self) -> None:
+        """The trained weights again."""
+        if self.adapter is not None:
+            self.adapter.reset()
+
+
 @dataclass(frozen=True)
 class AdaptationTrace:
     """One-step prediction errors along an episode, each measured before the step's own data were learned from.
 
-    frozen, adapted: (T,) mean squared error in standardized units, without and with adaptation. rollbacks: what the guard
+    frozen, adapted: (T, D) squared error in standardized units, without and with adaptation. rollbacks: what the guard
     undid.
     """
 
@@ -137,23 +178,15 @@ def adapt_through_episode(
     The model has its trained weights again afterwards. Raises InputError for shapes that do not agree.
     """
     episodes = Episodes(obs.unsqueeze(0), actions.unsqueeze(0))
-    if window < 1:
-        raise bad_value("window", window, "1 or more")
-    x = torch.cat([episodes.obs[:, :-1], episodes.actions], -1)
-    y = model.target(episodes.obs[:, :-1], episodes.obs[:, 1:])
-    with torch.no_grad():
-        frozen = (model(x)[0] - y).square().mean(-1)[0]
+    frozen = prediction_errors(model, episodes)[0]
+    online = OnlineDynamics(model, config, window=window)
+    adapted = [online.step(obs[t], actions[t], obs[t + 1]) for t in range(len(actions))]
+    online.close()
+    return AdaptationTrace(frozen, torch.stack(adapted).numpy(), online.rollbacks)
 
-    adapter = Adapter(model, config)
-    states = [model.init_hidden(1)]  # the state before each step, under the weights of that time
-    adapted = []
-    for t in range(x.shape[1]):
-        with torch.no_grad():
-            predicted, after = model(x[:, t], states[-1])
-        states.append(after)
-        adapted.append(float((predicted - y[:, t]).square().mean()))
-        first = max(0, t + 1 - window)
-        adapter.update_step(x[:, first : t + 1], y[:, first : t + 1], states[first])
-    rollbacks = adapter.rollbacks
-    adapter.reset()
-    return AdaptationTrace(frozen.numpy(), np.array(adapted), rollbacks)
+
+@torch.no_grad()
+def prediction_errors(model: DynamicsModel, episodes: Episodes) -> np.ndarray:
+    """Squared one-step errors (N, T, D) in standardized units, weights as they are."""
+    x = torch.cat([episodes.obs[:, :-1], episodes.actions], -1)
+    return (model(x)[0] - model.target(episodes.obs[:, :-1], episodes.obs[:, 1:])).square().numpy()

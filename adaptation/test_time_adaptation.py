@@ -51,13 +51,28 @@ class AdaptationConfig(FrozenConfig):
     """Share by which the window's loss may grow before the guard acts."""
 
 
+def check_fit(run: Callable[[], Tensor], x: Tensor, y: Tensor, *, compare: bool = True) -> None:
+    """Raise InputError where the model refuses x, or gives another shape than y's (which a loss would silently broadcast).
+
+    run: the model's output for x. compare: whether the output's shape must be y's.
+    """
+    try:
+        output = run()
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise bad_value("x", tuple(x.shape), f"what the model takes; it says: {reason}") from error
+    if compare and output.shape != y.shape:
+        raise bad_value("y", tuple(y.shape), f"the shape of the model's output, {tuple(output.shape)}")
+
+
 class Adapter:
     """Adapts `model` in place, one call of `update_step` at a time.
 
     model: `model(x)`, or with memory `model(x, hidden) -> (output, next_hidden)`. device: where it is moved to.
     After each call `hidden_state` is the next hidden state under the adapted weights, detached; it is what a call
     without a hidden state goes on from. `rollbacks` counts what the guard undid.
-    Raises InputError for a choice of parameters that selects none and for a device that is absent.
+    Raises InputError for a choice of parameters that selects none, for a device that is absent, and for data of a size
+    that the model does not take or give.
     """
 
     def __init__(
@@ -77,6 +92,8 @@ class Adapter:
         self.stateful = hasattr(model, "init_hidden")
         self.hidden_state: Tensor | None = None
         self.rollbacks = 0
+        self._compare_shapes = loss_fn is None
+        self._fitting: set[tuple] = set()
         self._trained = {name: p.detach().clone() for name, p in model.named_parameters()}
         self._window: deque[tuple[Tensor, Tensor, Tensor | None]] = deque(maxlen=self.config.guard_window)
         self._start()
@@ -92,6 +109,10 @@ class Adapter:
             raise bad_value("x, y", (tuple(x.shape), tuple(y.shape)), "the same number of rows, one or more")
         x, y = x.detach().to(self.device), y.detach().to(self.device)
         hidden = self._incoming(hidden_state, len(x))
+        if (x.shape, y.shape) not in self._fitting:
+            with torch.no_grad():
+                check_fit(lambda: self._forward(x, hidden), x, y, compare=self._compare_shapes)
+            self._fitting.add((x.shape, y.shape))
         self._window.append((x, y, hidden))
         before = self._snapshot() if self.config.guard else None
         window_before = self._window_loss() if self.config.guard else 0.0

@@ -46,7 +46,9 @@ class PolicyConfig(FrozenConfig):
     """Width of the hidden layer in the actor's and in the critic's head; 0 makes the heads linear."""
     skip: bool = True
     """Whether the encoded current input also goes straight into the heads."""
-    log_std_init: float = Field(default=-0.5, ge=-5, le=2, json_schema_extra=search(low=-1.5, high=0.0))
+    log_std_init: float = Field(
+        default=-0.5, ge=-5, le=2, json_schema_extra=search(low=-1.5, high=0.0, family="horizon and exploration")
+    )
     """Initial log standard deviation of a Gaussian policy; it does not depend on the state."""
 
 

@@ -97,7 +97,10 @@ class TaskFamily(ABC):
 
     @abstractmethod
     def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
-        """Draw `n` training tasks from `rng`; never one of the fixed tasks where `pools_are_disjoint`."""
+        """Draw `n` training tasks from `rng`; never one of the fixed tasks where `pools_are_disjoint`.
+
+        Each has the family's distribution; those of one call may be spread more evenly than independent ones.
+        """
 
     @abstractmethod
     def eval_tasks(self, pool: Pool) -> Float64[ndarray, "M P"]:
@@ -170,7 +173,9 @@ class ContinuousTasks(TaskFamily):
     def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
         check_count("n", n, 0)
         fixed = np.concatenate([self.eval_tasks(pool) for pool in POOLS])
-        tasks = self.from_unit(rng.random((n, self.num_params)))
+        # A Latin hypercube: each n-th of every parameter's range is drawn once, so no batch of worlds misses a corner.
+        cells = rng.permuted(np.tile(np.arange(n), (self.num_params, 1)), axis=1).T
+        tasks = self.from_unit((cells + rng.random((n, self.num_params))) / max(n, 1))
         while True:
             distance = np.abs(tasks[:, None] - fixed[None]).max(axis=2).min(axis=1)
             (close,) = np.nonzero(distance < TRAIN_MARGIN)

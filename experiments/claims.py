@@ -31,7 +31,11 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
             parameters=count_parameters(spec),
             tuner="default then multivariate TPE" if arm in trials.arms else "default",
             search_trials=len(finished),
-            tuning_env_steps=sum(int(run.spec["env_steps"]) for run in [*(t.run for t in finished), *selection]),
+            # A pruned run counts what it really spent; any other what it was given, so that a crash is no discount.
+            tuning_env_steps=sum(
+                run.env_steps if run.status == "pruned" else int(run.spec["env_steps"])
+                for run in [*(t.run for t in finished), *selection]
+            ),
         )
     anchors = family.anchors
     floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
@@ -58,6 +62,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         floor_name=f"{names[floor_name]} reaches" if floor_name else "",
         equal_tuning=question.baseline_is_tuned,
         looks=sequential_looks(len(seeds)),
+        pruning=trials.plan.pruning,
     )
 
 

@@ -9,9 +9,10 @@ from sqlalchemy import select
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
+from experiments.ledger.ids import archived, readable_id
 from experiments.ledger.models import Claim, Run, Verdict
-from experiments.ledger.store import PREFIXES, Ledger, join_value, readable_id
-from experiments.queries import archived, score_is_hidden
+from experiments.ledger.store import Ledger, join_value
+from experiments.queries import score_is_hidden
 from experiments.tables import Cell, TableView, flatten
 
 RUN_FIELDS = ("purpose", "pool", "arm", "trial", "proposer", "task", "task_version", "model", "seed", "parameters", "status", "cause", "env_steps", "score", "train_s")  # fmt: skip
@@ -48,17 +49,16 @@ class Comparison(FrozenConfig):
 
 def diff(ledger: Ledger, first: str, second: str, *, everything: bool = False) -> TableView:
     """Field by field what differs between two runs or two campaigns, or every field."""
-    kinds = [PREFIXES[v[:1].lower()][0] if v[:1].lower() in PREFIXES else "run" for v in (first, second)]
-    if kinds[0] != kinds[1] or kinds[0] not in ("run", "campaign"):
+    (kind, one), (other_kind, other) = (ledger.locate(v, ("run", "campaign")) for v in (first, second))
+    if kind != other_kind:
         raise bad_value("diff", f"{first} {second}", "two runs (r-0001 r-0002) or two campaigns (c-0001 c-0002)")
-    if kinds[0] == "run":
-        rows = [ledger.get_run(ledger.resolve(v, "run")) for v in (first, second)]
+    if kind == "run":
+        rows = [ledger.get_run(number) for number in (one, other)]
         fields = [_run_fields(ledger, run) for run in rows]
         names = [readable_id("r", run.id) for run in rows]
     else:
-        numbers = [ledger.resolve(v, "campaign") for v in (first, second)]
-        fields = [_campaign_fields(ledger, number) for number in numbers]
-        names = [readable_id("c", number) for number in numbers]
+        fields = [_campaign_fields(ledger, number) for number in (one, other)]
+        names = [readable_id("c", number) for number in (one, other)]
     return _table(names, fields, everything)
 
 
@@ -70,7 +70,7 @@ def compare(ledger: Ledger, first: str, second: str, *, everything: bool = False
     names = [readable_id("r", a.id), readable_id("r", b.id)]
     differences = _table(names, [_run_fields(ledger, a), _run_fields(ledger, b)], everything)
     notes: list[str] = []
-    left, right = _returns(ledger, [a.id]).get(a.id, {}), _returns(ledger, [b.id]).get(b.id, {})
+    left, right = first_returns(ledger, [a.id]).get(a.id, {}), first_returns(ledger, [b.id]).get(b.id, {})
     same_place = (a.task, a.task_version, a.pool) == (b.task, b.task_version, b.pool)
     if not same_place:
         notes.append("The two were not evaluated on the same tasks, so their scores cannot be compared.")
@@ -145,7 +145,7 @@ def _table(names: Sequence[str], fields: Sequence[dict[str, Any]], everything: b
     left, right = fields
     missing = object()
     rows = [
-        (name, _shown(left.get(name)), _shown(right.get(name)))
+        (name, _shown(name, left.get(name)), _shown(name, right.get(name)))
         for name in dict.fromkeys([*left, *right])
         if everything or left.get(name, missing) != right.get(name, missing)
     ]
@@ -153,11 +153,13 @@ def _table(names: Sequence[str], fields: Sequence[dict[str, Any]], everything: b
     return TableView(columns=("field", *names), rows=tuple(rows), note=note)
 
 
-def _shown(value: Any) -> Cell:
+def _shown(name: str, value: Any) -> Cell:
+    if name.rpartition(".")[2] == "seed" and isinstance(value, int):
+        return str(value)  # a name and no amount
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def _returns(ledger: Ledger, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
+def first_returns(ledger: Ledger, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
     """run -> task -> first-episode return."""
     found: dict[int, dict[int, float]] = {}
     for row in ledger.evals(run_ids):
@@ -186,7 +188,7 @@ def _by_seed(ledger: Ledger, a: Run, b: Run) -> tuple[tuple[int, ...], Paired | 
             means.append({seed: float(number) for seed, number in first.items()})
     seeds = tuple(sorted(means[0].keys() & means[1].keys()))
     ids = [[int(side[seed]) for seed in seeds] for side in means]
-    returns = _returns(ledger, [*ids[0], *ids[1]]) if seeds else {}
+    returns = first_returns(ledger, [*ids[0], *ids[1]]) if seeds else {}
     differences = []
     for one, other in zip(*ids, strict=True):
         left, right = returns.get(one, {}), returns.get(other, {})

@@ -1,7 +1,8 @@
 """Executes jobs as processes: two at once on two cores, each in its own process group with one thread.
 
 `Executor` is the interface; `LocalExecutor` is the one implementation. It streams messages to the caller's thread and
-knows nothing of the ledger. Only process groups that it created itself are ever signalled.
+knows nothing of the ledger. Only process groups that it created itself are ever signalled. A run over its time or memory
+limit is ended; memory is what the process really occupies, measured here (`experiments/machine.py` says why).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from experiments.machine import memory_used_mb
 from experiments.spec import Pool, RunSpec
 
 # glibc gives large blocks back to the system at once, and the page faults of getting them again cost up to 40 % of training.
@@ -29,6 +31,8 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "134217728",
 }
 GRACE_S = 20.0  # between asking a run to stop and ending its process group
+CHECKPOINT_EVERY_S = 20.0
+LOOK_EVERY_S = 0.2  # between two looks at a run's memory
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,16 @@ class Job:
     """Where the trained learner is written, without suffix."""
     log: Path
     time_limit_s: float
+    memory_limit_mb: int | None = None
+    """MiB that the run's process may occupy; None for no limit."""
+    rungs: tuple[int, ...] = ()
+    """Env steps after which the run reports a search-pool score and waits for leave to go on."""
+    probe: bool = False
+    """Train one iteration and end: shows whether the specification can be trained; there is no evaluation, no model."""
+
+    def __post_init__(self) -> None:
+        if self.rungs and self.pool != "search":
+            raise ValueError(f"only runs on the search pool have rungs, this one is on {self.pool}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A run has come to rung `number` (from 1) and waits; score: mean first-episode return on its pool's tasks."""
+
+    number: int
+    env_steps: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Ended:
     """The last message of every job. status `stopped`: asked to, and can continue from its checkpoint."""
 
@@ -76,10 +99,14 @@ class Ended:
     env_steps: int | None = None
     train_s: float | None = None
     sha256: str | None = None
+    memory_mb: int | None = None
+    """The most memory that the process occupied, in MiB; None where it could not be measured."""
 
 
-Message = Started | Report | Evaluated | Ended
-_KINDS = {"started": Started, "report": Report, "eval": Evaluated, "end": Ended}
+Message = Started | Report | Evaluated | Rung | Ended
+Listener = Callable[[Job, Message], "str | None"]
+"""Gets every message. What it returns counts for a Rung alone: why the run is pruned there, or None to go on."""
+_KINDS = {"started": Started, "report": Report, "eval": Evaluated, "rung": Rung, "end": Ended}
 
 
 class Executor(Protocol):
@@ -87,7 +114,7 @@ class Executor(Protocol):
 
     workers: int
 
-    def run(self, jobs: Sequence[Job], on_message: Callable[[Job, Message], None], stop: threading.Event) -> None: ...
+    def run(self, jobs: Sequence[Job], on_message: Listener, stop: threading.Event) -> None: ...
 
 
 @dataclass
@@ -99,6 +126,7 @@ class _Running:
     buffer: bytearray = field(default_factory=bytearray)
     ended: Ended | None = None
     kill_at: float | None = None
+    looked: float = 0.0
 
 
 class LocalExecutor:
@@ -111,7 +139,7 @@ class LocalExecutor:
         self.workers = workers
         self._environment = dict(environment or {})
 
-    def run(self, jobs: Sequence[Job], on_message: Callable[[Job, Message], None], stop: threading.Event) -> None:
+    def run(self, jobs: Sequence[Job], on_message: Listener, stop: threading.Event) -> None:
         waiting, running = list(jobs), []
         with selectors.DefaultSelector() as selector:
             try:
@@ -160,6 +188,9 @@ class LocalExecutor:
             "pool": job.pool,
             "checkpoint": str(job.checkpoint),
             "model": str(job.model),
+            "rungs": job.rungs,
+            "probe": job.probe,
+            "checkpoint_every_s": CHECKPOINT_EVERY_S,
         }
         self._write(process, json.dumps(content))
         return _Running(job, process, log, deadline=time.monotonic() + job.time_limit_s)
@@ -179,10 +210,23 @@ class LocalExecutor:
         if entry.ended is None and moment > entry.deadline:
             entry.ended = Ended("timeout", f"ran longer than its limit of {entry.job.time_limit_s:.0f} s")
             _end_group(entry.process)
-        elif entry.kill_at is not None and moment > entry.kill_at:
+        elif (entry.kill_at is not None and moment > entry.kill_at) or self._over_memory(entry, moment):
             _end_group(entry.process)
 
-    def _read(self, entry: _Running, on_message: Callable[[Job, Message], None]) -> bool:
+    def _over_memory(self, entry: _Running, moment: float) -> bool:
+        """Whether the run occupied more than it may; its end then says how much."""
+        limit = entry.job.memory_limit_mb
+        if entry.ended is not None or limit is None or moment - entry.looked < LOOK_EVERY_S:
+            return False
+        entry.looked = moment
+        used = memory_used_mb(entry.process.pid)
+        if used is None or used <= limit:
+            return False
+        cause = f"out of memory: the run used {used:,} MiB, allowed are {limit:,} MiB a run"
+        entry.ended = Ended("failed", cause, memory_mb=used)
+        return True
+
+    def _read(self, entry: _Running, on_message: Listener) -> bool:
         """Pass on complete lines; False at the end of the output."""
         assert entry.process.stdout is not None
         chunk = os.read(entry.process.stdout.fileno(), 1 << 16)
@@ -193,8 +237,12 @@ class LocalExecutor:
             message = _KINDS[content.pop("kind")](**content)
             if isinstance(message, Ended):
                 entry.ended = entry.ended or message
-            else:
-                on_message(entry.job, message)
+                continue
+            answer = on_message(entry.job, message)
+            if isinstance(message, Report):
+                self._write(entry.process, f"recorded {message.env_steps}")
+            elif isinstance(message, Rung):
+                self._write(entry.process, "go on" if answer is None else f"prune {answer}")
         return bool(chunk)
 
     def _finish(self, entry: _Running) -> Ended:

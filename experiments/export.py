@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from sqlalchemy import inspect, select
 
 from core.errors import InputError, unknown_name
 from experiments.filters import parse_where
+from experiments.ledger.ids import JUDGED
 from experiments.ledger.models import (
     Artifact,
     Base,
@@ -58,6 +59,7 @@ def export(
     """Write one table to `out` and return the number of rows.
 
     campaign, where: only what belongs to that campaign, and only those runs (or what belongs to them).
+    Scores and evaluations of confirmation runs come with their verdict, not before.
     """
     if what not in TABLES:
         raise unknown_name("table", what, TABLES)
@@ -67,7 +69,7 @@ def export(
         _need_pyarrow()
     table, conditions = TABLES[what], []
     if campaign is not None or where is not None:
-        runs = select(Run.id).where(*(parse_where(where) if where else []))
+        runs = select(Run.id).where(*(parse_where(where, ledger.resolve) if where else []))
         if campaign is not None:
             runs = runs.where(Run.campaign_id == campaign)
         if what == "runs":
@@ -80,12 +82,16 @@ def export(
             allowed = ("runs", *OF_RUNS) if where is not None else ("runs", *OF_RUNS, "proposals", "claims", "events")
             option = "--where" if where is not None else "--campaign"
             raise InputError(f"{option}: {what} cannot be filtered so, allowed for: {', '.join(allowed)}")
+    unjudged = select(Run.id).where(Run.pool == "confirmation", ~JUDGED)
+    if what == "evals":
+        conditions.append(Eval.run_id.not_in(unjudged))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(out) as partial, ledger.session() as session:
+        with replacing(out) as partial, ledger.session() as session:
+            hidden = set(session.scalars(unjudged)) if what == "runs" else set()
             keys = inspect(table).primary_key
             found = session.scalars(select(table).where(*conditions).order_by(*keys).execution_options(yield_per=BATCH))
-            rows: Iterable[dict[str, Any]] = (_flat(row) for row in found)
+            rows: Iterable[dict[str, Any]] = (_flat(row, hidden) for row in found)
             if what not in LONG:
                 rows = _square(list(rows))
             return WRITERS[format](partial, rows)
@@ -94,7 +100,8 @@ def export(
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
+    """A path to write to that becomes `out` at the end, and goes away on an error."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         yield partial
@@ -103,11 +110,16 @@ def _replacing(out: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _flat(row: Any) -> dict[str, Any]:
-    """One value a column: readable ids, times as ISO text, configurations as dotted fields, numbers as they were."""
+def _flat(row: Any, hidden: Collection[int]) -> dict[str, Any]:
+    """One value a column: readable ids, times as ISO text, configurations as dotted fields, numbers as they were.
+
+    hidden: numbers of the runs whose score is left out.
+    """
     flat: dict[str, Any] = {}
     for column in type(row).__mapper__.column_attrs:
         name, value = column.columns[0].name, getattr(row, column.key)
+        if name == "score" and getattr(row, "id", None) in hidden:  # runs alone have both
+            value = None
         if name == "id":
             letter = {"runs": "r", "campaigns": "c", "claims": "k", "verdicts": "v", "proposals": "p"}.get(row.__tablename__)  # fmt: skip
             value = readable_id(letter, value) if letter else value

@@ -1,24 +1,22 @@
 """The filter language of `runs --where`: `task=halfcheetah-vel and status=done,failed and score>=-50`.
 
 Conditions are joined with `and`; a value list with commas means any of them; `~` is "contains"; `none` is an empty
-value. Every word becomes a bound parameter of a fixed column, so nothing that is typed can be SQL.
+value; ids are written as anywhere (`campaign=@last`). Every word becomes a bound parameter of a fixed column, so nothing that is typed can be SQL.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, or_
+from sqlalchemy import ColumnElement, and_, or_
 
 from core.errors import InputError, bad_value, unknown_name
-from experiments.ledger.models import Run, Verdict
-from experiments.ledger.store import parse_id
+from experiments.ledger.ids import SCORE, Kind, parse_id
+from experiments.ledger.models import Run
 
-JUDGED = exists().where(Verdict.claim_id == Run.claim_id)
-# the score of a confirmation run is not shown before the verdict, so it cannot be filtered or sorted by either
-SCORE = case(((Run.pool == "confirmation") & ~JUDGED, None), else_=Run.score)
-
+Find = Callable[[str, Kind], int]
 COLUMNS: dict[str, Any] = {
     "run": Run.id,
     "campaign": Run.campaign_id,
@@ -43,15 +41,18 @@ COLUMNS: dict[str, Any] = {
     "train_s": Run.train_s,
     "wall_s": Run.wall_s,
 }
-IDS = {"run": "run", "rerun_of": "run", "campaign": "campaign", "claim": "claim"}
+IDS: dict[str, Kind] = {"run": "run", "rerun_of": "run", "campaign": "campaign", "claim": "claim"}
 INTEGERS = ("trial", "seed", "parameters", "env_steps")
 NUMBERS = ("score", "train_s", "wall_s")
 HASHES = ("variant", "config")
 CONDITION = re.compile(r"""\s*([\w.]+)\s*(!=|<=|>=|=|<|>|~)\s*("[^"]*"|'[^']*'|[^\s"']+)""")
 
 
-def parse_where(words: str) -> list[ColumnElement[bool]]:
-    """The conditions of a `--where`. InputError names the part that is wrong and what is allowed."""
+def parse_where(words: str, find: Find = parse_id) -> list[ColumnElement[bool]]:
+    """The conditions of a `--where`. InputError names the part that is wrong and what is allowed.
+
+    find: a ledger's `resolve`, where ids such as `campaign=@last` are allowed too.
+    """
     conditions, position = [], 0
     while True:
         match = CONDITION.match(words, position)
@@ -63,7 +64,8 @@ def parse_where(words: str) -> list[ColumnElement[bool]]:
                 "conditions such as task=halfcheetah-vel, joined with 'and' (operators = != < <= > >= ~)",
                 hint=f"Columns: {', '.join(COLUMNS)}.",
             )
-        conditions.append(_condition(*match.groups()))
+        name, operator, raw = match.groups()
+        conditions.append(_condition(name, operator, raw, find))
         position = match.end()
         if not words[position:].strip():
             return conditions
@@ -88,7 +90,7 @@ def parse_columns(argument: str, words: str) -> list[str]:
     return names
 
 
-def _condition(name: str, operator: str, raw: str) -> ColumnElement[bool]:
+def _condition(name: str, operator: str, raw: str, find: Find) -> ColumnElement[bool]:
     if name not in COLUMNS:
         raise unknown_name("column in --where", name, COLUMNS)
     column = COLUMNS[name]
@@ -101,27 +103,28 @@ def _condition(name: str, operator: str, raw: str) -> ColumnElement[bool]:
             raise bad_value(f"--where {name}", f"~{raw}", "= != < <= > >= for a number")
         return or_(*(column.icontains(value, autoescape=True) for value in values))
     if operator in ("=", "!="):
-        equal = or_(*(_equal(name, column, value, quoted) for value in values))
+        equal = or_(*(_equal(name, column, value, quoted, find) for value in values))
         return equal if operator == "=" else ~equal
     if len(values) > 1:
         raise bad_value(f"--where {name}", raw, f"one value after {operator}")
-    value = _value(name, values[0])
+    value = _value(name, values[0], find)
     if isinstance(value, str):
         raise bad_value(f"--where {name}", f"{operator}{raw}", "= != ~ for words")
     return {"<": column < value, "<=": column <= value, ">": column > value, ">=": column >= value}[operator]
 
 
-def _equal(name: str, column: Any, text: str, quoted: bool) -> ColumnElement[bool]:
+def _equal(name: str, column: Any, text: str, quoted: bool, find: Find) -> ColumnElement[bool]:
     if text.lower() == "none" and not quoted:
         return column.is_(None)
     if name in HASHES:
         return column.startswith(text, autoescape=True)
-    return and_(column.is_not(None), column == _value(name, text))
+    return and_(column.is_not(None), column == _value(name, text, find))
 
 
-def _value(name: str, text: str) -> int | float | str:
+def _value(name: str, text: str, find: Find) -> int | float | str:
     if name in IDS:
-        return parse_id(text, IDS[name])  # type: ignore[arg-type]
+        number = find(text, IDS[name]) if text.startswith("@") else parse_id(text, IDS[name])
+        return min(number, 2**63 - 1)  # larger ones fit no row, and no database
     if name not in INTEGERS and name not in NUMBERS:
         return text
     try:

@@ -15,10 +15,10 @@ from sqlalchemy import select, text
 from core.config import FrozenConfig
 from core.errors import bad_value
 from experiments.holder import describe_holder, is_alive
+from experiments.ledger.ids import ARCHIVED, LETTERS, archived, readable_id
 from experiments.ledger.models import Artifact, Campaign, Claim, Note, Run, Tag, Verdict
-from experiments.ledger.store import FINISHED, HEAD, PREFIXES, Ledger, LedgerError, now, readable_id
+from experiments.ledger.store import FINISHED, HEAD, Ledger, LedgerError, now
 from experiments.paths import Paths
-from experiments.queries import ARCHIVED, archived
 from experiments.tables import TableView
 
 SILENT = timedelta(minutes=30)  # a run of no campaign that reported nothing for so long has nobody who works on it
@@ -30,9 +30,8 @@ REMOVED = "files-removed"
 
 def check_target(ledger: Ledger, value: str) -> str:
     """The readable id of an existing row that a person named, such as `r-0042` or `@last` (the last run)."""
-    prefix = value[:1].lower()
-    prefix = prefix if prefix in PREFIXES else "r"
-    return readable_id(prefix, ledger.resolve(value, PREFIXES[prefix][0]))
+    kind, number = ledger.locate(value)
+    return readable_id(LETTERS[kind], number)
 
 
 def add_note(ledger: Ledger, target: str, words: str, author: str) -> str:

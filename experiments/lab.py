@@ -23,12 +23,22 @@ from sqlalchemy import func, select
 from core.errors import InputError, bad_value, unknown_name
 from experiments import judge as judging
 from experiments.claims import claim_content, confirmation_rows
-from experiments.executor import Executor
+from experiments.early_end import why_not_yet
+from experiments.executor import Executor, Rung
+from experiments.feasibility import (
+    NEAR,
+    PROBE_LIMIT_S,
+    Probe,
+    is_near,
+    probe,
+    static_problems,
+)
 from experiments.holder import describe_holder, is_alive, this_process
 from experiments.judge import ClaimContent, VerdictContent
 from experiments.lab_views import (
     BudgetView,
     ClaimView,
+    DecisionView,
     EventView,
     FeasibilityView,
     NoteView,
@@ -39,12 +49,13 @@ from experiments.lab_views import (
     VerdictView,
 )
 from experiments.ledger.models import Campaign, Claim, Event, Run, Verdict
-from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id
+from experiments.ledger.store import FINISHED, Ledger, now, readable_id
+from experiments.machine import default_memory_limit_mb
 from experiments.paths import Paths
 from experiments.plan import MIN_ITERATIONS, Plan, format_count, format_seconds
 from experiments.provenance import provenance
 from experiments.question import Question
-from experiments.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
+from experiments.runner import TIME_LIMIT_S, Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.space import (
     ROLES,
     Value,
@@ -54,7 +65,8 @@ from experiments.space import (
 )
 from experiments.spec import RunSpec
 from experiments.tables import TableView, flatten
-from experiments.trials import Trials, best_first
+from experiments.trials import AGENT_SHARE, Trials, best_first
+from experiments.waste import count_waste
 
 Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
 STAGES: tuple[Stage, ...] = (
@@ -68,6 +80,7 @@ STAGES: tuple[Stage, ...] = (
     "verdict",
     "done",
 )
+MAX_REFUSALS = 6  # of the optimizer in one round; what it suggests then is trained, and counted where it is wasted
 VIEWS = ("incumbent", "top", "runs", "failures", "baseline", "sensitivity")
 
 __all__ = ["STAGES", "Lab", "Paused", "create_campaign", "plan_unit"]
@@ -98,6 +111,8 @@ class Lab:
     began: when this sitting began (time.monotonic()), so that planning counts towards the budget.
     """
 
+    agent_share = AGENT_SHARE
+
     def __init__(
         self,
         ledger: Ledger,
@@ -121,6 +136,8 @@ class Lab:
         self._spent_before = row.spent_s
         self.trials = Trials(ledger, campaign_id, self.question, self.plan, row.seed)
         self.arms = self.trials.arms
+        self._passed: set[int] = set()  # rounds whose suggestions went through the feasibility gate
+        self._buy_rounds()  # an interruption may have come between a pruned run and the round that it pays for
 
     # ---- state --------------------------------------------------------------------------
 
@@ -133,7 +150,8 @@ class Lab:
         """Search rounds whose runs are all finished; the index of the round to be worked on."""
         with self._lock:
             launched, number = {e.payload["round"] for e in self.events(["launch"])}, 0
-            while number in launched and all(self.trials.run(arm, number) is not None for arm in self.arms):
+            finished = min(len(self.trials.finished(arm)) for arm in self.arms)
+            while number in launched and number < finished:
                 number += 1
             return number
 
@@ -168,11 +186,11 @@ class Lab:
         self._let_go("done" if self.stage == "done" else "paused")
 
     def _listen_for_pause(self, released: threading.Event) -> None:
-        """A second process asks for a pause by an event; looked for every two seconds."""
+        """A second process asks for a pause or an end by an event; looked for every two seconds."""
         with self.ledger.session() as session:
             last = session.scalar(select(func.max(Event.id)).where(Event.campaign_id == self.number)) or 0
         while not released.wait(2.0):
-            if self.events(["pause"], after=last):
+            if self.events(["pause", "stop"], after=last):
                 self.stop_event.set()
                 return
 
@@ -187,6 +205,10 @@ class Lab:
     def spent_s(self) -> float:
         """Wall seconds of all sittings."""
         return self._spent_before + time.monotonic() - self._since
+
+    def rest(self, seconds: float) -> None:
+        """Take time off the clock that was spent waiting for a person."""
+        self._since += seconds
 
     # ---- what tools may call ------------------------------------------------------------
 
@@ -205,9 +227,12 @@ class Lab:
         if view == "baseline":
             return self._baseline_table()
         if view == "sensitivity":
-            return self._sensitivity(arm or "challenger", limit)
+            from experiments.sensitivity import sensitivity_table
+
+            arm = arm or "challenger"
+            return sensitivity_table(self.trials.finished(arm), self.trials.space(arm).parameters, limit)
         if view == "failures":
-            runs = [r for r in self._search_runs(arm) if r.status in FINISHED and r.status != "done"]
+            runs = [r for r in self._search_runs(arm) if r.status in FINISHED and r.status not in ("done", "pruned")]
             rows = [(readable_id("r", r.id), r.arm, r.status, r.cause) for r in runs[-limit:]]
             return TableView(columns=("run", "arm", "status", "cause"), rows=tuple(rows))
         trials = [t for a in ([arm] if arm else self.arms) for t in self.trials.finished(a)]
@@ -215,17 +240,27 @@ class Lab:
             trials = best_first(trials)
             if view == "incumbent":
                 trials = [next(t for t in trials if t.arm == a) for a in dict.fromkeys(t.arm for t in trials)]
+        level, floor = self.trials.baseline_mean(), self.trials.noise_floor()
         rows = tuple(
-            (readable_id("r", run.id), a, number, run.status, _rounded(score), _describe(values))
-            for a, number, run, score, values in trials[:limit]
+            (
+                readable_id("r", t.run.id), t.arm, t.number, t.run.status, _rounded(t.score),
+                None if t.score is None or level is None or not floor else round((t.score - level) / floor, 1),
+                _describe(t.values),
+            )
+            for t in trials[:limit]
+        )  # fmt: skip
+        note = f"noise floors: distance from the baseline's default in units of {floor:.3g}" if floor else ""
+        return TableView(
+            columns=("run", "arm", "trial", "status", "score", "noise floors", "configuration"), rows=rows, note=note
         )
-        return TableView(columns=("run", "arm", "trial", "status", "score", "configuration"), rows=rows)
 
     def suggest(self, arm: str) -> SuggestionView:
         """The optimizer's configuration for the present round: the default first, multivariate TPE from then on."""
         with self._lock:
             trial = self.round
             self._must_be_open(trial)
+            self.trials.space(arm)
+            self._pass_suggestions(trial)
             return self.trials.suggest(arm, trial)
 
     def propose(
@@ -260,14 +295,31 @@ class Lab:
                 values, origin = suggested, "default"
             else:
                 origin = source if all(suggested.get(k) == v for k, v in values.items()) else "agent"
+                origin = suggestion.source if origin == "optimizer" else origin
             self._check_evidence(evidence)
+            present = next((p.changes for p in self.trials.slices(arm, trial) if p.role == role), None)
+            if present != values and self._is_launched(trial):  # its run may be half trained already
+                raise InputError(f"round {trial + 1} is launched: its configuration stands. Propose in the next round")
+            if origin == "agent" and trial > 0:
+                self._check_share(trial)
+                problem = self._examine({arm: self.trials.joint(arm, trial, role, values)}, trial)[arm]
+                if problem is not None:
+                    self._refuse(arm, trial, values, problem, source="agent", role=role)
+                    raise InputError(f"{arm}, round {trial + 1}: refused before it is run: {problem}")
             return self.trials.write_proposal(
                 arm, trial, role, values, origin, reason=reason, effect=predicted_effect, evidence=list(evidence)
             )
 
+    def open_round(self, actor: str) -> None:
+        """A person wants the agents to shape the present round, whether or not their share is used up."""
+        with self._lock:
+            if self.round not in self._opened():
+                self.record_event("opened", actor, {"round": self.round})
+
     def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
         """Whether `values`, completed with defaults, can be trained within the plan, and at what cost."""
         try:
+            values = self.trials.space(arm).complete(self.trials.space(arm).check_values(values))
             spec = self.trials.spec(
                 arm, values, seed=self.trials.seeds("search")[0], env_steps=self.plan.env_steps_search
             )
@@ -276,39 +328,55 @@ class Lab:
             return FeasibilityView(
                 feasible=False, problems=(str(error),), parameters=None, expected_s=None, same_as=None
             )
-        problems = []
-        if iteration_steps(spec) > spec.env_steps:
-            problems.append(
-                f"one iteration takes {iteration_steps(spec):,} env steps, a search run has {spec.env_steps:,}"
-            )
-        with self.ledger.session() as session:
-            same = session.scalar(
-                select(Run.id).where(Run.campaign_id == self.number, Run.config_hash == spec.config_hash)
-            )
-        rate = self._steps_per_s()
+        rate = self._steps_per_s(spec.policy.model.kind)
+        expected_s = None if rate is None else round(spec.env_steps / rate + self.plan.startup_s, 1)
+        problems = static_problems(
+            spec,
+            self.trials.parameters,
+            memory_limit_mb=self._memory_limit_mb(),
+            expected_s=expected_s,
+            left_s=self._left_for_search_s(),
+        )
+        known = self._probes().get(spec.config_hash)
+        if known is not None and known.problem is not None:
+            problems.append(known.problem)
         return FeasibilityView(
             feasible=not problems,
             problems=tuple(problems),
             parameters=parameters,
-            expected_s=None if rate is None else round(spec.env_steps / rate + self.plan.startup_s, 1),
-            same_as=readable_id("r", same),
+            expected_s=expected_s,
+            same_as=self._same_trial(arm, values, self.plan.rounds),
+            memory_mb=None if known is None else known.memory_mb,
         )
+
+    def prepare_round(self) -> TableView:
+        """Complete the present round's configurations, as `launch` would, and show them. Nothing is trained."""
+        with self._lock:
+            trial = self.round
+            self._must_be_open(trial)
+            rows = []
+            for arm, values in self._settle(trial).items():
+                rows.append((arm, self.trials.proposer(arm, trial, "search"), _describe(values)))
+            return TableView(columns=("arm", "proposed by", "configuration"), rows=tuple(rows))
 
     def launch(self) -> RoundView:
         """Train the present round's trial of every arm, two at once, and return the scores. Idempotent by round."""
         with self._lock:
             trial = self.round
             self._must_be_open(trial)
-            run_ids = []
-            for arm in self.arms:
-                values = self.trials.complete(arm, trial)
+            run_ids, near = [], {}
+            for arm, values in self._settle(trial).items():
                 spec = self.trials.spec(
                     arm, values, seed=self.trials.seeds("search")[0], env_steps=self.plan.env_steps_search
                 )
                 run_ids.append(self._queue_once(spec, "search", "search", arm, trial))
+                if same := self._same_trial(arm, values, trial):
+                    near[arm] = same
             # A configuration may have been trained already, so what launches a round is this event and not its runs.
-            self.record_event("launch", "lab", {"round": trial, "runs": [readable_id("r", i) for i in run_ids]})
+            runs = [readable_id("r", i) for i in run_ids]
+            self.record_event("launch", "lab", {"round": trial, "runs": runs, "near": near})
             self._execute(run_ids)
+            self._buy_rounds()
             return self._round_view(trial)
 
     def peek(self) -> TableView:
@@ -336,27 +404,56 @@ class Lab:
             note = f"{first} minus {second} is {(a.score - b.score) / floor:+.1f} noise floors (one is {floor:.1f})"
         return TableView(columns=("field", first, second), rows=tuple(rows), note=note)
 
-    def learning_curve(self, run_id: str) -> TableView:
-        """At most 20 points of the mean training return of one search-pool run."""
-        run = self._search_run(run_id)
-        rows = [(m.env_steps, m.value) for m in self.ledger.metrics(run.id, "rollout/ep_rew_mean")]
-        step = max(1, math.ceil(len(rows) / 20))
-        return TableView(
-            columns=("env_steps", "training return"),
-            rows=tuple((s, _rounded(v)) for s, v in rows[::-1][::step][::-1]),
+    def analyse_curves(self, arm: str | None = None, run_id: str | None = None, limit: int = 8) -> TableView:
+        """Slope, plateau, instability and forecast of search-pool learning curves: one run's, or the newest ones'."""
+        from experiments.curves import curve_table
+
+        if not 1 <= limit <= 20:
+            raise bad_value("limit", limit, "from 1 to 20")
+        if arm is not None:
+            self.trials.space(arm)
+        every = [r for r in self._search_runs(arm) if r.status in ("done", "running", "diverged", "pruned")]
+        chosen = [self._search_run(run_id)] if run_id is not None else every[::-1][:limit]
+        return curve_table(
+            self.ledger,
+            chosen,
+            [r for r in self._search_runs() if r.status == "done"],
+            full_steps=self.plan.env_steps_full,
+            floor=self.trials.noise_floor(),
         )
 
     def episode_returns(self, run_id: str) -> TableView:
-        """Mean and worst evaluation return of one search-pool run by episode on the task."""
-        run = self._search_run(run_id)
-        by_episode: dict[int, list[float]] = {}
-        for row in self.ledger.evals([run.id]):
-            by_episode.setdefault(row.episode, []).append(join_value(row.value, row.kind))
-        rows = [
-            (episode, _rounded(float(np.mean(v))), _rounded(float(np.min(v))))
-            for episode, v in sorted(by_episode.items())
-        ]
-        return TableView(columns=("episode", "mean return", "worst task"), rows=tuple(rows))
+        """Evaluation return of one search-pool run by episode on the task, and its gain over the first episode."""
+        from experiments.curves import episode_table
+
+        return episode_table(self.ledger, self._search_run(run_id))
+
+    def request_confirmation(self, actor: str, reason: str, evidence: Sequence[str] = ()) -> DecisionView:
+        """Ask that the search ends here and the claim is written; `early_end.why_not_yet` decides. Idempotent by round."""
+        with self._lock:
+            number = self.round
+            self._must_be_open(number)
+            self._check_evidence(evidence)
+            best = {a: next((t.score for t in best_first(self.trials.finished(a))), None) for a in self.arms}
+            refused = why_not_yet(
+                kind=self.question.kind,
+                margin_pct=self.question.improvement_pct,
+                rounds_done=number,
+                rounds_planned=self.plan.rounds,
+                challenger=best.get("challenger"),
+                baseline=best.get("baseline", self.trials.baseline_mean()),
+                floor=self.trials.noise_floor(),
+            )
+            text = refused or f"the search ends after {number} rounds: the claim is written next"
+            payload = {"text": text, "granted": not refused, "round": number, "reason": reason[:800], "evidence": list(evidence)}  # fmt: skip
+            asked = [e for e in self.events(["early_end"]) if e.payload["round"] == number]
+            if not any(e.payload["granted"] == payload["granted"] for e in asked):
+                self.record_event("early_end", actor, payload)
+            return DecisionView(granted=not refused, decision=text)
+
+    def ends_early(self) -> bool:
+        """Whether a request to end the search was granted."""
+        return any(e.payload["granted"] for e in self.events(["early_end"]))
 
     def write_note(self, text: str, author: str, target: str | None = None) -> NoteView:
         """Keep a remark about a row; notes are never read by the judge."""
@@ -364,7 +461,7 @@ class Lab:
             raise bad_value("text", f"{len(text)} characters", "from 1 to 4000 characters")
         target = target or self.campaign_id
         if target.startswith("r-"):
-            self.ledger.resolve(target, "run")
+            self._search_run(target)
         elif target != self.campaign_id:
             raise bad_value("target", target, f"{self.campaign_id} or a run such as r-0042")
         return NoteView(id=self.ledger.add_note(target, author, text), target=target)
@@ -386,12 +483,13 @@ class Lab:
             runs_planned=self.plan.runs,
             rounds_finished=self.round,
             rounds_planned=self.plan.rounds,
+            wasted_trials=count_waste(self.ledger, self.number).sentence(),
         )
 
-    def record_event(self, kind: str, actor: str, payload: dict[str, Any]) -> None:
-        """Keep what the crew said or did."""
+    def record_event(self, kind: str, actor: str, payload: dict[str, Any]) -> int:
+        """Keep what the crew said or did; the number of the event, which rises."""
         clean = json.loads(json.dumps(payload, default=str))
-        self.ledger.record_event(self.number, kind, actor, clean)
+        return self.ledger.record_event(self.number, kind, actor, clean)
 
     def events(
         self, kinds: Sequence[str] | None = None, after: int = 0, campaign: str | None = None
@@ -531,8 +629,22 @@ class Lab:
 
     # ---- inner workings -----------------------------------------------------------------
 
+    def _opened(self) -> set[int]:
+        return {event.payload["round"] for event in self.events(["opened"])}
+
+    def _check_share(self, trial: int) -> None:
+        """InputError where agents have shaped as many rounds as their share allows; both arms of a round count as one."""
+        opened = self._opened()
+        had = self.trials.shaped_by_agents() - opened - {trial}
+        allowed = int(self.agent_share * self.plan.rounds)
+        if trial not in opened and len(had) >= allowed:
+            raise InputError(
+                f"values: the agents have shaped {len(had)} of {self.plan.rounds} rounds and may shape {allowed}; allowed: "
+                "exactly the values of suggest"
+            )
+
     def _must_be_open(self, trial: int) -> None:
-        if trial >= self.plan.rounds or self.stage not in ("baseline", "search"):
+        if trial >= self.plan.rounds or self.stage not in ("baseline", "search") or self.ends_early():
             raise InputError(f"the search is closed: {self.round} of {self.plan.rounds} rounds are finished")
 
     def _queue_once(
@@ -591,6 +703,9 @@ class Lab:
                 stop=self.stop_event,
                 listener=listen,
                 time_limit_s=limit,
+                memory_limit_mb=self._memory_limit_mb(),
+                rungs=() if self.plan.pruning is None else self.plan.pruning.rungs,
+                prune=self._why_prune,
             )
         finally:
             self._progress.clear()
@@ -622,21 +737,6 @@ class Lab:
             note = f"mean {np.mean(scores):.1f}, noise floor {stdlib_statistics.stdev(scores):.1f} over {len(scores)} seeds"
         return TableView(columns=("run", "seed", "status", "env_steps", "score"), rows=rows, note=note)
 
-    def _sensitivity(self, arm: str, limit: int) -> TableView:
-        """Spearman correlation of each numeric parameter with the score over finished trials."""
-        from scipy import stats
-
-        trials = best_first(self.trials.finished(arm))
-        rows = []
-        for p in self.trials.space(arm).parameters:
-            pairs = [(t.values[p.name], t.score) for t in trials if isinstance(t.values.get(p.name), int | float)]
-            if len(pairs) >= 4 and len({x for x, _ in pairs}) > 1 and len({y for _, y in pairs}) > 1:
-                result: Any = stats.spearmanr([x for x, _ in pairs], [y for _, y in pairs])
-                rows.append((p.name, round(float(result.statistic), 2), round(float(result.pvalue), 3), len(pairs)))
-        rows.sort(key=lambda r: -abs(r[1]))
-        note = "" if rows else "needs four finished trials with different values"
-        return TableView(columns=("parameter", "rank correlation", "p", "trials"), rows=tuple(rows[:limit]), note=note)
-
     def _round_view(self, trial: int) -> RoundView:
         rows = []
         for arm in self.arms:
@@ -656,14 +756,172 @@ class Lab:
         design = self.plan.design
         return len(self.arms) * design.top * design.selection_seeds + 2 * design.confirmation_seeds
 
-    def _steps_per_s(self) -> float | None:
-        """Training throughput of one worker: measured in this campaign's runs, else what the plan measured."""
+    def _steps_per_s(self, model: str | None = None) -> float | None:
+        """Training throughput of one worker: measured in this campaign's runs (of one model kind where it has any), else
+        what the plan measured."""
         with self.ledger.session() as session:
-            query = select(Run.env_steps, Run.train_s).where(Run.campaign_id == self.number, Run.status == "done")
-            pairs = [(s, t) for s, t in session.execute(query) if t]
-        if not pairs:
+            query = select(Run.env_steps, Run.train_s, Run.model)
+            query = query.where(Run.campaign_id == self.number, Run.status == "done")
+            rows = [(s, t, m) for s, t, m in session.execute(query) if t]
+        if not rows:
             return self.plan.steps_per_s
-        return sum(s for s, _ in pairs) / sum(t for _, t in pairs)
+        rows = [row for row in rows if row[2] == model] or rows
+        return sum(s for s, _, _ in rows) / sum(t for _, t, _ in rows)
+
+    # ---- the feasibility gate -----------------------------------------------------------
+
+    def _settle(self, trial: int) -> dict[str, dict[str, Value]]:
+        """Every arm's joint configuration of a round; where the gate refuses the agents', the suggestion takes its place."""
+        self._pass_suggestions(trial)
+        chosen: dict[str, dict[str, Value]] = {}
+        for arm in self.arms:
+            chosen[arm] = self.trials.complete(arm, trial)
+            suggestion = self.trials.suggest(arm, trial)
+            if chosen[arm] == self.trials.space(arm).complete(suggestion.values) or self._is_launched(trial):
+                continue
+            problem = self._examine({arm: chosen[arm]}, trial)[arm]
+            if problem is not None:
+                self._refuse(arm, trial, chosen[arm], problem, source="agent", role="all")
+                for role in ROLES:
+                    own = [p.name for p in self.trials.space(arm).of_role(role)]
+                    values = {name: suggestion.values[name] for name in own if name in suggestion.values}
+                    words = f"the agents' joint configuration was refused: {problem}"
+                    self.trials.write_proposal(
+                        arm, trial, role, values, "optimizer", reason=words, effect="", evidence=[]
+                    )
+                chosen[arm] = self.trials.complete(arm, trial)
+        return chosen
+
+    def _pass_suggestions(self, trial: int) -> None:
+        """Make the optimizer suggest anew until every arm's suggestion of this round passes the gate, a few times at most.
+
+        A refusal is an event, and the next suggestion a function of the events: a resumed campaign gets the same ones.
+        """
+        if trial == 0 or trial in self._passed or self._is_launched(trial):
+            return
+        open_arms = list(self.arms)
+        for _ in range(MAX_REFUSALS):
+            configurations = {a: self.trials.space(a).complete(self.trials.suggest(a, trial).values) for a in open_arms}
+            problems = self._examine(configurations, trial)
+            open_arms = [arm for arm, problem in problems.items() if problem is not None]
+            for arm in open_arms:
+                self._refuse(arm, trial, configurations[arm], problems[arm] or "", source="optimizer", role="all")
+            if not open_arms:
+                break
+        self._passed.add(trial)
+
+    def _examine(self, configurations: dict[str, dict[str, Value]], trial: int) -> dict[str, str | None]:
+        """Arm -> why its configuration may not be trained in this round and what to change, or None."""
+        found: dict[str, str | None] = {}
+        untried: dict[str, RunSpec] = {}
+        known = self._probes()
+        for arm, values in configurations.items():
+            view = self.check_feasibility(arm, values)
+            problems = list(view.problems)
+            if same := self._same_trial(arm, values, trial):
+                problems.append(
+                    f"it is the same trial as {same} (nothing differs by more than {100 * NEAR:.0f} % of its range): change at "
+                    "least one value by more"
+                )
+            found[arm] = "; ".join(problems) or None
+            if not problems:
+                spec = self.trials.spec(
+                    arm, values, seed=self.trials.seeds("search")[0], env_steps=self.plan.env_steps_search
+                )
+                if spec.config_hash not in known:
+                    untried[arm] = spec
+        rate = self._steps_per_s()
+        longest = max((iteration_steps(spec) for spec in untried.values()), default=0)
+        limit_s = max(PROBE_LIMIT_S, 5 * longest / rate if rate else 0.0)
+        if self.plan.budget.wall_s is None:  # such a campaign depends on no clock, however busy the machine is
+            limit_s = TIME_LIMIT_S
+        results = probe(
+            list(untried.values()),
+            self.executor,
+            self.paths,
+            self.stop_event,
+            memory_limit_mb=self._memory_limit_mb(),
+            time_limit_s=limit_s,
+        )
+        for arm, result in zip(untried, results, strict=True):
+            self.record_event("probe", "lab", {"arm": arm, "round": trial, **result.model_dump(mode="json")})
+            found[arm] = result.problem
+        return found
+
+    def _refuse(self, arm: str, trial: int, values: dict[str, Value], problem: str, *, source: str, role: str) -> None:
+        text = f"{arm}, round {trial + 1}: refused before it is run: {problem}"
+        payload = {"arm": arm, "round": trial, "role": role, "source": source, "values": values, "problem": problem}
+        self.record_event("refused", "lab", {"text": text, **payload})
+
+    def _probes(self) -> dict[str, Probe]:
+        """What one training iteration of each configuration showed, by the hash of its specification."""
+        payloads = (e.payload for e in self.events(["probe"]))
+        fields = Probe.model_fields
+        return {p["config_hash"]: Probe(**{name: p[name] for name in fields}) for p in payloads}
+
+    def _same_trial(self, arm: str, values: dict[str, Value], trial: int) -> str | None:
+        """A search run of an earlier round that is the same trial of this arm, or None."""
+        if arm not in self.arms:
+            return None
+        parameters = self.trials.space(arm).parameters
+        for earlier in self.trials.finished(arm):
+            if earlier.number < trial and is_near(parameters, earlier.values, values):
+                return readable_id("r", earlier.run.id)
+        return None
+
+    def _is_launched(self, trial: int) -> bool:
+        return any(e.payload["round"] == trial for e in self.events(["launch"]))
+
+    def _memory_limit_mb(self) -> int:
+        return self.plan.memory_limit_mb or default_memory_limit_mb(self.plan.workers)
+
+    def _left_for_search_s(self) -> float | None:
+        """Wall seconds that the search may still take; None without a budget in wall time or a measured throughput."""
+        budget, rate = self.plan.budget.wall_s, self._steps_per_s()
+        if budget is None or rate is None:
+            return None
+        runs = self._final_runs()
+        final = (runs * self.plan.env_steps_full / rate + runs * self.plan.startup_s) / self.plan.workers
+        return 0.95 * budget - self.spent_s - 0.6 * final  # the final runs may be shortened a little
+
+    # ---- pruning ------------------------------------------------------------------------
+
+    def _why_prune(self, run: Run, rung: Rung) -> str | None:
+        """The decision about a search run at a rung, from rows of rounds before its own alone; None lets it go on."""
+        rule, arm, trial = self.plan.pruning, run.arm, run.trial
+        if rule is None or arm is None or not trial:  # trial 0, every arm's default, is always trained to its end
+            return None
+        saved = {a: self.trials.saved(a, before=trial) for a in self.arms}
+        if any(saved[arm] > other for other in saved.values()):
+            return None
+        earlier = [
+            score
+            for t in self.trials.finished(arm)
+            if t.number < trial
+            for steps, score in self.trials.rungs(t.run.id)
+            if steps == rung.env_steps
+        ]
+        return rule.why_prune(rung.number, rung.score, earlier)
+
+    def _buy_rounds(self) -> None:
+        """What pruning saved buys further search rounds, for all arms alike, so that they keep equal numbers of trials."""
+        if self.plan.pruning is None or self.stage != "search":
+            return
+        saved = min(self.trials.saved(arm) for arm in self.arms)
+        bought = min(saved // self.plan.env_steps_search, self.plan.design.rounds)
+        if bought > self.plan.rounds_bought:
+            plan = self.plan.model_copy(update={"rounds_bought": bought})
+            self._replan(
+                plan,
+                f"pruning saved {format_count(saved)} env steps on each side: the search has {plan.rounds} rounds in place of "
+                f"{self.plan.rounds}",
+            )
+
+    def _replan(self, plan: Plan, words: str) -> None:
+        with self.ledger.session() as session:
+            session.get_one(Campaign, self.number).plan = plan.model_dump(mode="json")
+        self.record_event("replan", "lab", {"text": words})
+        self.plan = self.trials.plan = plan
 
     def _fit_full_length(self) -> None:
         """Shorten the final runs where the machine turned out slower than planned; only before any of them ran."""
@@ -676,18 +934,11 @@ class Lab:
         fits = int(left * rate / runs) // unit * unit
         full = max(min(fits, self.plan.env_steps_full), MIN_ITERATIONS * unit)
         if full < self.plan.env_steps_full:
-            with self.ledger.session() as session:
-                row = session.get_one(Campaign, self.number)
-                row.plan = self.plan.model_copy(update={"env_steps_full": full}).model_dump(mode="json")
-            self.record_event(
-                "replan",
-                "lab",
-                {
-                    "text": f"{format_seconds(self.spent_s)} spent at {rate:,.0f} env steps/s: selection and confirmation "
-                    f"runs are shortened from {format_count(self.plan.env_steps_full)} to {format_count(full)} env steps"
-                },
+            self._replan(
+                self.plan.model_copy(update={"env_steps_full": full}),
+                f"{format_seconds(self.spent_s)} spent at {rate:,.0f} env steps/s: selection and confirmation "
+                f"runs are shortened from {format_count(self.plan.env_steps_full)} to {format_count(full)} env steps",
             )
-            self.plan = self.plan.model_copy(update={"env_steps_full": full})
 
     def _unit(self) -> int:
         """Run lengths are whole multiples of this many env steps, whatever number of worlds a trial chose."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from core.config import FrozenConfig
 from experiments.judge import ClaimContent, VerdictContent
+from experiments.optimizer import Source
 from experiments.space import Parameter, Value
 from experiments.tables import Cell
 
@@ -22,8 +23,10 @@ class SuggestionView(FrozenConfig):
 
     arm: str
     trial: int
-    source: Literal["default", "optimizer"]
+    source: Source
+    """default for trial 0, optimizer, or plateau where the rule for a search without gains chose the change."""
     values: dict[str, Value]
+    reason: str
 
 
 class ProposalView(FrozenConfig):
@@ -47,7 +50,9 @@ class FeasibilityView(FrozenConfig):
     expected_s: float | None
     """Expected seconds of the search run, from the campaign's measured throughput; None before the first run."""
     same_as: str | None
-    """A run of this campaign with exactly this configuration."""
+    """A search run of this arm that is the same trial: no value differs by more than the gate's `NEAR`."""
+    memory_mb: int | None = None
+    """MiB that one training iteration occupied; None where it was not tried."""
 
 
 class RoundView(FrozenConfig):
@@ -58,6 +63,13 @@ class RoundView(FrozenConfig):
     rows: tuple[tuple[Cell, ...], ...]
     noise_floor: float | None
     """Standard deviation of the score over seeds of the baseline's default configuration."""
+
+
+class DecisionView(FrozenConfig):
+    """What code decided on a request."""
+
+    granted: bool
+    decision: str
 
 
 class NoteView(FrozenConfig):
@@ -76,6 +88,8 @@ class BudgetView(FrozenConfig):
     runs_planned: int
     rounds_finished: int
     rounds_planned: int
+    wasted_trials: str = ""
+    """Trials without a result and doubled ones of all launched, and proposals refused before they cost anything."""
 
 
 class ClaimView(FrozenConfig):

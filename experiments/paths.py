@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,4 +59,13 @@ class Paths:
     def environment(self) -> dict[str, str]:
         """Variables that keep the caches of libraries inside the data folder."""
         cache = self.data / "cache"
-        return {"NUMBA_CACHE_DIR": str(cache / "numba"), "MPLCONFIGDIR": str(cache / "matplotlib")}
+        return {"NUMBA_CACHE_DIR": str(cache / f"numba-{_kernels()}"), "MPLCONFIGDIR": str(cache / "matplotlib")}
+
+
+def _kernels() -> str:
+    """Hash of all code with kernels: numba compiles one anew when its own file changes, but not when one that it calls does."""
+    digest = hashlib.sha256()
+    for folder in ("core", "meta_rl"):
+        for file in sorted((CHECKOUT / folder).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -15,6 +15,8 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from experiments.machine import default_memory_limit_mb
+from experiments.pruning import Pruning, make_pruning
 
 MIN_ITERATIONS = 2
 LEARNING_EPISODES = 3_000  # from here on RL2 on a locomotion family adapts; below it a design is made smaller
@@ -70,10 +72,16 @@ class Plan(FrozenConfig):
     """Training throughput of one worker, measured on this machine before planning; None for a budget in env steps."""
     startup_s: float = STARTUP_S
     """Seconds of a run that are not training."""
+    memory_limit_mb: int | None = Field(default=None, gt=0)
+    """MiB that one run may occupy; None in plans from before there was a limit, and then the machine decides."""
+    pruning: Pruning | None = None
+    """How search runs end early; None where they are too short or too few for it to pay."""
+    rounds_bought: int = Field(default=0, ge=0)
+    """Search rounds beyond the design's, paid for with what pruning saved."""
 
     @property
     def rounds(self) -> int:
-        return self.design.rounds
+        return self.design.rounds + self.rounds_bought
 
     @property
     def confirmation_seeds(self) -> int:
@@ -82,10 +90,11 @@ class Plan(FrozenConfig):
     @property
     def runs(self) -> int:
         """How many runs are trained in all."""
-        return _count(self.design, self.tuned_arms)[0]
+        return _count(self.design, self.tuned_arms)[0] + self.tuned_arms * self.rounds_bought
 
     @property
     def env_steps_total(self) -> int:
+        """Env steps of all runs; bought rounds cost what pruning saved, so they add nothing."""
         _, halves, fulls = _count(self.design, self.tuned_arms)
         return halves * self.env_steps_search + fulls * self.env_steps_full
 
@@ -96,7 +105,7 @@ class Plan(FrozenConfig):
             return None
         return (
             OVERHEAD_S
-            + self.runs * self.startup_s / self.workers
+            + _starts(self.design, self.tuned_arms) * self.startup_s / self.workers
             + self.env_steps_total / (self.steps_per_s * self.workers)
         )
 
@@ -110,6 +119,11 @@ def _count(design: Design, tuned_arms: int) -> tuple[int, int, int]:
     return (search + extra_baseline + selection + confirmation, search + extra_baseline, selection + confirmation)
 
 
+def _starts(design: Design, tuned_arms: int) -> int:
+    """Processes that are started: the runs, and the feasibility gate's one iteration of every trial but the defaults."""
+    return _count(design, tuned_arms)[0] + tuned_arms * (design.rounds - 1)
+
+
 def make_plan(
     budget: Budget,
     *,
@@ -119,10 +133,12 @@ def make_plan(
     workers: int,
     steps_per_s: float | None,
     startup_s: float = STARTUP_S,
+    memory_limit_mb: int | None = None,
 ) -> Plan:
     """The richest design that fits. InputError where not even the smallest does, with the budget that would.
 
     iteration_steps: env steps of one training iteration; run lengths are whole multiples of it.
+    memory_limit_mb: MiB that one run may occupy; an equal part of most of this machine's memory where None.
     """
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
@@ -144,6 +160,8 @@ def make_plan(
                 workers=workers,
                 steps_per_s=steps_per_s,
                 startup_s=startup_s,
+                memory_limit_mb=memory_limit_mb or default_memory_limit_mb(workers),
+                pruning=make_pruning(half, iteration_steps=iteration_steps, rounds=design.rounds),
             )
     raise InputError(_too_small(budget, iteration_steps, tuned_arms, workers, steps_per_s, startup_s))
 
@@ -152,13 +170,14 @@ def _full_length(
     budget: Budget, design: Design, tuned_arms: int, workers: int, steps_per_s: float | None, startup_s: float
 ) -> int:
     """Env steps of a full run when `design` spends the whole budget."""
-    runs, halves, fulls = _count(design, tuned_arms)
+    _, halves, fulls = _count(design, tuned_arms)
     if budget.env_steps is not None:
         steps = float(budget.env_steps)
     else:
         assert budget.wall_s is not None
         assert steps_per_s is not None
-        steps = max((budget.wall_s * SHARE - OVERHEAD_S) * workers - runs * startup_s, 0.0) * steps_per_s
+        starts = _starts(design, tuned_arms)
+        steps = max((budget.wall_s * SHARE - OVERHEAD_S) * workers - starts * startup_s, 0.0) * steps_per_s
     return int(steps / (fulls + halves / 2))
 
 
@@ -174,7 +193,8 @@ def _too_small(
     else:
         assert budget.wall_s is not None
         assert steps_per_s is not None
-        seconds = ((steps / steps_per_s + runs * startup_s) / workers + OVERHEAD_S) / SHARE
+        starts = _starts(DESIGNS[-1], tuned_arms)
+        seconds = ((steps / steps_per_s + starts * startup_s) / workers + OVERHEAD_S) / SHARE
         needed = f"--budget {format_seconds(math.ceil(seconds / 10 + 1) * 10)}"
         given = f"--budget {format_seconds(budget.wall_s)}"
     return (
@@ -205,6 +225,15 @@ def parse_count(text: str) -> int:
     number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
     if not 1 <= number <= 1e12:
         raise InputError(f"--env-steps: got {text!r}, allowed: from 1 to 1000G")
+    return int(number)
+
+
+def parse_memory(text: str) -> int:
+    """MiB in `4G`, `4GB`, `4GiB`, `800M` or `800` (a bare number is MiB)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt]?)(?:i?b)?", text.strip().lower())
+    number = float(match[1]) * {"": 1, "m": 1, "g": 1024, "t": 1024**2}[match[2]] if match else 0.0
+    if not 1 <= number <= 2**30:
+        raise InputError(f"--memory: got {text!r}, allowed: an amount such as 4G or 800M")
     return int(number)
 
 

@@ -8,15 +8,17 @@ from typing import Any
 from sqlalchemy import func, select
 
 from core.errors import InputError, bad_value, unknown_name
-from experiments.filters import COLUMNS, SCORE, parse_columns, parse_sort, parse_where
+from experiments.filters import COLUMNS, parse_columns, parse_sort, parse_where
 from experiments.holder import describe_holder, is_alive
-from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, Note, Proposal, Run, Tag, Verdict
-from experiments.ledger.store import FINISHED, PREFIXES, Ledger, join_value, now, parse_id, readable_id
+from experiments.ledger.ids import SCORE, archived, readable_id
+from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, Note, Proposal, Run, Verdict
+from experiments.ledger.store import FINISHED, Ledger, join_value, now
+from experiments.steering import open_wait
 from experiments.tables import TableView
+from experiments.waste import count_waste
 
 PURPOSES = ("baseline", "search", "selection", "confirmation", "manual", "rerun")
 STATUSES = ("queued", "running", *FINISHED)
-ARCHIVED = "archived"
 LISTED = ("run", "campaign", "purpose", "arm", "task", "model", "seed", "status", "env_steps", "score")
 GROUPED = ("runs", "done", "seeds", "score", "spread", "best", "worst", "last_run")
 
@@ -44,7 +46,7 @@ def list_runs(
         raise unknown_name("status", status, STATUSES)
     if limit < 1:
         raise bad_value("--limit", limit, "1 or more")
-    conditions = [] if where is None else parse_where(where)
+    conditions = [] if where is None else parse_where(where, ledger.resolve)
     for column, value in ((Run.campaign_id, campaign), (Run.purpose, purpose), (Run.status, status)):
         if value is not None:
             conditions.append(column == value)
@@ -70,15 +72,6 @@ def list_runs(
     shown = "first" if sort else "newest"
     notes = [f"the {shown} {len(rows)} of {count}; see more with --limit"] if count > len(rows) else []
     return TableView(columns=LISTED, rows=rows, note="; ".join(notes + _hidden(hidden)))
-
-
-def archived(session: Any) -> tuple[list[int], list[int]]:
-    """The numbers of archived runs and of archived campaigns."""
-    targets = list(session.scalars(select(Tag.target).where(Tag.tag == ARCHIVED)))
-    return (
-        [parse_id(t, "run") for t in targets if t.startswith("r-")],
-        [parse_id(t, "campaign") for t in targets if t.startswith("c-")],
-    )
 
 
 def _hidden(count: int) -> list[str]:
@@ -144,6 +137,7 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
             )
             for c, done in session.execute(query)
         ]
+        open_ids = list(session.scalars(select(Campaign.id).where(Campaign.stage != "done")))
         moment = now()
         runs = [
             (
@@ -158,8 +152,13 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
             )
             for run in session.scalars(select(Run).where(Run.status.not_in(FINISHED)).order_by(Run.id))
         ]
+        waits = {readable_id("c", n): w for n in open_ids if (w := open_wait(session, n)) is not None}
     interrupted = [row[0] for row in campaigns if row[3] != "running"]
-    note = f"Go on with: python main.py resume {interrupted[-1]}" if interrupted else ""
+    notes = [f"Go on with: python main.py resume {interrupted[-1]}"] if interrupted else []
+    notes += [f"{name} waits for approval of {w.what} python main.py approve {name} [--deny REASON]" for name, w in waits.items()]  # fmt: skip
+    wasted = {n: count_waste(ledger, n) for n in open_ids}
+    notes += [f"{readable_id('c', n)} wasted trials: {w.sentence()}" for n, w in wasted.items() if w.launched]
+    note = "\n".join(notes)
     return (
         TableView(
             columns=("campaign", "goal", "stage", "status", "held by", "runs finished", "seconds"),
@@ -177,6 +176,29 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
 def _standing(campaign: Campaign) -> str:
     """The campaign's status; one whose process has ended without a word is interrupted."""
     return "interrupted" if campaign.status == "running" and not is_alive(campaign.holder) else campaign.status
+
+
+def what_is_left(ledger: Ledger, number: int) -> dict[str, Any]:
+    """Where a campaign stands: what was spent and what its plan still holds, at most."""
+    from experiments.plan import Plan
+
+    campaign = ledger.get_campaign(number)
+    plan = Plan.model_validate(campaign.plan)
+    runs = [run for run in ledger.runs(number) if run.status in FINISHED]
+    steps = sum(run.env_steps for run in runs)
+    return {
+        "campaign": readable_id("c", number),
+        "goal": campaign.goal,
+        "stage": campaign.stage,
+        "status": _standing(campaign),
+        "held_by": describe_holder(campaign.holder),
+        "runs_finished": len(runs),
+        "runs_left": 0 if campaign.stage == "done" else max(plan.runs - len(runs), 0),
+        "env_steps_spent": steps,
+        "env_steps_left": 0 if campaign.stage == "done" else max(plan.env_steps_total - steps, 0),
+        "wall_s_spent": round(campaign.spent_s, 1),
+        "wall_s_budget": plan.budget.wall_s,
+    }
 
 
 def list_campaigns(ledger: Ledger) -> TableView:
@@ -197,9 +219,7 @@ def list_campaigns(ledger: Ledger) -> TableView:
 
 def describe_row(ledger: Ledger, value: str) -> dict[str, Any]:
     """Everything recorded about one row, as plain data."""
-    prefix = value[:1].lower()
-    kind = PREFIXES[prefix][0] if prefix in PREFIXES else "run"
-    number = ledger.resolve(value, kind)
+    kind, number = ledger.locate(value)
     if kind == "run":
         return _describe_run(ledger, number)
     if kind == "campaign":
@@ -332,7 +352,11 @@ def list_registered(what: str) -> TableView:
 
         rows = tuple((kind, (LEARNERS[kind].learner.__doc__ or "").split("\n")[0]) for kind in LEARNERS)
         return TableView(columns=("learner", "what it is"), rows=rows)
-    raise InputError(f"list: got {what!r}, allowed: tasks, models, learners")
+    if what == "presets":
+        from experiments.presets import list_presets
+
+        return list_presets()
+    raise InputError(f"list: got {what!r}, allowed: tasks, models, learners, presets")
 
 
 def _anchors(family: Any) -> str:

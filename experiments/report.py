@@ -19,14 +19,17 @@ from sqlalchemy import func, select
 
 from core.checkpoint import write_atomic
 from core.config import FrozenConfig
+from core.errors import InputError
 from env_runner.task_distributions import get_family
+from experiments.figures import campaign_sides, draw_all, span
 from experiments.judge import ClaimContent, VerdictContent
 from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
-from experiments.ledger.store import FINISHED, Ledger, join_value, readable_id
+from experiments.ledger.store import FINISHED, Ledger, readable_id
 from experiments.paths import Paths
 from experiments.plan import Plan, format_count, format_seconds
 from experiments.question import Question, label
-from experiments.statistics import mean_interval
+from experiments.steering import HumanWord, human_words
+from experiments.waste import count_waste
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -91,6 +94,7 @@ class ReportData:
     commands: tuple[tuple[str, str], ...]
     notes: tuple[tuple[str, str], ...]
     events: dict[str, int]
+    steering: tuple[HumanWord, ...]
 
 
 def write_report(ledger: Ledger, campaign_id: int, paths: Paths) -> tuple[Path, Path]:
@@ -120,6 +124,7 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         targets = [readable_id("c", campaign_id), *(readable_id("r", r.id) for r in runs)]
         notes = [(n.author, n.text) for n in session.scalars(select(Note).where(Note.target.in_(targets)))]
         counts = select(Event.kind, func.count()).where(Event.campaign_id == campaign_id).group_by(Event.kind)
+        steering = human_words(session, campaign_id)
         events: dict[str, int] = {kind: number for kind, number in session.execute(counts)}
     content = VerdictContent.model_validate(verdict.content) if verdict else None
     trials = tuple(
@@ -138,16 +143,19 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         claim_hash=claim.content_hash if claim else None,
         verdict=content,
         verdict_id=readable_id("v", verdict.id) if verdict else None,
-        verdict_runs=_span(content.run_ids) if content else "",
+        verdict_runs=span(content.run_ids) if content else "",
         trials=trials,
-        groups=_groups(runs),
-        failures=tuple(_trial(r, proposals) for r in runs if r.status in FINISHED and r.status != "done"),
-        figures=_figures(ledger, question, runs),
-        spent=_spent(campaign, plan, runs, events),
+        groups=_groups(runs, verdict is not None),
+        failures=tuple(
+            _trial(r, proposals) for r in runs if r.status in FINISHED and r.status not in ("done", "pruned")
+        ),
+        figures=_figures(ledger, campaign_id, verdict is not None),
+        spent=_spent(campaign, plan, runs, events) | _search_economy(ledger, campaign_id, runs),
         stronger=_stronger(content),
         commands=_commands(name, runs),
         notes=tuple(notes),
         events=events,
+        steering=steering,
     )
 
 
@@ -167,7 +175,8 @@ def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
     )
 
 
-def _groups(runs: Sequence[Run]) -> tuple[ArmRows, ...]:
+def _groups(runs: Sequence[Run], judged: bool) -> tuple[ArmRows, ...]:
+    """Runs by purpose and arm; the mean of confirmation runs comes with the verdict, not before."""
     groups = []
     for purpose in ("baseline", "search", "selection", "confirmation"):
         for arm in ("challenger", "baseline"):
@@ -179,7 +188,7 @@ def _groups(runs: Sequence[Run]) -> tuple[ArmRows, ...]:
                         arm=arm,
                         purpose=purpose,
                         runs=tuple(readable_id("r", r.id) for r in own),
-                        mean=float(np.mean(scores)) if scores else None,
+                        mean=float(np.mean(scores)) if scores and (judged or purpose != "confirmation") else None,
                         finished=len(scores),
                         env_steps=sum(r.env_steps for r in own),
                     )
@@ -187,65 +196,29 @@ def _groups(runs: Sequence[Run]) -> tuple[ArmRows, ...]:
     return tuple(groups)
 
 
-def _figures(ledger: Ledger, question: Question, runs: Sequence[Run]) -> tuple[Figure, ...]:
-    done = [r for r in runs if r.purpose == "confirmation" and r.status == "done"]
-    arms = {arm: sorted((r for r in done if r.arm == arm), key=lambda r: r.seed) for arm in ("challenger", "baseline")}
-    if not all(arms.values()):
+def _figures(ledger: Ledger, campaign_id: int, judged: bool) -> tuple[Figure, ...]:
+    if not judged:
         return ()
     from experiments import plots
 
-    family = get_family(question.task)
-    labels = {"challenger": label(question.challenger), "baseline": label(question.baseline)}
-    rows = _span([r.id for r in done])
-    curves = {arm: [curve for r in own if (curve := _curve(ledger, r.id)) is not None] for arm, own in arms.items()}
-    returns = {arm: np.stack([_returns(ledger, r.id) for r in own]) for arm, own in arms.items()}  # (seeds, M, E)
-    first = {arm: table[:, :, 0] for arm, table in returns.items()}
-    figures: list[Figure] = []
-
-    def add(title: str, caption: str, source: str, svg: str) -> None:
-        figures.append(Figure(title, caption, f"{source} of {rows}", svg))
-
-    words = (
-        "Mean return of training episodes (stochastic actions, training tasks); bands are 95 % intervals over seeds."
-    )
-    if all(curves.values()):
-        add("Learning curves", words, "metrics", plots.learning_curves(curves, labels, family.anchors))
-    means = {arm: {r.seed: first[arm][i].mean() for i, r in enumerate(own)} for arm, own in arms.items()}
-    differences = np.array([means["challenger"][s] - means["baseline"][s] for s in means["challenger"] if s in means["baseline"]])  # fmt: skip
-    if len(differences) > 1:
-        words = "Held-out mean return, challenger minus baseline, seed by seed."
-        add("Paired differences", words, "evals", plots.paired_differences(differences, mean_interval(differences)))
-    tasks = family.eval_tasks("confirmation")
-    if tasks.shape[1] == 1 and len(tasks) > 2:
-        words = "Line: mean over seeds; band: from the worst seed to the best."
-        name = family.param_names[0].replace("_", " ")
-        add("Return by held-out task", words, "evals", plots.returns_by_task(tasks[:, 0], name, first, labels))
-    words = "Share of all seeds and held-out tasks above a return."
-    add("Performance profile", words, "evals", plots.performance_profile(first, labels))
-    shots = min(table.shape[2] for table in returns.values())
-    if shots > 1 and min(len(own) for own in arms.values()) > 1:
-        by_shot = {arm: table[:, :, :shots].mean(axis=1) for arm, table in returns.items()}
-        words = "Held-out return of successive episodes on one task with memory kept; whiskers are 95 % intervals."
-        add("Adaptation by episode", words, "evals", plots.adaptation_curves(by_shot, labels))
-    return tuple(figures)
+    try:
+        drawn = draw_all(ledger, campaign_sides(ledger, campaign_id))
+    except InputError:  # a side has no finished run
+        return ()
+    again = f"python main.py plot {readable_id('c', campaign_id)} --what"
+    return tuple(Figure(d.title, d.caption, f"{d.rows}; {again} {d.what}", plots.svg(d.figure)) for d in drawn)
 
 
-def _curve(ledger: Ledger, run_id: int) -> tuple[np.ndarray, np.ndarray] | None:
-    rows = [(m.env_steps, m.value) for m in ledger.metrics(run_id, "rollout/ep_rew_mean") if m.kind == "finite"]
-    if len(rows) < 2:
-        return None
-    table = np.array(rows, dtype=np.float64)
-    return table[:, 0], table[:, 1]
-
-
-def _returns(ledger: Ledger, run_id: int) -> np.ndarray:
-    """(M, E) raw returns of a run."""
-    rows = ledger.evals([run_id])
-    shape = (max(r.task_index for r in rows) + 1, max(r.episode for r in rows) + 1)
-    table = np.full(shape, np.nan)
-    for row in rows:
-        table[row.task_index, row.episode] = join_value(row.value, row.kind)
-    return table
+def _search_economy(ledger: Ledger, campaign_id: int, runs: Sequence[Run]) -> dict[str, str]:
+    """What pruning saved and what came to nothing among the search trials, with the rows they are counted from."""
+    found = {"wasted trials": count_waste(ledger, campaign_id).sentence()}
+    pruned = [r for r in runs if r.status == "pruned"]
+    if pruned:
+        saved = sum(int(r.spec["env_steps"]) - r.env_steps for r in pruned)
+        found["pruned"] = (
+            f"{len(pruned)} search runs ended early, which saved {format_count(saved)} env steps ({span([r.id for r in pruned])})"
+        )
+    return found
 
 
 def _spent(campaign: Campaign, plan: Plan, runs: Sequence[Run], events: dict[str, int]) -> dict[str, str]:
@@ -302,16 +275,6 @@ def _commands(name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
                 (f"a {purpose} run, exactly", f"python main.py rerun {readable_id('r', own[0].id)} --check")
             )
     return tuple(commands)
-
-
-def _span(ids: Sequence[int]) -> str:
-    """`r-0003 to r-0012`, or a list where there are gaps."""
-    ordered = sorted(ids)
-    if not ordered:
-        return ""
-    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
-        return f"{readable_id('r', ordered[0])} to {readable_id('r', ordered[-1])}"
-    return ", ".join(readable_id("r", i) for i in ordered)
 
 
 def _number(value: Any) -> str:

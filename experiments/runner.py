@@ -16,13 +16,15 @@ from sqlalchemy import select
 
 from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
-from experiments.executor import Ended, Evaluated, Executor, Job, Message, Report, Started
-from experiments.ledger.models import Artifact, Eval, Run
+from experiments.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
+from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id, split_value
+from experiments.machine import default_memory_limit_mb
 from experiments.paths import Paths
-from experiments.provenance import provenance
+from experiments.provenance import keep_patch, provenance
 from experiments.space import count_parameters
 from experiments.spec import Pool, Purpose, RunSpec
+from experiments.worker import FRESH
 
 TIME_LIMIT_S = 6 * 3600.0
 
@@ -48,6 +50,10 @@ class RunProgress:
 
 
 ProgressListener = Callable[[RunProgress], None]
+Pruner = Callable[[Run, Rung], "str | None"]
+"""Why a search run that has come to a rung is pruned there, or None where it goes on."""
+RUNG_SCORE = "rung/score"
+"""The metric that holds a search run's score at a rung."""
 
 
 def queue_run(
@@ -92,15 +98,18 @@ def queue_run(
 class _Recorder:
     """Turns one run's messages into its ledger rows."""
 
-    def __init__(self, ledger: Ledger, paths: Paths, run: Run, listener: ProgressListener | None) -> None:
-        self.ledger, self.paths, self.run, self.listener = ledger, paths, run, listener
+    def __init__(
+        self, ledger: Ledger, paths: Paths, run: Run, listener: ProgressListener | None, prune: Pruner | None
+    ) -> None:
+        self.ledger, self.paths, self.run, self.listener, self.prune = ledger, paths, run, listener, prune
         self.began = time.monotonic()
         self.evaluated: Evaluated | None = None
         self.rate: float | None = None
         self.last_return: float | None = None
         self.env_steps = run.env_steps
 
-    def handle(self, message: Message) -> None:
+    def handle(self, message: Message) -> str | None:
+        """Record a message; the answer to a rung is why the run is pruned there, or None."""
         if isinstance(message, Started):
             self._update(status="running", started_at=self.run.started_at or now(), heartbeat_at=now())
             self._show("running")
@@ -114,8 +123,19 @@ class _Recorder:
             self._show("running")
         elif isinstance(message, Evaluated):
             self.evaluated = message
+        elif isinstance(message, Rung):
+            return self._at_rung(message)
         else:
             self._end(message)
+        return None
+
+    def _at_rung(self, rung: Rung) -> str | None:
+        value, kind = split_value(rung.score)
+        with self.ledger.session() as session:
+            row = Metric(run_id=self.run.id, env_steps=rung.env_steps, name=RUNG_SCORE, value=value, kind=kind)
+            session.merge(row)
+        # Only a search run may be pruned: selection and confirmation are evidence, the baseline's seeds the noise floor.
+        return self.prune(self.run, rung) if self.prune is not None and self.run.purpose == "search" else None
 
     def _end(self, message: Ended) -> None:
         if message.status == "stopped":
@@ -129,6 +149,10 @@ class _Recorder:
                 session.add_all(_eval_rows(run.id, self.evaluated))
                 first = np.asarray(self.evaluated.values["return"], dtype=np.float64)[:, 0]
                 score = float(first.mean()) if np.isfinite(first).all() else None
+            if message.memory_mb is not None:
+                steps = message.env_steps if message.env_steps is not None else self.env_steps
+                peak = Metric(run_id=run.id, env_steps=steps, name="memory/peak_mb", value=float(message.memory_mb))
+                session.add(peak)
             if message.sha256 is not None:
                 path = self.paths.model(run.id).with_suffix(".safetensors")
                 session.add(
@@ -140,12 +164,14 @@ class _Recorder:
                         created_at=now(),
                     )
                 )
-                session.flush()
+            session.flush()  # a finished run takes no more rows
             run.status, run.cause, run.score = message.status, message.cause, score
             run.env_steps = message.env_steps if message.env_steps is not None else self.env_steps
             run.train_s, run.wall_s, run.ended_at = message.train_s, time.monotonic() - self.began, now()
-        for suffix in (".safetensors", ".json"):
-            self.paths.checkpoint(self.run.id).with_suffix(suffix).unlink(missing_ok=True)
+        checkpoint = self.paths.checkpoint(self.run.id)
+        for path in (checkpoint, checkpoint.with_name(checkpoint.name + FRESH)):
+            for suffix in (".safetensors", ".json"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
         self._show(message.status, score)
 
     def _update(self, **values: object) -> None:
@@ -202,12 +228,21 @@ def execute_runs(
     stop: threading.Event,
     listener: ProgressListener | None = None,
     time_limit_s: float = TIME_LIMIT_S,
+    memory_limit_mb: int | None = None,
+    rungs: tuple[int, ...] = (),
+    prune: Pruner | None = None,
 ) -> None:
-    """Execute those of `run_ids` that are not finished; raises Paused where `stop` was set meanwhile."""
+    """Execute those of `run_ids` that are not finished; raises Paused where `stop` was set meanwhile.
+
+    memory_limit_mb: MiB that each run may occupy; an equal part of most of the machine's memory where None.
+    rungs: env steps at which search runs and the baseline's are scored; prune: asked there about search runs alone.
+    """
+    memory_limit_mb = memory_limit_mb or default_memory_limit_mb(executor.workers)
+    keep_patch(paths.data)
     with ledger.session() as session:
         query = select(Run).where(Run.id.in_(run_ids), Run.status.not_in(FINISHED)).order_by(Run.id)
         runs = list(session.scalars(query))
-    recorders = {run.id: _Recorder(ledger, paths, run, listener) for run in runs}
+    recorders = {run.id: _Recorder(ledger, paths, run, listener, prune) for run in runs}
     jobs = [
         Job(
             run_id=run.id,
@@ -217,6 +252,8 @@ def execute_runs(
             model=paths.model(run.id),
             log=paths.log(run.id),
             time_limit_s=time_limit_s,
+            memory_limit_mb=memory_limit_mb,
+            rungs=rungs if run.purpose in ("search", "baseline") else (),
         )
         for run in runs
     ]
@@ -225,12 +262,14 @@ def execute_runs(
         raise Paused
 
 
-def cancel_run(ledger: Ledger, run_id: int) -> None:
-    """End an unfinished run that nobody will continue."""
+def cancel_run(ledger: Ledger, run_id: int) -> bool:
+    """End an unfinished run that nobody will continue; False where it was finished."""
     with ledger.session() as session:
         run = session.get_one(Run, run_id)
-        if run.status not in FINISHED:
-            run.status, run.cause, run.ended_at = "cancelled", "stopped by the user", now()
+        if run.status in FINISHED:
+            return False
+        run.status, run.cause, run.ended_at = "cancelled", "stopped by the user", now()
+        return True
 
 
 class Difference(FrozenConfig):
@@ -258,6 +297,9 @@ class RerunCheck(FrozenConfig):
 def compare_reruns(ledger: Ledger, original_id: int, rerun_id: int) -> RerunCheck:
     """Hold every recorded number of two runs of the same specification against each other, exactly."""
     first, second = _numbers(ledger, original_id), _numbers(ledger, rerun_id)
+    pruned = ledger.get_run(original_id).status == "pruned"
+    if pruned:  # what a rerun trains beyond the rung has nothing to be held against
+        second = {where: value for where, value in second.items() if where in first}
     differences = []
     for where in sorted(first.keys() | second.keys()):
         a, b = first.get(where), second.get(where)
@@ -273,7 +315,7 @@ def compare_reruns(ledger: Ledger, original_id: int, rerun_id: int) -> RerunChec
                 reasons.append(f"{field}: {old.get(field)} then, {new.get(field)} now")
         if original.task_version != rerun.task_version:
             reasons.append(f"task version: {original.task_version} then, {rerun.task_version} now")
-        if original.status != rerun.status:
+        if original.status != rerun.status and not pruned:
             reasons.append(f"status: {original.status} then, {rerun.status} now")
     return RerunCheck(
         original=readable_id("r", original_id),
@@ -292,6 +334,6 @@ def _numbers(ledger: Ledger, run_id: int) -> dict[str, float]:
         for row in ledger.evals([run_id], name=None)
     }
     for row in ledger.metrics(run_id):
-        if not row.name.startswith("time/"):
+        if not row.name.startswith(("time/", "memory/", "rung/")):  # a rerun has no rungs
             numbers[f"metric {row.name} at {row.env_steps}"] = join_value(row.value, row.kind)
     return numbers

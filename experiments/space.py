@@ -8,12 +8,13 @@ of the same parameter count: the width follows from the campaign's parameter bud
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-import optuna
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -25,7 +26,6 @@ from pydantic import ValidationError
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
 from core.policy import ActionSpec, PolicyConfig, RecurrentPolicy
-from core.seeding import seed_sequence
 from core.sequence_model import width_multiple, with_width
 from env_runner.task_distributions import get_family
 from experiments.presets import preset
@@ -34,7 +34,15 @@ from experiments.spec import RunSpec, explain_validation
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
 ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "environment")
+ALL_SLICES = "all"  # in the place of a role: every parameter
 Value = bool | int | float | str
+FAMILY_OF_ROLE: dict[Role, str] = {
+    "state-modeling": "architecture",
+    "meta-learning": "optimisation",
+    "adaptation": "adaptation",
+    "environment": "environment",
+}
+"""The family of a parameter whose mark names none."""
 
 
 class Parameter(FrozenConfig):
@@ -44,6 +52,8 @@ class Parameter(FrozenConfig):
     """Dotted name, such as learner.learning_rate."""
     role: Role
     """Whose slice it belongs to."""
+    family: str
+    """What it is about: architecture, optimisation, horizon and exploration, environment or adaptation."""
     kind: Literal["float", "int", "choice"]
     low: float | None = None
     high: float | None = None
@@ -62,6 +72,45 @@ class Parameter(FrozenConfig):
         if self.kind == "int":
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether two values can be nearer to each other than two others: numbers, also in a list of choices."""
+        return all(isinstance(c, int | float) and not isinstance(c, bool) for c in self.choices or ())
+
+    def to_unit(self, value: Value) -> float:
+        """Place of a value between 0 and 1: linear in the value, its logarithm, or its rank among the choices."""
+        if self.kind == "choice":
+            ranked = self._ranked()
+            return ranked.index(value) / max(len(ranked) - 1, 1)
+        assert self.low is not None
+        assert self.high is not None
+        low, high, here = self.low, self.high, float(value)
+        if self.log:
+            low, high, here = math.log(low), math.log(high), math.log(max(here, 1e-300))
+        return min(max((here - low) / (high - low), 0.0), 1.0)
+
+    def distance(self, one: Value | None, other: Value | None) -> float:
+        """Distance of two values from 0 to 1, None standing for a configuration without this parameter."""
+        if one is None or other is None:
+            return float(one is not other)
+        return abs(self.to_unit(one) - self.to_unit(other)) if self.ordered else float(one != other)
+
+    def from_unit(self, place: float) -> Value:
+        """The value at a place between 0 and 1; choices and integers have equal shares of the interval."""
+        if self.kind == "choice":
+            ranked = self._ranked()
+            return ranked[min(int(place * len(ranked)), len(ranked) - 1)]
+        assert self.low is not None
+        assert self.high is not None
+        low, high = (self.low, self.high + (1 if self.kind == "int" else 0))
+        value = low * (high / low) ** place if self.log else low + (high - low) * place
+        value = min(max(value, self.low), self.high)
+        return min(int(value), int(self.high)) if self.kind == "int" else float(f"{value:.6g}")
+
+    def _ranked(self) -> list[Value]:
+        choices = list(self.choices or ())
+        return sorted(choices, key=lambda c: float(c)) if self.ordered else choices
 
     def allowed(self) -> str:
         if self.kind == "choice":
@@ -110,6 +159,7 @@ class SearchSpace:
                 Parameter(
                     name="model.kind",
                     role="state-modeling",
+                    family=FAMILY_OF_ROLE["state-modeling"],
                     kind="choice",
                     choices=self.family.kinds,
                     default=first,
@@ -132,11 +182,15 @@ class SearchSpace:
         return tuple(parameters)
 
     def of_role(self, role: str | None) -> tuple[Parameter, ...]:
-        if role is None:
+        if role in (None, ALL_SLICES):
             return self.parameters
         if role not in ROLES:
             raise unknown_name("role", role, ROLES)
         return tuple(p for p in self.parameters if p.role == role)
+
+    def families(self) -> tuple[str, ...]:
+        """The families of the parameters, in the order in which they come first."""
+        return tuple(dict.fromkeys(p.family for p in self.parameters))
 
     def default_values(self) -> dict[str, Value]:
         """Trial 0 of every arm: the preset of the family's first kind."""
@@ -163,6 +217,14 @@ class SearchSpace:
                 merged[p.name] = values.get(p.name, own.get(p.name, p.default))
         return merged
 
+    def to_unit(self, values: dict[str, Value]) -> Float[ndarray, " D"]:
+        """Unit coordinates of a complete configuration, one a parameter; NaN where its model kind has no such field."""
+        return np.array([p.to_unit(values[p.name]) if p.name in values else math.nan for p in self.parameters])
+
+    def from_unit(self, point: Sequence[float] | Float[ndarray, " D"]) -> dict[str, Value]:
+        """The configuration at a point of the unit cube; coordinates of fields that its kind lacks are left out."""
+        return self.complete({p.name: p.from_unit(float(x)) for p, x in zip(self.parameters, point, strict=True)})
+
     def spec(self, values: dict[str, Value], *, env_steps: int, seed: int, parameters: int | None) -> RunSpec:
         """The RunSpec of a complete configuration, its policy sized to `parameters` trainable numbers."""
         values = self.complete(self.check_values(values))
@@ -181,47 +243,6 @@ class SearchSpace:
         except ValidationError as error:
             raise InputError(f"configuration: {explain_validation(error)}") from None
         return spec if parameters is None else size_policy(spec, parameters)
-
-    # ---- the optimizer ------------------------------------------------------------------
-
-    def suggest(self, history: list[tuple[dict[str, Value], float | None]], *, seed: int, arm: str) -> dict[str, Value]:
-        """The next configuration from multivariate TPE, a pure function of its arguments.
-
-        history: (values, score) of every finished trial of this arm in order; a failed one has the score None.
-        The study is built anew each time, so a resumed campaign gets the suggestion it would have got.
-        """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        number = len(history)
-        state = int(seed_sequence(seed, "optimizer", arm, number).generate_state(1)[0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate and group are
-            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=4, seed=state)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        by_name = {p.name: p for p in self.parameters}
-        for values, score in history:
-            known = {k: v for k, v in values.items() if k in by_name}
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=known,
-                    distributions={k: by_name[k].distribution() for k in known},
-                    value=score,
-                    state=optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL,
-                )
-            )
-        trial = study.ask()
-        chosen: dict[str, Value] = {}
-        for p in self.parameters:
-            kind = chosen.get("model.kind", self.family.kinds[0])
-            if p.only_for is not None and kind not in p.only_for:
-                continue
-            if p.kind == "choice":
-                picked: Any = trial.suggest_categorical(p.name, p.choices or ())
-                chosen[p.name] = picked
-            elif p.kind == "int":
-                chosen[p.name] = trial.suggest_int(p.name, int(p.low or 0), int(p.high or 0), log=p.log)
-            else:
-                chosen[p.name] = trial.suggest_float(p.name, p.low or 0.0, p.high or 0.0, log=p.log)
-        return chosen
 
 
 def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
@@ -244,6 +265,7 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
             Parameter(
                 name=f"{section}.{name}",
                 role=marked["role"] or role,
+                family=marked["family"] or FAMILY_OF_ROLE[marked["role"] or role],
                 kind=kind,
                 low=marked["low"],
                 high=marked["high"],

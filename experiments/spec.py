@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from core.config import FrozenConfig
-from core.errors import InputError
+from core.errors import InputError, nearest
 from core.policy import PolicyConfig
-from meta_rl.learner import AnyLearnerConfig
+from core.sequence_model import MODELS
+from env_runner.task_distributions import get_family
+from meta_rl.learner import LEARNERS, AnyLearnerConfig
 
 Pool = Literal["search", "selection", "confirmation"]
 Purpose = Literal["baseline", "search", "selection", "confirmation", "manual", "rerun"]
@@ -52,19 +55,53 @@ def _hash(value: Any) -> str:
 def parse_spec(text: str, source: str) -> RunSpec:
     """A RunSpec from JSON text. InputError names each wrong field by its path, the value and what is allowed."""
     try:
-        return RunSpec.model_validate_json(text)
+        spec = RunSpec.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"{source}: {explain_validation(error)}") from None
+        raise InputError(
+            f"{source}: {explain_validation(error, lambda place: _fields_at(json.loads(text), place))}"
+        ) from None
+    try:
+        get_family(spec.task)
+    except InputError as error:
+        raise InputError(f"{source}: task: {error}") from None
+    return spec
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Every complaint of pydantic in one line each: path, value, what is allowed."""
+def explain_validation(
+    error: ValidationError, fields_at: Callable[[tuple[str, ...]], Iterable[str]] | None = None
+) -> str:
+    """Every complaint of pydantic in one line each: path, value, what is allowed.
+
+    fields_at: the names of the fields of the configuration at a path.
+    """
     lines = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        place = tuple(str(part) for part in item["loc"])
         value = "" if item["type"] in ("missing", "json_invalid") else f", got {item['input']!r:.80}"
-        lines.append(f"{path}{value}: {item['msg']}")
+        words = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            names = sorted(fields_at(place[:-1])) if fields_at is not None else []
+            close = nearest(place[-1], names)
+            words = "no such field." + (f" Did you mean {close!r}?" if close else "") + (f" Allowed: {', '.join(names)}" if names else "")  # fmt: skip
+        lines.append(f"{'.'.join(place) or '(whole)'}{value}: {words}")
     return "; ".join(lines)
+
+
+def _fields_at(data: dict[str, Any], place: tuple[str, ...]) -> Iterable[str]:
+    """The fields that a specification may have at a path; none where that depends on what is wrong elsewhere."""
+    node: Any = data
+    for part in place:
+        node = node.get(part) if isinstance(node, dict) else None
+    if place == ():
+        return RunSpec.model_fields
+    if place == ("policy",):
+        return PolicyConfig.model_fields
+    kind = str(node.get("kind")) if isinstance(node, dict) else ""
+    if place == ("policy", "model") and kind in MODELS:
+        return MODELS[kind].config_type.model_fields
+    if place == ("learner",) and kind in LEARNERS:
+        return LEARNERS[kind].config_type.model_fields
+    return ()
 
 
 def set_fields(spec: RunSpec, changes: dict[str, str]) -> RunSpec:

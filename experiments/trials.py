@@ -18,25 +18,31 @@ from sqlalchemy import select, update
 from core.errors import unknown_name
 from core.seeding import numpy_stream
 from experiments.lab_views import ProposalView, SuggestionView
-from experiments.ledger.models import Proposal, Run
-from experiments.ledger.store import FINISHED, Ledger, now, readable_id
+from experiments.ledger.models import Event, Proposal, Run
+from experiments.ledger.store import FINISHED, Ledger, join_value, now, readable_id
+from experiments.optimizer import Tried, suggest
 from experiments.plan import Plan
 from experiments.question import Question
+from experiments.runner import RUNG_SCORE
 from experiments.space import ROLES, SearchSpace, Value, count_parameters
 from experiments.spec import RunSpec
 
 Arm = Literal["challenger", "baseline"]
+AGENT_SHARE = 0.3
+"""Of the search rounds may be shaped by agents; the others run what the optimizer suggests."""
 POOL_OFFSET = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 
 
 class FinishedTrial(NamedTuple):
-    """One trial with its finished run; score is None where the run failed."""
+    """One trial with its finished run; score is None where the run failed or was pruned."""
 
     arm: str
     number: int
     run: Run
     score: float | None
     values: dict[str, Value]
+    rung: tuple[int, float] | None = None
+    """Env steps and score of the last rung of a pruned run."""
 
 
 def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
@@ -56,6 +62,7 @@ class Trials:
         }
         default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
         self.parameters = count_parameters(default)
+        self._finished: dict[tuple[str | int, ...], FinishedTrial] = {}
 
     def space(self, arm: str) -> SearchSpace:
         """The search space of an arm; InputError for another name."""
@@ -87,13 +94,11 @@ class Trials:
         return "agent:" + "+".join(agents) if agents else "optimizer"
 
     def suggest(self, arm: str, trial: int) -> SuggestionView:
-        """The default for trial 0, then the optimizer's choice from the trials before this one."""
-        space = self.space(arm)
-        if trial == 0:
-            return SuggestionView(arm=arm, trial=0, source="default", values=space.default_values())
-        history = [(t.values, t.score) for t in self.finished(arm) if t.number < trial]
-        values = space.suggest(history, seed=self.seed, arm=arm)
-        return SuggestionView(arm=arm, trial=trial, source="optimizer", values=values)
+        """The default for trial 0, then what `experiments/optimizer.py` makes of the trials before this one."""
+        space, refused = self.space(arm), self.refused(arm, trial)
+        history = [Tried(t.values, t.score, t.rung) for t in self.finished(arm) if t.number < trial]
+        found = suggest(space, history, seed=self.seed, arm=arm, noise_floor=self.noise_floor(), refused=refused)
+        return SuggestionView(arm=arm, trial=trial, source=found.source, values=found.values, reason=found.reason)
 
     def slices(self, arm: str, trial: int) -> list[Proposal]:
         """The proposals of a trial that hold, one a role."""
@@ -109,6 +114,24 @@ class Trials:
         )
         with self.ledger.session() as session:
             return list(session.scalars(query))
+
+    def joint(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> dict[str, Value]:
+        """The configuration that `complete` would give if one role proposed `values`; nothing is written."""
+        space, suggestion = self.space(arm), self.suggest(arm, trial)
+        slices = {p.role: p.changes for p in self.slices(arm, trial)} | {role: values}
+        merged: dict[str, Value] = {}
+        for other in ROLES:
+            own = {p.name: suggestion.values[p.name] for p in space.of_role(other) if p.name in suggestion.values}
+            merged |= slices.get(other, own)
+        return space.complete(merged)
+
+    def shaped_by_agents(self) -> set[int]:
+        """Rounds in which a proposal of an agent holds that departs from the suggestion, on either arm."""
+        query = select(Proposal.trial, Proposal.changes).where(
+            Proposal.campaign_id == self.number, Proposal.source == "agent", Proposal.superseded.is_(False)
+        )
+        with self.ledger.session() as session:
+            return {trial for trial, changes in session.execute(query) if changes}
 
     def write_proposal(
         self,
@@ -198,14 +221,45 @@ class Trials:
 
     def finished(self, arm: str) -> list[FinishedTrial]:
         """Every finished trial of an arm, in order."""
-        trials = []
+        query = select(Proposal.trial, Proposal.id).where(
+            Proposal.campaign_id == self.number, Proposal.arm == arm, Proposal.superseded.is_(False)
+        )
+        proposals: dict[int, list[int]] = {}
+        with self.ledger.session() as session:
+            for trial, proposal in session.execute(query.order_by(Proposal.id)):
+                proposals.setdefault(trial, []).append(proposal)
+        trials: list[FinishedTrial] = []
         for number in range(self.plan.rounds):
+            # Neither a proposal nor a finished run ever changes, so the same proposals mean the same finished trial.
+            key = (arm, *proposals.get(number, ()))
+            if key in self._finished:
+                trials.append(self._finished[key])
+                continue
             run = self.run(arm, number)
             if run is None:
                 break
             values = self.values(arm, number) or {}
-            trials.append(FinishedTrial(arm, number, run, run.score if run.status == "done" else None, values))
+            score = run.score if run.status == "done" else None
+            rung = self.rungs(run.id)[-1] if run.status == "pruned" else None
+            self._finished[key] = FinishedTrial(arm, number, run, score, values, rung)
+            trials.append(self._finished[key])
         return trials
+
+    def rungs(self, run_id: int) -> list[tuple[int, float]]:
+        """(env steps, score) of the rungs that a run came to."""
+        return [(m.env_steps, join_value(m.value, m.kind)) for m in self.ledger.metrics(run_id, RUNG_SCORE)]
+
+    def saved(self, arm: str, before: int | None = None) -> int:
+        """Env steps that pruning saved in the finished trials of an arm, of those of rounds below `before` alone."""
+        trials = [t for t in self.finished(arm) if before is None or t.number < before]
+        return sum(int(t.run.spec["env_steps"]) - t.run.env_steps for t in trials if t.run.status == "pruned")
+
+    def refused(self, arm: str, trial: int) -> list[dict[str, Value]]:
+        """The optimizer's configurations that the feasibility gate refused for a trial, in order."""
+        query = select(Event).where(Event.campaign_id == self.number, Event.kind == "refused").order_by(Event.id)
+        with self.ledger.session() as session:
+            found = [event.payload for event in session.scalars(query)]
+        return [p["values"] for p in found if (p["arm"], p["round"], p["source"]) == (arm, trial, "optimizer")]
 
     def baseline_runs(self) -> list[Run]:
         """The runs of the baseline's default configuration on the search seeds."""
@@ -215,6 +269,11 @@ class Trials:
         ]
         runs = self.ledger.runs(self.number, purpose=("baseline", "search"), arm="baseline")
         return [r for r in runs if r.config_hash in specs]
+
+    def baseline_mean(self) -> float | None:
+        """Mean score of the baseline's default configuration over those seeds; None without a score."""
+        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        return statistics.fmean(scores) if scores else None
 
     def noise_floor(self) -> float | None:
         """Standard deviation of the score over those seeds; None with fewer than two scores."""

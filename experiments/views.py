@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -36,6 +37,9 @@ def plan_text(question: Question, plan: Plan) -> str:
         if plan.budget.wall_s is not None:
             cost += f" of {format_seconds(plan.budget.wall_s)}"
     at_most = " at most" if sequential_looks(design.confirmation_seeds) else ""
+    early = ""
+    if plan.pruning is not None:
+        early = f"; weak ones end after {' or '.join(format_count(rung) for rung in plan.pruning.rungs)}"
     seeds = f"{design.selection_seeds} fresh seed{'s' if design.selection_seeds > 1 else ''}"
     return "\n".join(
         [
@@ -43,7 +47,7 @@ def plan_text(question: Question, plan: Plan) -> str:
             f"Plan       {cost} (design: {design.name})",
             f"  baseline      {design.baseline_seeds} seeds of the default {label(question.baseline)} "
             f"at {format_count(plan.env_steps_search)} steps: the noise floor",
-            f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer",
+            f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer{early}",
             f"  selection     best {design.top} again on {seeds} at {format_count(plan.env_steps_full)} steps",
             f"  confirmation  {design.confirmation_seeds} fresh seeds a side{at_most} on the held-out tasks at "
             f"{format_count(plan.env_steps_full)} steps, judged by code",
@@ -100,12 +104,13 @@ class LiveView:
         self.lab: Lab | None = None
         self._runs: dict[int, RunProgress] = {}
         self._talk: list[tuple[str, str]] = []
-        self._best: dict[str, tuple[float, str]] = {}
+        self._asked: dict[str, str] = {}  # the tool call of an agent that has no result yet
+        self._waiting = ""
+        self._model: tuple[str, str] | None = None  # tokens and dollars of the chat model
+        self._best: dict[str, str] = {}
         self._lock = threading.Lock()
         self._announced: dict[int, float] = {}
-        self._stage = ""
-        self._numbers: tuple[float, Any] = (0.0, None)
-        self._floor: float | None = None
+        self._numbers: tuple[float, Any, int] = (0.0, None, 0)  # when, the budget, env steps of running runs in it
         interactive = console.is_terminal and not console.is_dumb_terminal and not quiet
         self._live = (
             Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -115,6 +120,7 @@ class LiveView:
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
+            self._read_best()  # of earlier sittings
             self._live.start()
         return self
 
@@ -135,26 +141,28 @@ class LiveView:
             words = f"{readable_id('r', progress.run_id)} {progress.purpose} {progress.arm or ''} {progress.model}: {progress.status}"
             if progress.score is not None and progress.purpose != "confirmation":
                 words += f", return {progress.score:.1f}"
-                if progress.arm and progress.purpose in ("baseline", "search"):
-                    best = self._best.get(progress.arm)
-                    if best is None or progress.score > best[0]:
-                        self._best[progress.arm] = (progress.score, readable_id("r", progress.run_id))
+            if progress.purpose in ("baseline", "search"):
+                self._read_best()
             self._line("lab", words)
         elif self._live is None and time.monotonic() - self._announced.get(progress.run_id, 0.0) > 30:
             self._announced[progress.run_id] = time.monotonic()
             self._line("lab", _running_words(progress))
 
-    def on_event(self, kind: str, actor: str, text: str) -> None:
-        """The crew said or did something."""
-        if kind == "llm_call":
-            return
+    def on_event(self, kind: str, actor: str, text: str, payload: Mapping[str, Any] | None = None) -> None:
+        """The crew said or did something. A tool's call and its result become one line."""
         self._refresh_numbers()
-        if kind == "stage":
-            self._stage = text
-        self._line(actor, text if kind in ("stage", "message", "agent") else f"{_MARKS.get(kind, '')}{text}")
+        self._waiting = plain(text) if kind == "waiting" else ""
+        if kind == "llm_call":
+            self._model = _spending(payload or {}) or self._model
+        elif kind == "tool_call":
+            self._asked[actor] = text
+        elif kind == "tool_result":
+            self._line(actor, f"{_shortened(self._asked.pop(actor, ''))} → {text}")
+        elif kind != "waiting" or self._live is None:  # a live view shows below what is waited for
+            self._line(actor, text)
 
     def _line(self, actor: str, words: str) -> None:
-        words = " ".join(words.split())
+        words = plain(words)
         with self._lock:
             if self._talk[-1:] == [(actor, words)]:
                 return
@@ -169,23 +177,38 @@ class LiveView:
         if self.lab is None or self._live is None:
             return
         if force or time.monotonic() - self._numbers[0] > 2:
-            self._numbers = (time.monotonic(), self.lab.budget())
+            budget = self.lab.budget()
+            with self._lock:
+                self._numbers = (time.monotonic(), budget, sum(run.env_steps for run in self._runs.values()))
+
+    def _read_best(self) -> None:
+        """The best search run of every arm, with its distance from the baseline's default."""
+        if self.lab is None or self._live is None:
+            return
+        for row in self.lab.ledger_query("incumbent").records():
+            floors = row["noise floors"]
+            distance = "" if floors is None else f", {floors:+.1f} noise floors"
+            self._best[str(row["arm"])] = f"{row['score']:.1f} ({row['run']}{distance})"
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
         width = max(self.console.width, 40)
         with self._lock:
             runs, talk, best = list(self._runs.values()), list(self._talk), dict(self._best)
-        budget = self._numbers[1]
+            _, budget, counted = self._numbers
+            asked = [(actor, f"{_shortened(words)} ...") for actor, words in self._asked.items()]
         if self.lab is not None and budget is not None:
             bars = Table.grid(padding=(0, 1))
             bar = max(10, min(40, width - 50))
-            steps = budget.env_steps_spent + sum(run.env_steps for run in runs)
+            steps = budget.env_steps_spent - counted + sum(run.env_steps for run in runs)
             if budget.wall_s_planned:
                 spent = self.lab.spent_s
                 bars.add_row("time", ProgressBar(total=budget.wall_s_planned, completed=spent, width=bar), f"{format_seconds(spent)} of {format_seconds(budget.wall_s_planned)}")  # fmt: skip
             bars.add_row("env steps", ProgressBar(total=budget.env_steps_planned, completed=steps, width=bar), f"{format_count(steps)} of {format_count(budget.env_steps_planned)}")  # fmt: skip
             bars.add_row("runs", ProgressBar(total=budget.runs_planned, completed=budget.runs_finished, width=bar), f"{budget.runs_finished} of {budget.runs_planned}")  # fmt: skip
+            for name, words in zip(("tokens", "dollars"), self._model or (), strict=False):
+                if words:
+                    bars.add_row(name, "", words)
             parts += [bars, Text()]
         if runs:
             rows = [
@@ -201,18 +224,46 @@ class LiveView:
                 for run in sorted(runs, key=lambda r: r.run_id)
             ]
             parts += [table(("run", "for", "arm", "model", "done", "steps", "return"), rows), Text()]
+        for arm, words in sorted(best.items()):
+            parts.append(Text(f"best {arm:<11} {words}"))
         if best:
-            words = "   ".join(f"{arm} {score:.1f} ({run})" for arm, (score, run) in sorted(best.items()))
-            parts += [Text(f"best in search   {words}"), Text()]
-        for actor, words in talk:
+            parts.append(Text())
+        for actor, words in [*talk, *asked]:
             line = Text(f"{actor:<15.15} ", style="bold cyan")
             line.append(words, style="not bold default")
             line.truncate(width - 1, overflow="ellipsis")
             parts.append(line)
+        if self._waiting:
+            parts += [Text(), Text(self._waiting, style="bold yellow")]
         return Group(*parts)
 
 
-_MARKS = {"tool_call": "→ ", "tool_result": "← "}
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)"
+)  # CSI, OSC and two-character ones
+
+
+def plain(text: str) -> str:
+    """Words of anybody on one line, without what a terminal would obey: escapes, other controls, direction marks."""
+    return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPES.sub(" ", text)).split())
+
+
+def _shortened(call: str) -> str:
+    """A tool's call without the arguments that were left empty, cut so that its result has room."""
+    name, _, rest = call.partition("(")
+    parts = [p for p in rest.removesuffix(")").split(", ") if not p.endswith(("=null", "=[]", "="))]
+    words = f"{name}({', '.join(parts)})" if parts and parts != [""] else name
+    return words if len(words) <= 44 else words[:43] + "…"
+
+
+def _spending(payload: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Tokens and dollars of the campaign so far, with their caps; None where the model costs neither."""
+    tokens, cap = payload.get("tokens_so_far"), payload.get("max_tokens")
+    if not tokens:
+        return None
+    words = format_count(tokens) + (f" of {format_count(cap)}" if cap else "")
+    usd, usd_cap = payload.get("usd_so_far"), payload.get("max_usd")
+    return words, "" if usd is None else f"{usd:.4f}" + (f" of {usd_cap:g}" if usd_cap else "")
 
 
 def _running_words(run: RunProgress) -> str:

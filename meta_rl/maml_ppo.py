@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from core.errors import bad_value
+from core.errors import InputError, bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from core.seeding import numpy_stream, torch_stream
 from env_runner.task_distributions import get_family
@@ -154,7 +154,10 @@ class MAMLPPO(Learner):
                     params = {
                         n: p.detach().requires_grad_() for n, p in self.inner_loop_adapt(params, batches[-1]).items()
                     }
-                trajectory = self._live(params, worlds, task, step, index, stage)
+                try:
+                    trajectory = self._live(params, worlds, task, step, index, stage)
+                except InputError as error:  # the worlds refuse actions that are not numbers
+                    raise DivergedError(f"the adapted policy's actions are not finite: {error}") from error
                 lived.append(trajectory)
                 batches.append(self._batch(trajectory))
             data.append(batches)

@@ -14,25 +14,37 @@ the input move: Zintgraf et al. 2019, arXiv 1810.03642, equations 4 to 6).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_map
 
+from adaptation.test_time_adaptation import check_fit
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
-from meta_rl.imaml import implicit_gradient
+from meta_rl.imaml import hessian_by_graph, hessian_by_transform, implicit_gradient
 from meta_rl.reptile import reptile_gradient
 
 Params = dict[str, Tensor]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Task = tuple[Tensor, Tensor, Tensor, Tensor]
-Gradient = Callable[..., tuple[Tensor, Params]]  # (loss of the weights, weights, create_graph) -> loss and gradient
+LossOf = Callable[[Params], Tensor]  # the loss on one set as a function of the weights
 Variant = Literal["maml", "fomaml", "reptile", "anil", "meta-sgd", "maml++", "imaml", "cavia"]
 CONTEXT = "context"  # the name of CAVIA's parameters among the fast weights
+PATH_FREE = ("reptile", "imaml")  # their meta-gradient follows from where the inner loop ended
+
+
+class Derivatives(NamedTuple):
+    """How to differentiate: through the ordinary graph, or by function transforms, which vmap can see through."""
+
+    gradient: Callable[[LossOf, Params, bool], tuple[Tensor, Params]]
+    """(loss, weights, create_graph) to the loss's value and gradient."""
+    hessian: Callable[[LossOf, Params], Callable[[Params], Params]]
+    """(loss, weights) to the function v -> H v."""
 
 
 class MAMLConfig(FrozenConfig):
@@ -63,7 +75,8 @@ class MetaMAML:
 
     model: called as `model(x)` or, with memory, `model(x, hidden) -> (output, next_hidden)`; x is (B, D) or (B, T, D).
     inner_lr, outer_lr: rates alpha and (Adam's) beta. first_order: the same as the variant "fomaml", for any variant.
-    Raises InputError for rates that are not positive, an empty support set, and an inner loop that explodes.
+    Raises InputError, before anything is changed, for rates that are not positive, an empty support set, data of a size
+    that the model does not take or give, and an inner loop that explodes.
     """
 
     def __init__(
@@ -83,11 +96,14 @@ class MetaMAML:
         self.stateful = hasattr(model, "init_hidden")
         self.updates = 0
         self._vmap_works = True
+        self._fitting: set[tuple] = set()
         self._theta: Params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._fast_names = self._which_move()
         self._rates = self._initial_rates()
         self._context = next(iter(self._theta.values())).new_zeros(self.config.context_dim)
-        self.meta_optimizer = torch.optim.Adam([*self._theta.values(), *self._rates.values()], lr=outer_lr)
+        learned = [*self._theta.values(), *self._rates.values()]
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in learned)
+        self.meta_optimizer = torch.optim.Adam(learned, lr=outer_lr, fused=fused)
 
     # What users call --------------------------------------------------------------------------------------------------
     def functional_forward(
@@ -113,16 +129,18 @@ class MetaMAML:
 
         They are differentiable in the model's parameters unless first-order. loss_fn: mean squared error by default.
         """
-        self._check_set("support", support_x, support_y)
         if num_steps < 1:
             raise bad_value("num_steps", num_steps, "1 or more")
+        self._check_set("support", support_x, support_y)
         hidden = self._hidden(initial_hidden_state, len(support_x), 0, 1)
+        self._check_fit(support_x, support_y, hidden, loss_fn)
+        loss_of = self._loss_on(support_x, support_y, hidden, loss_fn)
+        losses, weights = [], self._theta
         with torch.enable_grad():
-            weights, losses = self._inner(
-                self._theta, support_x, support_y, hidden, loss_fn or nn.functional.mse_loss, num_steps, _autograd
-            )
-        self._check_finite(torch.stack(losses))
-        return OrderedDict(weights[-1])
+            for weights, loss in self._inner(self._theta, loss_of, num_steps, GRAPH):  # noqa: B007
+                losses.append(loss.detach())
+        self._check_finite([*losses, *weights.values()])
+        return OrderedDict(weights)
 
     def meta_update(
         self,
@@ -150,32 +168,47 @@ class MetaMAML:
         num_steps: int | None = None,
     ) -> tuple[float, Params]:
         """The mean query loss after adaptation, and the meta-gradient by name; changes nothing."""
-        if not tasks:
-            raise bad_value("tasks", "an empty list", "one task or more")
-        for support_x, support_y, query_x, query_y in tasks:
-            self._check_set("support", support_x, support_y)
-            self._check_set("query", query_x, query_y)
-        loss_fn, steps = loss_fn or nn.functional.mse_loss, num_steps or self.config.inner_steps
-        hidden = [
-            tuple(self._hidden(initial_hidden_state, len(part), i, len(tasks)) for part in (task[0], task[2]))
-            for i, task in enumerate(tasks)
-        ]
-        with torch.enable_grad():
-            if self.config.variant in ("reptile", "imaml"):
-                return self._gradient_without_graph(tasks, hidden, loss_fn, steps)
-            objectives, losses = self._objectives(tasks, hidden, loss_fn, steps)
-            self._check_finite(losses)
-            leaves = {**self._theta, **self._rates}
-            gradients = torch.autograd.grad(objectives.mean(), list(leaves.values()), allow_unused=True)
-        return float(losses.detach().mean()), {
-            name: torch.zeros_like(leaf) if g is None else g
-            for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
-        }
+        steps, hidden = num_steps or self.config.inner_steps, self._check_tasks(tasks, initial_hidden_state, loss_fn)
+        leaves = {**self._theta, **self._rates}
+        if self.config.variant in PATH_FREE:
+            with torch.no_grad():
+                losses, each = self._over_tasks(self._end_point, self._fixed(), tasks, hidden, loss_fn, steps)
+            gradients = {name: g.mean(0) for name, g in each.items()}
+        else:
+            with torch.enable_grad():
+                losses, objectives = self._over_tasks(self._path, self._theta, tasks, hidden, loss_fn, steps)
+                given = torch.autograd.grad(objectives.mean(), list(leaves.values()), allow_unused=True)
+            gradients = {
+                name: torch.zeros_like(leaf) if g is None else g
+                for (name, leaf), g in zip(leaves.items(), given, strict=True)
+            }
+        self._check_finite([losses.detach(), *gradients.values()])
+        return float(losses.detach().mean()), gradients
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        tasks: Sequence[Task],
+        initial_hidden_state: Tensor | None = None,
+        loss_fn: LossFn | None = None,
+        num_steps: int = 10,
+        measure: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The query loss after 0, 1, ... `num_steps` inner steps: (tasks, num_steps + 1, ...); changes nothing.
+
+        measure: what to report of (output, query_y) in place of the loss, a tensor of any one shape.
+        """
+        hidden = self._check_tasks(tasks, initial_hidden_state, loss_fn)
+
+        def curve(theta: Params, on_support: LossOf, on_query: LossOf, steps: int, by: Derivatives) -> tuple:
+            trail = [params for params, _ in self._inner(theta, on_support, steps, by)]
+            return (torch.stack([on_query(params) for params in [self._with_context(theta), *trail]]),)
+
+        return self._over_tasks(curve, self._fixed(), tasks, hidden, loss_fn, num_steps, measure)[0]
 
     def start(self) -> OrderedDict[str, Tensor]:
         """The weights before any inner step, as `functional_forward` takes them."""
-        context = {CONTEXT: self._context} if self.config.variant == "cavia" else {}
-        return OrderedDict({**self._theta, **context})
+        return OrderedDict(self._with_context(self._theta))
 
     @torch.no_grad()
     def loss(
@@ -191,100 +224,97 @@ class MetaMAML:
         return float((loss_fn or nn.functional.mse_loss)(self.functional_forward(x, state, weights)[0], y))
 
     # The inner loop ---------------------------------------------------------------------------------------------------
-    def _inner(
-        self,
-        theta: Params,
-        x: Tensor,
-        y: Tensor,
-        hidden: Tensor | None,
-        loss_fn: LossFn,
-        steps: int,
-        gradient: Gradient,
-    ) -> tuple[list[Params], list[Tensor]]:
-        """All weights after every step, and the support loss before every step."""
+    def _inner(self, theta: Params, loss_of: LossOf, steps: int, by: Derivatives) -> Iterator[tuple[Params, Tensor]]:
+        """After every step all weights, and the support loss before the step."""
         moving = {name: theta[name] for name in self._fast_names if name != CONTEXT}
         if self.config.variant == "cavia":
             moving = {CONTEXT: self._context}
         first_order = self._is_first_order()
-        trail, losses = [], []
         for step in range(steps):
-
-            def loss_of(moved: Params) -> Tensor:
-                return loss_fn(self.functional_forward(x, hidden, {**theta, **moved})[0], y)
-
-            loss, grads = gradient(loss_of, moving, create_graph=not first_order)
-            if first_order:
-                grads = {name: g.detach() for name, g in grads.items()}
+            if first_order:  # the gradient is a constant: nothing of how it was computed is kept
+                fixed = {name: value.detach() for name, value in theta.items()}
+                point = {name: value.detach() for name, value in moving.items()}
+                with torch.no_grad():
+                    loss, grads = by.gradient(lambda moved: loss_of({**fixed, **moved}), point, False)  # noqa: B023
+            else:
+                loss, grads = by.gradient(lambda moved: loss_of({**theta, **moved}), moving, True)
             if self.config.variant == "imaml":
                 pull = self.config.proximal
                 grads = {name: g + pull * (moving[name] - theta[name]).detach() for name, g in grads.items()}
             moving = {name: value - self._rate(name, step) * grads[name] for name, value in moving.items()}
-            trail.append({**theta, **moving})
-            losses.append(loss)
-        return trail, losses
+            yield {**theta, **moving}, loss
 
-    def _objectives(self, tasks: Sequence[Task], hidden: list, loss_fn: LossFn, steps: int) -> tuple[Tensor, Tensor]:
-        """What to differentiate and the final query loss, (n_tasks,) each; under vmap where shapes and model allow."""
-        weights = self._step_weights(steps)
+    def _path(self, theta: Params, on_support: LossOf, on_query: LossOf, steps: int, by: Derivatives) -> tuple:
+        """Final query loss, and what to differentiate along the path of the inner loop."""
+        scored = []
+        trail = self._inner(theta, on_support, steps, by)
+        for (params, _), weight in zip(trail, self._step_weights(steps), strict=True):
+            if weight > 0:
+                scored.append((on_query(params), weight))
+        loss = scored[-1][0]
+        if len(scored) == 1:  # all but MAML++: the last step alone, with weight 1
+            return loss, loss
+        return loss, torch.stack([weight * value for value, weight in scored]).sum()
 
-        def one(gradient: Gradient, theta: Params, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
-            sx, sy, qx, qy, sh, qh = cast(Any, parts)
-            trail, _ = self._inner(theta, sx, sy, sh, loss_fn, steps, gradient)
-            scored = [
-                loss_fn(self.functional_forward(qx, qh, params)[0], qy)
-                for params, w in zip(trail, weights, strict=True)
-                if w > 0
-            ]
-            objective = torch.stack([w * s for w, s in zip([w for w in weights if w > 0], scored, strict=True)]).sum()
-            return objective, scored[-1]
+    def _end_point(self, theta: Params, on_support: LossOf, on_query: LossOf, steps: int, by: Derivatives) -> tuple:
+        """Reptile and iMAML: final query loss, and the meta-gradient from the inner loop's end point alone."""
+        phi = theta
+        for phi, _ in self._inner(theta, on_support, steps, by):  # noqa: B007
+            pass
+        loss, query_gradient = by.gradient(on_query, phi, False)
+        if self.config.variant == "reptile":
+            return loss, reptile_gradient(theta, phi, self.inner_lr)
+        return loss, implicit_gradient(
+            by.hessian(on_support, phi), query_gradient, lam=self.config.proximal, cg_steps=self.config.cg_steps
+        )
 
+    def _over_tasks(
+        self,
+        solve: Callable[..., tuple],
+        theta: Params,
+        tasks: Sequence[Task],
+        hidden: Sequence[tuple[Tensor | None, Tensor | None]],
+        loss_fn: LossFn | None,
+        steps: int,
+        measure: LossFn | None = None,
+    ) -> Any:
+        """What `solve` gives for each task, stacked; all at once under vmap where shapes and model allow."""
+
+        def one(by: Derivatives, theta: Params, sx: Any, sy: Any, qx: Any, qy: Any, sh: Any, qh: Any) -> tuple:
+            on_support, on_query = self._loss_on(sx, sy, sh, loss_fn), self._loss_on(qx, qy, qh, measure or loss_fn)
+            return solve(theta, on_support, on_query, steps, by)
+
+        solve_one: Any = one
         same = len({tuple(part.shape for part in task) for task in tasks}) == 1
         if same and len(tasks) > 1 and self._vmap_works and self.config.vectorize is not False:
-            stacked = [torch.stack([task[i] for task in tasks]) for i in range(4)]
-            states = [None if not self.stateful else torch.stack([pair[i] for pair in hidden]) for i in range(2)]
-            in_dims = (None, 0, 0, 0, 0, *((0, 0) if self.stateful else (None, None)))
+            stacked = [torch.stack(parts) for parts in zip(*tasks, strict=True)]
+            states: list[Any] = [None, None]
+            if self.stateful:
+                states = [torch.stack([cast(Tensor, pair[i]) for pair in hidden]) for i in range(2)]
+            at = 0 if self.stateful else None
             try:
-                each: Any = one
-                batched: Any = vmap(lambda *parts: each(_functional, *parts), in_dims=in_dims)
-                return batched(self._theta, *stacked, *states)
+                batched: Any = vmap(lambda *parts: solve_one(TRANSFORM, *parts), in_dims=(None, 0, 0, 0, 0, at, at))
+                return batched(theta, *stacked, *states)
             except (RuntimeError, NotImplementedError):
                 # A module with data-dependent control flow or an operation without a batching rule.
                 if self.config.vectorize:
                     raise
                 self._vmap_works = False
-        pairs = [one(_autograd, self._theta, *task, *pair) for task, pair in zip(tasks, hidden, strict=True)]
-        return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
+        each = [solve_one(GRAPH, theta, *task, *pair) for task, pair in zip(tasks, hidden, strict=True)]
+        return tree_map(lambda *values: torch.stack(values), *each)
 
-    def _gradient_without_graph(
-        self, tasks: Sequence[Task], hidden: list, loss_fn: LossFn, steps: int
-    ) -> tuple[float, Params]:
-        """Reptile and iMAML: the meta-gradient from the inner loop's end point alone."""
-        total = {name: torch.zeros_like(p) for name, p in self._theta.items()}
-        loss_sum = 0.0
-        for (support_x, support_y, query_x, query_y), (support_h, query_h) in zip(tasks, hidden, strict=True):
-            on_support = self._loss_at(support_x, support_y, support_h, loss_fn)
-            on_query = self._loss_at(query_x, query_y, query_h, loss_fn)
-            phi = {name: p.detach().clone().requires_grad_() for name, p in self._theta.items()}
-            for _ in range(steps):
-                _, grads = _autograd(on_support, phi, False)
-                if self.config.variant == "imaml":
-                    grads = {n: g + self.config.proximal * (phi[n] - self._theta[n]).detach() for n, g in grads.items()}
-                phi = {n: (p - self.inner_lr * grads[n]).detach().requires_grad_() for n, p in phi.items()}
-            loss, query_gradient = _autograd(on_query, phi, False)
-            self._check_finite(loss)
-            loss_sum += float(loss.detach())
-            if self.config.variant == "reptile":
-                task_gradient = reptile_gradient(self._theta, phi, self.inner_lr)
-            else:
-                task_gradient = implicit_gradient(
-                    on_support, phi, query_gradient, lam=self.config.proximal, cg_steps=self.config.cg_steps
-                )
-            total = {name: total[name] + task_gradient[name] / len(tasks) for name in total}
-        return loss_sum / len(tasks), total
-
-    def _loss_at(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn) -> Callable[[Params], Tensor]:
+    def _loss_on(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn | None) -> LossOf:
         """The loss on one set as a function of the weights."""
-        return lambda params: loss_fn(self.functional_forward(x, hidden, params)[0], y)
+        measure = loss_fn or nn.functional.mse_loss
+        return lambda params: measure(self.functional_forward(x, hidden, params)[0], y)
+
+    def _fixed(self) -> Params:
+        """The parameters as constants."""
+        return {name: value.detach() for name, value in self._theta.items()}
+
+    def _with_context(self, theta: Params) -> Params:
+        """`theta`, and CAVIA's context before any step."""
+        return {**theta, CONTEXT: self._context} if self.config.variant == "cavia" else dict(theta)
 
     # What the variants differ in --------------------------------------------------------------------------------------
     def _which_move(self) -> list[str]:
@@ -317,7 +347,7 @@ class MetaMAML:
 
     def _is_first_order(self) -> bool:
         annealing = self.config.variant == "maml++" and self.updates < self.config.first_order_updates
-        return self.first_order or annealing or self.config.variant in ("reptile", "imaml")
+        return self.first_order or annealing or self.config.variant in PATH_FREE
 
     def _step_weights(self, steps: int) -> list[float]:
         """How much each inner step's query loss counts: the last alone, or MAML++'s fading mixture (section 4)."""
@@ -326,6 +356,24 @@ class MetaMAML:
         return [early] * (steps - 1) + [1.0 - early * (steps - 1)]
 
     # Checks -----------------------------------------------------------------------------------------------------------
+    def _check_tasks(
+        self, tasks: Sequence[Task], initial_hidden_state: Tensor | None, loss_fn: LossFn | None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Each task's hidden states for support and query; raises InputError for a set that cannot be learned from."""
+        if not tasks:
+            raise bad_value("tasks", "an empty list", "one task or more")
+        hidden = []
+        for index, (support_x, support_y, query_x, query_y) in enumerate(tasks):
+            self._check_set("support", support_x, support_y)
+            self._check_set("query", query_x, query_y)
+            support_h, query_h = (
+                self._hidden(initial_hidden_state, len(x), index, len(tasks)) for x in (support_x, query_x)
+            )
+            self._check_fit(support_x, support_y, support_h, loss_fn)
+            self._check_fit(query_x, query_y, query_h, loss_fn)
+            hidden.append((support_h, query_h))
+        return hidden
+
     def _hidden(self, given: Tensor | None, batch: int, index: int, num_tasks: int) -> Tensor | None:
         """The initial hidden state (batch, S) of task `index`."""
         if not self.stateful:
@@ -348,25 +396,40 @@ class MetaMAML:
             found = f"x of shape {tuple(x.shape)}, y of shape {tuple(y.shape)}"
             raise bad_value(f"{name} set", found, "x (B, D) or (B, T, D) with B >= 1, and y with the same B")
 
-    def _check_finite(self, losses: Tensor) -> None:
-        if not bool(torch.isfinite(losses).all()):
+    def _check_fit(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn | None) -> None:
+        """Try each new combination of shapes once, so that a wrong size is named and not met half-way."""
+        key = (x.shape, y.shape, None if hidden is None else hidden.shape, loss_fn is None)
+        if key in self._fitting:
+            return
+        with torch.no_grad():
+            check_fit(lambda: self.functional_forward(x, hidden, self.start())[0], x, y, compare=loss_fn is None)
+        self._fitting.add(key)
+
+    def _check_finite(self, values: Sequence[Tensor]) -> None:
+        # Of all numbers one sum: it is finite if they are, save where finite numbers add up to infinity.
+        if not bool(torch.stack([value.detach().sum() for value in values]).isfinite().all()):
             raise InputError(
-                f"inner_lr: got {self.inner_lr}, the loss after the inner loop is not finite. Allowed: a rate small "
-                f"enough for the inner loop to converge; try {self.inner_lr / 10:g}."
+                f"inner_lr: got {self.inner_lr}, the loss after the inner loop or its gradient is not finite. Allowed: a "
+                f"rate small enough for the inner loop to converge; try {self.inner_lr / 10:g}."
             )
 
 
-def _autograd(loss_of: Callable[[Params], Tensor], params: Params, create_graph: bool) -> tuple[Tensor, Params]:
+def _autograd(loss_of: LossOf, params: Params, create_graph: bool) -> tuple[Tensor, Params]:
     """Loss and gradient through the ordinary graph."""
-    params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
-    loss = loss_of(params)
-    grads = torch.autograd.grad(loss, list(params.values()), create_graph=create_graph, allow_unused=True)
+    with torch.enable_grad():
+        params = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in params.items()}
+        loss = loss_of(params)
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=create_graph, allow_unused=True)
     return loss, {
         name: torch.zeros_like(params[name]) if g is None else g for name, g in zip(params, grads, strict=True)
     }
 
 
-def _functional(loss_of: Callable[[Params], Tensor], params: Params, create_graph: bool) -> tuple[Tensor, Params]:
-    """The same by a function transform, which vmap can see through; the graph is always kept."""
+def _functional(loss_of: LossOf, params: Params, create_graph: bool) -> tuple[Tensor, Params]:
+    """The same by a function transform; whether the graph is kept depends on what the parameters require."""
     grads, loss = grad_and_value(loss_of)(params)
     return loss, grads
+
+
+GRAPH = Derivatives(_autograd, hessian_by_graph)
+TRANSFORM = Derivatives(_functional, hessian_by_transform)

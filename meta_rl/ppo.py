@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from core.config import search
 from core.policy import PolicyInput, RecurrentPolicy, entropy, log_prob
+from meta_rl.flat_adam import FlatAdam
+from meta_rl.fused_ppo import KL, FusedLoss
 from meta_rl.learner import DivergedError, LearnerConfig
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, standardize, value_loss
+
+HORIZON = "horizon and exploration"  # family of the tunable fields that say how far to look and how much to try
 
 
 class PPOConfig(LearnerConfig):
@@ -38,15 +43,17 @@ class PPOConfig(LearnerConfig):
     """Parts of the worlds a pass; each is one optimiser step."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """Epsilon of the clipped objective."""
-    entropy_coef: float = Field(default=1e-3, ge=0, json_schema_extra=search(choices=(0.0, 1e-3, 3e-3)))
+    entropy_coef: float = Field(default=1e-3, ge=0, json_schema_extra=search(choices=(0.0, 1e-3, 3e-3), family=HORIZON))
     """Weight of the entropy bonus."""
     value_coef: float = Field(default=0.5, ge=0)
     """Weight of the critic's loss."""
     max_grad_norm: float = Field(default=0.5, gt=0)
     """Norm above which a gradient is scaled down."""
-    gamma: float = Field(default=0.97, ge=0, le=1, json_schema_extra=search(choices=(0.95, 0.97, 0.98, 0.99)))
+    gamma: float = Field(
+        default=0.97, ge=0, le=1, json_schema_extra=search(choices=(0.95, 0.97, 0.98, 0.99), family=HORIZON)
+    )
     """Discount a step. A short horizon learns fastest in locomotion."""
-    gae_lambda: float = Field(default=0.9, ge=0, le=1, json_schema_extra=search(choices=(0.9, 0.95)))
+    gae_lambda: float = Field(default=0.9, ge=0, le=1, json_schema_extra=search(choices=(0.9, 0.95), family=HORIZON))
     """Lambda of generalized advantage estimation."""
     target_kl: float | None = Field(default=None, gt=0)
     """Stop an update's remaining passes when a pass ends with a mean KL above 1.5 times this. None: never."""
@@ -66,23 +73,18 @@ class PPOBatch:
     hints: Tensor | None
 
 
-def make_optimizer(policy: RecurrentPolicy, config: PPOConfig) -> torch.optim.Adam:
+def make_optimizer(policy: RecurrentPolicy, config: PPOConfig) -> FlatAdam:
     """Adam with the dynamics parameters in a group of their own. Each group remembers its factor as `lr_scale`."""
     groups = policy.parameter_groups()
     parts = [
         {"params": groups["other"], "lr_scale": 1.0},
         {"params": groups["dynamics"], "lr_scale": config.dynamics_lr_scale},
     ]
-    return torch.optim.Adam(
-        [part for part in parts if part["params"]],
-        lr=config.learning_rate,
-        betas=(0.9, config.adam_beta2),
-        eps=1e-5,
-        fused=True,
-    )
+    kept = [part for part in parts if part["params"]]
+    return FlatAdam(kept, config.learning_rate, (0.9, config.adam_beta2), 1e-5)
 
 
-def set_learning_rate(optimizer: torch.optim.Adam, config: PPOConfig, progress: float, factor: float) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: PPOConfig, progress: float, factor: float) -> float:
     """Set every group's rate for `progress` in [0, 1] of the training, times `factor`; returns the main one."""
     rate = factor * (config.learning_rate + (config.final_learning_rate - config.learning_rate) * progress)
     for group in optimizer.param_groups:
@@ -104,7 +106,7 @@ def next_lr_factor(factor: float, kl: float, ceiling: float | None) -> float:
 
 def ppo_update(
     policy: RecurrentPolicy,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdam,
     batch: PPOBatch,
     config: PPOConfig,
     generator: torch.Generator,
@@ -116,41 +118,29 @@ def ppo_update(
     """
     n = batch.advantages.shape[0]
     advantages = standardize(batch.advantages)
-    parameters = list(policy.parameters())
     size = -(-n // min(config.minibatches, n))
-    sums = torch.zeros(6)
+    optimizer.attach()
+    if FusedLoss.allowed(policy, optimizer, batch.hints):
+        whole = (batch.inputs, batch.actions, batch.old_log_prob, advantages, batch.returns)
+        gradient = FusedLoss(policy, optimizer, *whole, most=size)
+    else:
+        gradient = PlainLoss(policy, optimizer, batch, advantages)
+    sums = np.zeros(6)
     steps, passes, kl = 0, 0, 0.0
     for _ in range(config.epochs):
-        pass_kl, pass_steps = torch.zeros(()), 0
+        kl_before, steps_before = sums[KL], steps
         for rows in torch.randperm(n, generator=generator).split(size):
-            inputs = PolicyInput(*(part[rows] for part in batch.inputs))
-            steps_seen = inputs.obs.shape[1]
-            hints = None if batch.hints is None else batch.hints[rows].unsqueeze(1).expand(-1, steps_seen, -1)
-            out = policy(inputs, privileged=hints)
-            surrogate, log_ratio = clipped_policy_loss(
-                log_prob(out, batch.actions[rows]), batch.old_log_prob[rows], advantages[rows], config.clip
-            )
-            critic = value_loss(out.value, batch.returns[rows])
-            spread = entropy(out).mean()
-            loss = surrogate + config.value_coef * critic - config.entropy_coef * spread
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                raise DivergedError(f"PPO's loss is {loss.item()} with a gradient of norm {norm.item()}")
-            optimizer.step()
-            with torch.no_grad():
-                kl_now = approx_kl(log_ratio)
-                measured = (surrogate, critic, spread, kl_now, clip_fraction(log_ratio, config.clip), norm)
-                sums += torch.stack([m.detach() for m in measured])
-                pass_kl += kl_now
+            loss, norm = gradient(rows, config.clip, config.value_coef, config.entropy_coef, sums)
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise DivergedError(f"PPO's loss is {loss} with a gradient of norm {norm}")
+            optimizer.advance(min(1.0, config.max_grad_norm / (norm + 1e-6)))
             steps += 1
-            pass_steps += 1
         passes += 1
-        kl = float(pass_kl) / pass_steps
+        kl = float(sums[KL] - kl_before) / (steps - steps_before)
         if config.target_kl is not None and kl > 1.5 * config.target_kl:
             break
-    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+    optimizer.announce()
+    if not np.isfinite(optimizer.weights).all():
         raise DivergedError("a parameter is not finite after PPO's last step")
     policy_loss, critic_loss, entropy_mean, kl_mean, clipped, norm = (sums / steps).tolist()
     return {
@@ -163,3 +153,49 @@ def ppo_update(
         "train/grad_norm": norm,
         "train/passes": float(passes),
     }
+
+
+def ppo_loss(
+    policy: RecurrentPolicy, batch: PPOBatch, advantages: Tensor, clip: float, value_coef: float, entropy_coef: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's loss of whole sequences in plain operations: what `meta_rl.fused_ppo` computes compiled.
+
+    Also the measures (5,): surrogate, critic's loss, entropy, KL, share of samples outside the clip.
+    """
+    hints = batch.hints
+    if hints is not None:
+        hints = hints.unsqueeze(1).expand(-1, advantages.shape[1], -1)
+    out = policy(batch.inputs, privileged=hints)
+    surrogate, log_ratio = clipped_policy_loss(log_prob(out, batch.actions), batch.old_log_prob, advantages, clip)
+    critic = value_loss(out.value, batch.returns)
+    spread = entropy(out).mean()
+    loss = surrogate + value_coef * critic - entropy_coef * spread
+    with torch.no_grad():
+        return loss, torch.stack([surrogate, critic, spread, approx_kl(log_ratio), clip_fraction(log_ratio, clip)])
+
+
+class PlainLoss:
+    """Gradients of PPO's loss by autograd, for any policy, as `FusedLoss` gives them."""
+
+    def __init__(self, policy: RecurrentPolicy, optimizer: FlatAdam, batch: PPOBatch, advantages: Tensor) -> None:
+        self.policy, self.optimizer, self.batch, self.advantages = policy, optimizer, batch, advantages
+
+    def __call__(
+        self, rows: Tensor, clip: float, value_coef: float, entropy_coef: float, measured: np.ndarray
+    ) -> tuple[float, float]:
+        """Gradients for the sequences `rows` (M,): the loss and the gradient's norm; adds means to measured (6,)."""
+        batch = self.batch
+        chosen = PPOBatch(
+            inputs=PolicyInput(*(part[rows] for part in batch.inputs)),
+            actions=batch.actions[rows],
+            old_log_prob=batch.old_log_prob[rows],
+            advantages=batch.advantages[rows],
+            returns=batch.returns[rows],
+            hints=None if batch.hints is None else batch.hints[rows],
+        )
+        loss, now = ppo_loss(self.policy, chosen, self.advantages[rows], clip, value_coef, entropy_coef)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = self.optimizer.gradient_norm()
+        measured += np.array([*now.tolist(), norm])
+        return loss.item(), norm

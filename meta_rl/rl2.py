@@ -10,6 +10,7 @@ arXiv 2309.14970, on why that matters).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from typing import Any, Literal
@@ -35,17 +36,27 @@ class RL2Config(PPOConfig):
     """Settings of RL2 with recurrent PPO."""
 
     kind: Literal["rl2"] = "rl2"
-    num_worlds: int = Field(default=32, ge=1, le=4096, json_schema_extra=search(choices=(16, 32), role="environment"))
+    num_worlds: int = Field(
+        default=32, ge=1, le=4096, json_schema_extra=search(choices=(16, 32, 64), role="environment")
+    )
     """Worlds stepped together; each lives one trial an iteration."""
     episodes_per_trial: int = Field(
         default=1, ge=1, le=100, json_schema_extra=search(choices=(1, 2), role="adaptation")
     )
     """Episodes lived on one task with memory kept."""
+    short_trials: float = Field(default=0.0, ge=0, le=0.95)
+    """Share of the env steps spent on iterations whose trials end half-way. Most return is lost while the task is being
+    found out and the body accelerates, so short trials show twice as many beginnings; the value function stands for the
+    rest, as at any time limit (Pardo et al. 2018, arXiv 1712.00378). Short and whole ones alternate, so that what comes
+    late in a trial never becomes strange; the last tenth is whole. 0: never."""
     advantage_border: Literal["cross", "cut"] = "cut"
     """What an early ending inside a trial does: "cut" counts it as the end of all reward, so falling is costly;
     "cross" lets the next episode's value flow back, the pure objective of a trial. Time limits are always crossed."""
     privileged_critic: bool = False
     """Give the task's parameters to the critic (never to the actor) while training."""
+
+
+LAST_WHOLE = 0.1  # share of the iterations, at the end, whose trials are all whole
 
 
 @register_learner("rl2", RL2Config)
@@ -61,13 +72,21 @@ class RL2(Learner):
         self.family = get_family(family_id)
         self.trial_steps = self.config.episodes_per_trial * self.family.horizon
         self.steps_per_iteration = self.config.num_worlds * self.trial_steps
-        self.iterations = self.env_steps // self.steps_per_iteration
-        if self.iterations < 1:
+        self.short_steps = max(self.trial_steps // 2, 1)
+        if self.env_steps < self.steps_per_iteration:
             raise bad_value(
                 "env_steps",
                 env_steps,
                 f"{self.steps_per_iteration} or more ({self.config.num_worlds} worlds x {self.trial_steps} steps)",
             )
+        whole = max(math.ceil(self.env_steps * (1.0 - self.config.short_trials) / self.steps_per_iteration), 1)
+        whole = min(whole, self.env_steps // self.steps_per_iteration)
+        left = self.env_steps - whole * self.steps_per_iteration
+        short = left // (self.config.num_worlds * self.short_steps) if self.config.short_trials else 0
+        self.iterations = short + whole
+        self.mixed_whole = max(whole - math.ceil(LAST_WHOLE * self.iterations), 0)
+        """Whole iterations among the first `mixed` ones; all that follow are whole."""
+        self.mixed = short + self.mixed_whole
         self.policy = RecurrentPolicy(
             self.family.obs_dim,
             family_action(self.family),
@@ -92,7 +111,8 @@ class RL2(Learner):
     def _iterate(self, worlds: Any) -> TrainReport:
         start = time.perf_counter()
         config, step = self.config, self.iteration
-        rate = set_learning_rate(self.optimizer, config, step / self.iterations, self.lr_factor)
+        progress = self.steps_after(step) / self.steps_after(self.iterations)
+        rate = set_learning_rate(self.optimizer, config, progress, self.lr_factor)
 
         # Every iteration's randomness is a function of (seed, iteration) alone: stopping and resuming changes nothing.
         trajectory = rollout(
@@ -100,7 +120,7 @@ class RL2(Learner):
             self.normalizer,
             worlds,
             self.family.sample_tasks(numpy_stream(self.seed, "tasks", step), config.num_worlds),
-            num_steps=self.trial_steps,
+            num_steps=self.short_steps if self.is_short(step) else self.trial_steps,
             seed=int(numpy_stream(self.seed, "worlds", step).integers(2**31 - 1)),
             generator=torch_stream(self.seed, "actions", step),
             privileged=config.privileged_critic,
@@ -123,19 +143,40 @@ class RL2(Learner):
 
         returns = episode_returns(trajectory)
         finished = np.array([value for world in returns for value in world])
+        if self.is_short(step):  # as if the unseen half of the trial went on like the half that was lived
+            episodes = config.episodes_per_trial * self.short_steps / self.trial_steps
+            mean_return = float(trajectory.rewards.sum(1).mean()) / episodes
+        else:
+            mean_return = float(finished.mean()) if len(finished) else float("nan")
         metrics = {
-            "rollout/ep_rew_mean": float(finished.mean()) if len(finished) else float("nan"),
-            "rollout/ep_rew_first": float(np.mean([world[0] for world in returns if world])) if len(finished) else 0.0,
-            "rollout/ep_rew_last": float(np.mean([world[-1] for world in returns if world])) if len(finished) else 0.0,
+            "rollout/ep_rew_mean": mean_return,
             "rollout/unstable_worlds": float(getattr(worlds, "unstable_count", 0)),
             **measured,
             "train/explained_variance": float(explained_variance(trajectory.values[:, :-1], batch.returns)),
             "train/learning_rate": rate,
-            "time/fps": self.steps_per_iteration / wall,
+            "time/fps": trajectory.rewards.size / wall,
             "time/collect_s": collected - start,
             "time/update_s": wall - (collected - start),
         }
-        return TrainReport(self.iteration, self.iteration * self.steps_per_iteration, wall, metrics)
+        if len(finished):
+            metrics["rollout/ep_rew_first"] = float(np.mean([world[0] for world in returns if world]))
+            metrics["rollout/ep_rew_last"] = float(np.mean([world[-1] for world in returns if world]))
+        return TrainReport(self.iteration, self.steps_after(self.iteration), wall, metrics)
+
+    def steps_after(self, iterations: int) -> int:
+        """Env steps that the first so many iterations live."""
+        whole = self._whole_in(iterations)
+        return self.config.num_worlds * (whole * self.trial_steps + (iterations - whole) * self.short_steps)
+
+    def is_short(self, iteration: int) -> bool:
+        """Whether the trials of an iteration, counted from 0, end half-way."""
+        return self._whole_in(iteration + 1) == self._whole_in(iteration)
+
+    def _whole_in(self, iterations: int) -> int:
+        """How many of the first iterations are whole: evenly spread over the mixed ones."""
+        if iterations > self.mixed:
+            return self.mixed_whole + iterations - self.mixed
+        return iterations * self.mixed_whole // max(self.mixed, 1)
 
     def _batch(self, trajectory: Trajectory) -> PPOBatch:
         ends = trajectory.terminated.astype(np.float32)
@@ -181,12 +222,10 @@ class RL2(Learner):
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
         self.policy.load_state_dict(weights)
         self.normalizer.restore(tensors)
-        self.optimizer.state.clear()
         for index, parameter in enumerate(self._optimized()):
-            prefix = f"optimizer.{index}."
-            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.optimizer.state[parameter] = state
+            for name, value in self.optimizer.state[parameter].items():
+                kept = tensors.get(f"optimizer.{index}.{name}")
+                value.zero_() if kept is None else value.copy_(kept)
         self.iteration, self.lr_factor = int(meta["iteration"]), float(meta["lr_factor"])
 
     def _optimized(self) -> list[torch.nn.Parameter]:

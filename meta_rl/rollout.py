@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.compiled import CompiledActing, covered
 from core.policy import ActionSpec, PolicyInput, PolicyOutput, RecurrentPolicy, log_prob, mode, sample
 from env_runner.task_family import TaskFamily
 from meta_rl.normalize import Normalizer
@@ -104,7 +105,16 @@ def rollout(
     n = worlds.num_envs
     obs, _ = worlds.reset(seed=seed, options={"tasks": tasks})
     hints = torch.from_numpy(np.asarray(tasks, dtype=np.float32)) if privileged else None
+    acting = CompiledActing(policy, n) if hints is None and covered(policy) else None
     hidden = policy.init_hidden(n)
+
+    def forward(inp: PolicyInput) -> PolicyOutput:
+        if acting is None:
+            return policy(inp, hidden, privileged=hints)
+        parts = (inp.obs, inp.prev_action, inp.prev_reward.unsqueeze(1), inp.prev_done.unsqueeze(1))
+        mean, value = acting(torch.cat(parts, 1).numpy())
+        return PolicyOutput(torch.from_numpy(mean), policy.log_std, torch.from_numpy(value), hidden)
+
     seen = torch.from_numpy(normalizer.observe(obs))
     prev_action, prev_reward, prev_done = torch.zeros(n, spec.size), torch.zeros(n), torch.zeros(n)
 
@@ -119,7 +129,7 @@ def rollout(
     last_obs = obs
     for t in range(num_steps):
         inp = PolicyInput(obs=seen, prev_action=prev_action, prev_reward=prev_reward, prev_done=prev_done)
-        out = policy(inp, hidden, privileged=hints)
+        out = forward(inp)
         action = mode(out) if deterministic else sample(out, generator)
         hidden, log_std = out.next_hidden, out.log_std
         read.append(inp)
@@ -148,7 +158,7 @@ def rollout(
         prev_done=torch.zeros(n),
     )
     read.append(after)
-    values.append(policy(after, hidden, privileged=hints).value)
+    values.append(forward(after).value)
     stacked = torch.stack(actions, 1)
     out = PolicyOutput(torch.stack(heads, 1), log_std, torch.stack(values[:-1], 1), hidden)
     return Trajectory(

@@ -8,35 +8,28 @@ read-only, damaged, from a newer version or not a ledger is answered with one se
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
-import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Engine, create_engine, event, func, inspect, select, text
+from sqlalchemy import Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import InputError
-from experiments.ledger.models import Artifact, Base, Campaign, Claim, Eval, Event, Metric, Note, Proposal, Run, Verdict
+from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id, readable_id
+from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
 
-Kind = Literal["run", "campaign", "proposal", "claim", "verdict"]
-PREFIXES: dict[str, tuple[Kind, type[Base]]] = {
-    "r": ("run", Run),
-    "c": ("campaign", Campaign),
-    "p": ("proposal", Proposal),
-    "k": ("claim", Claim),
-    "v": ("verdict", Verdict),
-}
+__all__ = ["FINISHED", "HEAD", "PREFIXES", "Kind", "Ledger", "LedgerError", "join_value", "now", "parse_id", "readable_id", "split_value", "write_json"]  # fmt: skip
+
 FINISHED = ("done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled")
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"  # the newest schema; Alembic itself is imported only where something has to be migrated
@@ -49,24 +42,6 @@ class LedgerError(InputError):
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-@overload
-def readable_id(prefix: str, number: int) -> str: ...
-@overload
-def readable_id(prefix: str, number: None) -> None: ...
-def readable_id(prefix: str, number: int | None) -> str | None:
-    """`readable_id("r", 42)` is `r-0042`."""
-    return None if number is None else f"{prefix}-{number:04d}"
-
-
-def parse_id(value: str, kind: Kind) -> int:
-    """The number in `r-0042`, `r42` or `42`; InputError for anything else."""
-    prefix = next(p for p, (k, _) in PREFIXES.items() if k == kind)
-    match = re.fullmatch(rf"(?:{prefix}-?)?0*(\d+)", value.strip().lower())
-    if not match:
-        raise InputError(f"{kind} id: got {value!r}, allowed: such as {prefix}-0042, or @last")
-    return int(match[1])
 
 
 def split_value(value: float | None) -> tuple[float | None, str]:
@@ -83,12 +58,13 @@ def join_value(value: float | None, kind: str) -> float:
     return float(value) if kind == "finite" and value is not None else float(kind)
 
 
-def write_json(value: Any) -> str:
-    """JSON that every database takes: what is not finite becomes the string "NaN", "Infinity" or "-Infinity"."""
+def write_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON that every database and program takes: what is not finite becomes the string "NaN", "Infinity" or "-Infinity"."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     except ValueError:
-        return json.dumps(_name_non_finite(value), ensure_ascii=False, allow_nan=False)
+        clean = _name_non_finite(value)
+        return json.dumps(clean, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
 
 
 def _name_non_finite(value: Any) -> Any:
@@ -210,7 +186,12 @@ class Ledger:
             way = "it was opened for reading alone"
         elif self.backend == "postgresql":
             way = "check that the server runs and that the address, user and database in --ledger are right"
-        elif "not a database" in cause or "malformed" in cause or "I/O error" in cause:
+        elif "I/O error" in cause:
+            return (
+                f"ledger {self.place}: {cause}; the file is damaged or the disk refuses it: check free space, quota and the disk, "
+                "then resume; where they are in order, restore a copy (ledger.db.bak-*) or start a new ledger"
+            )
+        elif "not a database" in cause or "malformed" in cause:
             return (
                 f"ledger {self.place}: the file is damaged or is no SQLite database ({cause}); "
                 "move it away and start a new one, or restore a copy (ledger.db.bak-*)"
@@ -302,31 +283,13 @@ class Ledger:
     # ---- rows by id ---------------------------------------------------------------------
 
     def resolve(self, value: str, kind: Kind) -> int:
-        """The number behind an id a person typed: `r-0042`, `42`, `@last`, `@best` (runs). InputError with the nearest."""
-        prefix, table = next((p, t) for p, (k, t) in PREFIXES.items() if k == kind)
+        """The number of the row of one kind that a person named; see `experiments/ledger/ids.py`. InputError with the nearest."""
+        return self.locate(value, (kind,))[1]
+
+    def locate(self, value: str, kinds: Sequence[Kind] = EVERY_KIND) -> tuple[Kind, int]:
+        """Kind and number of the row that a person named where rows of several kinds are allowed."""
         with self.session() as session:
-            if value == "@last":
-                number = session.scalar(select(func.max(table.id)))  # type: ignore[attr-defined]
-                if number is None:
-                    raise InputError(f'the ledger has no {kind} yet. Start: python main.py --goal "..."')
-                return number
-            if value == "@best" and kind == "run":
-                number = session.scalar(
-                    select(Run.id).where(Run.score.is_not(None)).order_by(Run.score.desc(), Run.id).limit(1)
-                )
-                if number is None:
-                    raise InputError("the ledger has no run with a score yet")
-                return number
-            number = parse_id(value, kind)
-            if session.get(table, number) is None:
-                ids = [str(i) for i in session.scalars(select(table.id).order_by(table.id.desc()).limit(5000))]  # type: ignore[attr-defined]
-                close = difflib.get_close_matches(str(number), ids, n=1, cutoff=0.0)
-                near = f" The nearest is {readable_id(prefix, int(close[0]))}." if close else " It has none yet."
-                listing = "runs" if kind == "run" else "campaigns"
-                raise InputError(
-                    f"the ledger has no {kind} {readable_id(prefix, number)}.{near} List them: python main.py {listing}"
-                )
-            return number
+            return find_row(session, value, kinds)
 
     # ---- writes -------------------------------------------------------------------------
 

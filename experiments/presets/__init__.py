@@ -1,45 +1,90 @@
 """Default configurations by model kind: one JSON file each, with the effort that tuned it written beside it.
 
 `lstm.json` holds for every task; `halfcheetah-vel.lstm.json` would hold for that task alone and come first. A file has
-the fields `policy` and `learner` of a RunSpec and a free `effort` text. A kind without a file has its class's defaults.
+the fields `policy` and `learner` of a RunSpec and an `effort` text, which begins with "Tuned" where it was. A kind without a file has its class's defaults.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
-from core.sequence_model import default_config
+from core.sequence_model import MODELS, default_config
 from experiments.spec import RunSpec
+from experiments.tables import TableView
 from meta_rl.learner import LEARNERS
 
 FOLDER = Path(__file__).parent
+UNTUNED = "the class's defaults, untuned"
+ENV_STEPS = 1_000_000
 
 
 def preset(task: str, kind: str, learner: str = "rl2") -> RunSpec:
     """The default RunSpec of a model kind on a task; its budget and seed are placeholders for the caller to set."""
-    for name in (f"{task}.{kind}.json", f"{kind}.json"):
-        file = FOLDER / name
-        if file.is_file():
-            content = json.loads(file.read_text())
-            if content["learner"]["kind"] == learner:
-                return RunSpec(
-                    task=task, policy=content["policy"], learner=content["learner"], env_steps=1_000_000, seed=0
-                )
-    return RunSpec(
-        task=task,
-        policy=PolicyConfig(model=default_config(kind)),
-        learner=LEARNERS[learner].config_type(kind=learner),
-        env_steps=1_000_000,
-        seed=0,
-    )
+    for content in _files(task, kind):
+        if content["learner"]["kind"] == learner:
+            return _spec(task, content["policy"], content["learner"])
+    return _spec(task, PolicyConfig(model=default_config(kind)), LEARNERS[learner].config_type(kind=learner))
 
 
 def effort(task: str, kind: str) -> str:
     """How a kind's default was tuned, in words."""
+    return next((content.get("effort", "") for content in _files(task, kind)), UNTUNED)
+
+
+def named_preset(name: str) -> RunSpec:
+    """The preset `TASK.MODEL`, such as `halfcheetah-vel.lstm`, or the class's defaults where no file holds one.
+
+    Its seed is 0 and its budget a million env steps. InputError names what is wrong with the name.
+    """
+    task, dot, kind = name.rpartition(".")
+    if not dot:
+        close = ", ".join(other for other in _names() if name in other.split("."))
+        raise bad_value("--preset", name, "TASK.MODEL, such as halfcheetah-vel.lstm", hint=f"With {name}: {close}." if close else "See: python main.py list presets")  # fmt: skip
+    from env_runner.task_distributions import FAMILIES, get_family
+
+    if kind not in MODELS:
+        raise unknown_name("model in --preset", kind, MODELS, hint="See: python main.py list presets")
+    try:
+        get_family(task)
+    except InputError:
+        raise unknown_name("task in --preset", task, FAMILIES, hint="See: python main.py list presets") from None
+    found = next(_files(task, kind), None)
+    return preset(task, kind) if found is None else _spec(task, found["policy"], found["learner"])
+
+
+def list_presets() -> TableView:
+    """Every stored preset: name, task, whether it was tuned, and with what effort."""
+    rows = []
+    for name in _names():
+        content = json.loads((FOLDER / f"{name}.json").read_text())
+        task, _, kind = name.rpartition(".")
+        words = content.get("effort", "")
+        rows.append(
+            (name, task or "every task", kind, content["learner"]["kind"], words.startswith("Tuned"), words or UNTUNED)
+        )
+    return TableView(
+        columns=("preset", "task", "model", "learner", "tuned", "effort"),
+        rows=tuple(rows),
+        note="Any other TASK.MODEL is a preset too: the class's defaults, untuned. Train one with: python main.py run --preset NAME",
+    )
+
+
+def _names() -> list[str]:
+    return sorted(file.name.removesuffix(".json") for file in FOLDER.glob("*.json"))
+
+
+def _files(task: str, kind: str) -> Iterator[dict[str, Any]]:
+    """What is stored for a kind: for this task first, then for every task."""
     for name in (f"{task}.{kind}.json", f"{kind}.json"):
         file = FOLDER / name
         if file.is_file():
-            return json.loads(file.read_text()).get("effort", "")
-    return "the class's defaults, untuned"
+            yield json.loads(file.read_text())
+
+
+def _spec(task: str, policy: Any, learner: Any) -> RunSpec:
+    return RunSpec(task=task, policy=policy, learner=learner, env_steps=ENV_STEPS, seed=0)

@@ -21,7 +21,7 @@ class Fact:
 class SharedMemory:
     """Keeps what was found; `recall` gives the last few."""
 
-    def __init__(self, emit: Callable[..., None]) -> None:
+    def __init__(self, emit: Callable[..., object]) -> None:
         self._facts: list[Fact] = []
         self._emit = emit
 

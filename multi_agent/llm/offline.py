@@ -119,8 +119,8 @@ def _propose(turn: dict[str, Any]) -> Procedure:
         seen = yield "ledger_query", {"view": "top" if turn["round"] else "baseline", "arm": arm, "limit": 3}
         if turn["round"] == 0:  # the probe of the State-Modeling agent
             yield "memory_length", {"arm": arm, "values": []}
-        for run in _row_ids(seen)[:1]:  # those of the Meta-Learning and the Adaptation agent
-            yield "learning_progress", {"run": run}
+        for run in _row_ids(seen)[:1]:
+            yield "analyse_curves", {"arm": arm, "run": run, "limit": 1}
             yield "adaptation_curve", {"run": run}
         suggestion = yield "suggest", {"arm": arm}
         source = _get(suggestion, "source", "default")

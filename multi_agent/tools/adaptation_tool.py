@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from multi_agent.tools.maml_tool import RunArguments
-from multi_agent.tools.tool import Tool, ToolContext
+from core.config import FrozenConfig
+from multi_agent.tools.tool import RowId, Tool, ToolContext
+
+
+class RunArguments(FrozenConfig):
+    """One run of the search."""
+
+    run: RowId
+    """Run id, such as r-0042."""
 
 
 def adaptation_curve(context: ToolContext, arguments: RunArguments) -> BaseModel:
-    """Return of a search run's first, second, ... episode on the same task: mean and worst over the search tasks."""
+    """Return of a search run's first, second, ... episode on the same task: mean and worst over the search tasks, and
+    the gain over the first episode with its 95 % interval."""
     return context.lab.episode_returns(arguments.run)
 
 

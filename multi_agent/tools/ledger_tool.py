@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from experiments.space import ALL_SLICES
 from multi_agent.tools.tool import Arm, NoArguments, RowId, Tool, ToolContext, Values, values_dict
 
 
@@ -23,11 +24,22 @@ class QueryArguments(FrozenConfig):
 
     view: Literal["incumbent", "top", "runs", "failures", "baseline", "sensitivity"]
     """incumbent: best so far; top: best rows; runs: newest first; failures: with causes; baseline: noise floor;
-    sensitivity: which hyperparameters matter."""
+    sensitivity: which hyperparameters go with the score, with intervals."""
     arm: Arm | None = None
     """Side of the comparison; null for both."""
     limit: int = Field(default=8, ge=1, le=30)
     """Most rows to return."""
+
+
+class CurvesArguments(FrozenConfig):
+    """Which learning curves to analyse."""
+
+    arm: Arm | None = None
+    """Side of the comparison; null for both."""
+    run: RowId | None = None
+    """One run, such as r-0042; null for the newest ones."""
+    limit: int = Field(default=6, ge=1, le=12)
+    """Most runs to analyse."""
 
 
 class CheckArguments(FrozenConfig):
@@ -61,6 +73,15 @@ class CompareArguments(FrozenConfig):
     """Run id, such as r-0042."""
     second: RowId
     """Run id, such as r-0050."""
+
+
+class ConfirmationArguments(FrozenConfig):
+    """Why the search may end now."""
+
+    reason: str = Field(min_length=1, max_length=800)
+    """Why more search would not change the choice."""
+    evidence: list[RowId] = Field(max_length=20)
+    """Ids of the ledger rows you rest on; empty if none."""
 
 
 class NoteArguments(FrozenConfig):
@@ -115,7 +136,7 @@ def suggest(context: ToolContext, arguments: ArmArguments) -> BaseModel:
 
 
 def check_feasibility(context: ToolContext, arguments: CheckArguments) -> BaseModel:
-    """Parameters, estimated seconds, near-duplicates and problems of a configuration, without training it."""
+    """Parameters, estimated seconds, the run that had the same configuration and the problems of one, without training."""
     return context.lab.check_feasibility(arguments.arm, values_dict(arguments.values))
 
 
@@ -130,21 +151,32 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> BaseModel:
         owner = "the default configuration" if context.mode == "default" else "the optimizer's suggestion"
         wanted = {name: suggested[name] for name in values if name in suggested}
         raise InputError(f"values: this round runs {owner}; allowed: exactly the values of suggest: {wanted}")
-    return context.lab.propose(
-        arm=arguments.arm,
-        role=context.role,
-        values=values,
-        reason=arguments.reason,
-        predicted_effect=arguments.predicted_effect,
-        evidence=list(arguments.evidence),
-        source="optimizer" if same else "agent",
-    )
+    roles = {p.name: p.role for p in context.lab.describe_search_space(arguments.arm, context.role).parameters}
+    slices = {context.role: values}
+    if context.role == ALL_SLICES:  # one agent alone: its values go to the slices that they belong to
+        owners = [r for r in dict.fromkeys(roles.values()) if any(roles.get(name, r) == r for name in values)]
+        slices = {r: {n: v for n, v in values.items() if roles.get(n, r) == r} for r in owners}
+    proposals = [
+        context.lab.propose(
+            arm=arguments.arm,
+            role=role,
+            values=own,
+            reason=arguments.reason,
+            predicted_effect=arguments.predicted_effect,
+            evidence=list(arguments.evidence),
+            source="optimizer" if same else "agent",
+        )
+        for role, own in slices.items()
+    ]
+    return proposals[-1] if proposals else Done(done="no value was named, so nothing is proposed")
 
 
 def launch(context: ToolContext, arguments: NoArguments) -> BaseModel:
     """Train this round's trial of both arms and return their scores. Slices nobody proposed come from the optimizer."""
     if context.launched is not None:
         return context.launched
+    if not context.may_launch:
+        raise InputError("launch: this turn launches nothing; you are asked for it once the specialists have spoken")
     if context.lab.round > context.round:
         return Done(done="this round is measured already: read it with ledger_query")
     context.launched = context.lab.launch()
@@ -159,6 +191,18 @@ def peek(context: ToolContext, arguments: NoArguments) -> BaseModel:
 def compare_variants(context: ToolContext, first_second: CompareArguments) -> BaseModel:
     """What differs between two search runs, and their difference in score in noise-floor units."""
     return context.lab.compare_variants(first_second.first, first_second.second)
+
+
+def analyse_curves(context: ToolContext, arguments: CurvesArguments) -> BaseModel:
+    """Learning curves of search runs: gain from doubling the env steps with its 95 % interval, plateau or still rising,
+    largest drop, and a forecast of the final score with its interval."""
+    return context.lab.analyse_curves(arguments.arm, arguments.run, arguments.limit)
+
+
+def request_confirmation(context: ToolContext, arguments: ConfirmationArguments) -> BaseModel:
+    """Ask that the search ends early and the claim is written. Code decides: half of the rounds must be measured and the
+    challenger's best must lie two noise floors above what it has to beat; the answer says what is missing."""
+    return context.lab.request_confirmation(context.actor, arguments.reason, list(arguments.evidence))
 
 
 def budget(context: ToolContext, arguments: NoArguments) -> BaseModel:
@@ -192,10 +236,12 @@ LAUNCH = Tool("launch", NoArguments, launch, measures=True)
 PEEK = Tool("peek", NoArguments, peek, measures=True)
 COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True)
 BUDGET = Tool("budget", NoArguments, budget, measures=True)
+ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True)
+REQUEST_CONFIRMATION = Tool("request_confirmation", ConfirmationArguments, request_confirmation, measures=True)
 WRITE_NOTE = Tool("write_note", NoteArguments, write_note)
 TELL = Tool("tell", TellArguments, tell)
 REMEMBER = Tool("remember", RememberArguments, remember)
 
-READING = (LEDGER_QUERY, COMPARE_VARIANTS, BUDGET)
+READING = (LEDGER_QUERY, ANALYSE_CURVES, COMPARE_VARIANTS, BUDGET)
 PROPOSING = (DESCRIBE_SEARCH_SPACE, SUGGEST, CHECK_FEASIBILITY, PROPOSE)
-TALKING = (TELL, REMEMBER, WRITE_NOTE)
+TALKING = (TELL, REMEMBER, WRITE_NOTE, REQUEST_CONFIRMATION)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
 from multi_agent.tools.tool import Arm, Param, Tool, ToolContext, Values, values_dict
+
+if TYPE_CHECKING:
+    from core.sequence_model import SequenceModelConfig
 
 LAGS = (0, 1, 2, 5, 10, 20, 50, 100, 199)
 
@@ -41,19 +45,9 @@ def memory_length(context: ToolContext, arguments: MemoryArguments) -> MemoryPro
     """Measure how far back an untrained sequence model remembers: gradient of its last output by the lag of its input."""
     import torch
 
-    from core.sequence_model import build_model, count_parameters, parse_model_config
+    from core.sequence_model import build_model, count_parameters
 
-    values = values_dict(arguments.values)
-    problems = context.lab.check_feasibility(arguments.arm, values).problems
-    if problems:
-        raise InputError("; ".join(str(problem) for problem in problems))
-    space = context.lab.describe_search_space(arguments.arm, "state-modeling")
-    chosen = {p.name: p.default for p in space.parameters} | values
-    fields = {name.removeprefix("model."): v for name, v in chosen.items() if name.startswith("model.")}
-    fields.setdefault("kind", getattr(context.lab.question, arguments.arm).kinds[0])
-    config_fields = type(parse_model_config(fields["kind"])).model_fields
-    config = parse_model_config({name: v for name, v in fields.items() if name in config_fields})
-
+    config = model_config(context, arguments.arm, arguments.values)
     generator = torch.Generator().manual_seed(0)
     model = build_model(config, 16, 16, generator=generator)
     x = torch.randn(4, LAGS[-1] + 1, 16, generator=generator, requires_grad=True)
@@ -69,6 +63,22 @@ def memory_length(context: ToolContext, arguments: MemoryArguments) -> MemoryPro
         sensitivity=tuple(round(v, 6) for v in relative),
         memory_steps=max((lag for lag, v in zip(LAGS, relative, strict=True) if v >= 0.01), default=0),
     )
+
+
+def model_config(context: ToolContext, arm: Arm, given: list[Param]) -> SequenceModelConfig:
+    """The sequence model of one arm with `given` set and the other fields at their defaults. InputError if infeasible."""
+    from core.sequence_model import parse_model_config
+
+    values = values_dict(given)
+    problems = context.lab.check_feasibility(arm, values).problems
+    if problems:
+        raise InputError("; ".join(str(problem) for problem in problems))
+    space = context.lab.describe_search_space(arm, "state-modeling")
+    chosen = {p.name: p.default for p in space.parameters} | values
+    fields = {name.removeprefix("model."): v for name, v in chosen.items() if name.startswith("model.")}
+    fields.setdefault("kind", getattr(context.lab.question, arm).kinds[0])
+    config_fields = type(parse_model_config(fields["kind"])).model_fields
+    return parse_model_config({name: v for name, v in fields.items() if name in config_fields})
 
 
 MEMORY_LENGTH = Tool("memory_length", MemoryArguments, memory_length, measures=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
 from experiments.lab import Paused
+from multi_agent.llm.choose import redact
 
 if TYPE_CHECKING:
     from experiments.lab import Lab
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from multi_agent.communication.shared_memory import SharedMemory
 
 MAX_RESULT_CHARS = 12_000
+FIRST = ("run", "score", "noise floors", "trend", "forecast")  # columns that a one-line summary begins with
 Mode = Literal["default", "agents", "optimizer"]
 
 Arm = Literal["challenger", "baseline"]
@@ -54,17 +56,19 @@ class ToolContext:
     lab: Lab
     actor: str  # "State-Modeling"
     role: str | None  # its slice of the configuration, "state-modeling"; None proposes nothing
-    emit: Callable[..., None]  # (kind, actor, text, **payload) -> event
+    emit: Callable[..., object]  # (kind, actor, text, **payload) -> event
     broker: MessageBroker
     memory: SharedMemory
     round: int = 0  # the round this turn is about
     mode: Mode = "optimizer"  # whose configuration this round runs
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
+    may_launch: bool = True  # whether this turn is the one that launches
     launched: BaseModel | None = None  # result of this turn's launch
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
 
-    def begin_turn(self, round_: int, mode: Mode) -> None:
+    def begin_turn(self, round_: int, mode: Mode, *, may_launch: bool = True) -> None:
         """Forget the last turn."""
+        self.may_launch = may_launch
         self.round, self.mode, self.interrupt, self.launched, self.heard = round_, mode, None, None, []
 
 
@@ -88,7 +92,7 @@ def execute(tool: Tool, context: ToolContext, raw: Mapping[str, Any]) -> str:
 
     A pause (Paused, KeyboardInterrupt) is kept in `context.interrupt` for the workflow to raise.
     """
-    raw = clean(dict(raw))
+    raw = json.loads(redact(json.dumps(clean(dict(raw)))))  # a key that a model repeats is written nowhere
     shown = ", ".join(f"{k[:40]}={_short(v)}" for k, v in raw.items())
     context.emit("tool_call", context.actor, f"{tool.name}({shown})", tool=tool.name, arguments=raw)
     result = _attempt(tool, context, raw)
@@ -165,8 +169,10 @@ def summary(result: BaseModel) -> str:
     data = result.model_dump(mode="json")
     if "columns" in data and "rows" in data:
         rows = data["rows"]
+        cells = dict(zip(data["columns"], rows[0], strict=False)) if rows else {}
+        order = sorted(cells, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
         first = (
-            ", ".join(f"{c} {_short(v)}" for c, v in zip(data["columns"], rows[0], strict=False) if v is not None)
+            ", ".join(f"{name} {_short(cells[name])}" for name in order if cells[name] is not None)
             if rows
             else str(data.get("note") or "")
         )

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from adaptation.dynamics import DynamicsModel, Episodes, adapt_through_episode, train_dynamics
+from adaptation.dynamics import (
+    DynamicsModel,
+    Episodes,
+    OnlineDynamics,
+    adapt_through_episode,
+    prediction_errors,
+    train_dynamics,
+)
 from adaptation.test_time_adaptation import AdaptationConfig
 from core.errors import InputError
 from core.sequence_model import parse_model_config
@@ -64,6 +71,15 @@ def test_the_trained_weights_are_back_afterwards_and_the_trace_repeats(trained: 
     again = adapt_through_episode(trained, CONFIG, episode.obs[0], episode.actions[0])
     assert np.array_equal(first.adapted, again.adapted)
     assert first.rollbacks == again.rollbacks
+
+
+def test_without_a_configuration_it_goes_through_the_episode_with_the_weights_as_they_are(trained: DynamicsModel):
+    episode = live(1, 12, seed=4)
+    online = OnlineDynamics(trained, None)
+    steps = [online.step(episode.obs[0, t], episode.actions[0, t], episode.obs[0, t + 1]) for t in range(12)]
+    online.close()
+    np.testing.assert_allclose(torch.stack(steps).numpy(), prediction_errors(trained, episode)[0], atol=1e-5)
+    assert online.rollbacks == 0
 
 
 def test_bad_shapes_are_refused_by_name(trained: DynamicsModel):

@@ -210,5 +210,9 @@ def test_bad_input_is_refused_by_name():
         Adapter(nn.Linear(1, 1)).update_step(torch.zeros(0, 1), torch.zeros(0, 1))
     with pytest.raises(InputError, match="x, y"):
         Adapter(nn.Linear(1, 1)).update_step(torch.zeros(2, 1), torch.zeros(3, 1))
+    with pytest.raises(InputError, match=r"x: got \(2, 3\)"):
+        Adapter(nn.Linear(1, 1)).update_step(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(InputError, match=r"y: got \(2,\)"):
+        Adapter(nn.Linear(1, 1)).update_step(torch.zeros(2, 1), torch.zeros(2))
     with pytest.raises(ValueError, match="learning_rate"):
         AdaptationConfig(learning_rate=0.0)

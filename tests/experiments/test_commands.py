@@ -22,6 +22,12 @@ READING = {
     "notes": ["note"],
     "tags": ["tag"],
     "gc": ["gc"],
+    "campaigns": ["campaigns"],
+    "show a run": ["show", "r-0008"],
+    "show a campaign": ["show", "c@last"],
+    "show a verdict": ["show", "v-0001"],
+    "a dry rerun": ["rerun", "@best", "--seeds", "2", "--dry-run"],
+    "runs of the last campaign": ["runs", "--where", "campaign=@last and score>-100"],
 }
 
 
@@ -61,6 +67,63 @@ def test_a_comparison_says_what_differs_and_by_how_much(data: Path, capsys) -> N
     verdict = json.loads(_call(capsys, data, "show", "v-0001", "--json"))
     assert found["by_seed"]["difference"] == pytest.approx(verdict["effect"])  # the same rows, the same number
     assert found["by_seed"]["interval"] == pytest.approx(verdict["interval"])
+
+
+def test_figures_are_drawn_as_svg_png_or_html_with_the_rows_they_show(data: Path, tmp_path: Path, capsys) -> None:
+    for what in ("curves", "differences", "tasks", "profile", "shots"):
+        out = tmp_path / f"{what}.svg"
+        found = json.loads(_call(capsys, data, "plot", "c-0001", "--what", what, "--out", str(out), "--json"))
+        assert found["figures"][0]["rows"].endswith("of r-0008 to r-0017")
+        assert out.read_text().startswith("<svg")
+    _call(capsys, data, "plot", "--out", str(tmp_path / "all.html"))
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("<svg") == page.count("r-0008 to r-0017") == 5
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")  # fmt: skip
+    out = tmp_path / "runs.png"
+    words = _call(capsys, data, "plot", "r-0008", "r-0010", "r-0009", "--what", "shots", "--out", str(out))
+    assert "evals of r-0008 to r-0010" in words
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "plots/c-0001-curves.svg" in _call(capsys, data, "plot", "--quiet")
+
+
+def test_a_dry_rerun_names_fresh_seeds_of_the_runs_own_pool(data: Path, capsys) -> None:
+    for run, offset in (("r-0003", 0), ("r-0006", 100_000_000), ("r-0008", 200_000_000)):
+        found = json.loads(_call(capsys, data, "rerun", run, "--seeds", "4", "--dry-run", "--json"))
+        recorded = {row["seed"] for row in json.loads(_call(capsys, data, "runs", "--json"))}
+        assert all(offset <= seed < offset + 100_000_000 and seed not in recorded for seed in found["seeds"])
+        assert len(set(found["seeds"])) == 4
+        assert found["expected_s"] > 0
+    assert len(json.loads(_call(capsys, data, "runs", "--json"))) == 17
+
+
+@pytest.mark.slow
+def test_seeds_of_a_preset_are_trained_summed_up_and_reproduced(tmp_path: Path, capsys) -> None:
+    """The whole way of a configuration by hand: train it on fresh seeds, then one of them again, number by number."""
+    call = ("run", "--preset", "point-robot.mlp", "--seeds", "2", "--env-steps", "640", "--json")
+    found = json.loads(_call(capsys, tmp_path, *call))
+    scores = [row["score"] for row in found["rows"]]
+    assert [row["status"] for row in found["rows"]] == ["done", "done"]
+    assert found["result"]["mean"] == pytest.approx(sum(scores) / 2)
+    described = json.loads(_call(capsys, tmp_path, "show", "@last", "--json"))
+    patch = described["provenance"]["git_patch_sha256"]
+    assert patch is None or (tmp_path / "provenance" / f"{patch}.patch").is_file()
+    check = json.loads(_call(capsys, tmp_path, "rerun", "r-0002", "--check", "--json"))
+    assert (check["matches"], check["rerun"]) == (True, "r-0003")
+    again = json.loads(_call(capsys, tmp_path, "rerun", "r-0001", "--seeds", "2", "--dry-run", "--json"))
+    assert not set(again["seeds"]) & {row["seed"] for row in found["rows"]}
+
+
+def test_a_mistake_in_json_mode_leaves_standard_output_empty(data: Path, capsys) -> None:
+    assert main.main(["show", "r-0099", "--json", "--data-dir", str(data)]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_number_that_is_not_finite_is_valid_json(data: Path, capsys) -> None:
+    def strict(word: str) -> float:
+        raise AssertionError(word)
+
+    found = json.loads(_call(capsys, data, "sql", "select 9e999 as x", "--json"), parse_constant=strict)
+    assert found == [{"x": "Infinity"}]
 
 
 def test_a_note_a_tag_and_the_archive_are_kept_and_undone(data: Path, capsys) -> None:
@@ -129,6 +192,15 @@ def test_doctor_names_problems_with_exit_code_1_and_is_content_with_a_sound_ledg
         (["export", "--format", "xls"], "unknown format 'xls'"),
         (["export", "--table", "run"], "Did you mean 'runs'"),
         (["bench", "nothing"], "nothing"),
+        (["rerun", "c-0001"], "names a campaign, allowed: such as r-0042"),
+        (["rerun", "r-0003", "--seeds", "2", "--check"], "the recorded configuration unchanged"),
+        (["plot", "r-0001", "--out", "x.pdf"], ".svg, .png, .html"),
+        (["plot", "c-0001", "r-0001"], "one campaign, such as c-0001, or runs"),
+        (["plot", "r-0003", "r-0008", "--what", "tasks"], "evaluated on different tasks"),
+        (["plot", "r-0003", "--what", "differences"], "differences are between two sides"),
+        (["plot", "--what", "pie"], "pie"),
+        (["show", "r-00"], "could be r-0001, r-0002"),
+        (["runs", "--where", "campaign=@lst"], "@last or @best"),
     ],
 )
 def test_a_mistake_is_answered_in_words_with_exit_code_2(arguments, words: str, data: Path, capsys) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from core.checkpoint import load_checkpoint
+from core.checkpoint import save_checkpoint as save_checkpoint_files
+from experiments import worker
 from experiments.executor import Ended, Evaluated, Job, LocalExecutor, Message, Report, Started
+from experiments.machine import default_memory_limit_mb, machine_memory_mb
 from experiments.presets import preset
 from experiments.spec import RunSpec
 
@@ -140,3 +148,66 @@ LocalExecutor(1).run([_job(Path({str(tmp_path)!r}), _spec(100_000))], listen, th
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
+def test_a_run_over_its_memory_limit_fails_and_says_what_it_used_and_what_it_may(tmp_path: Path) -> None:
+    job = dataclasses.replace(_job(tmp_path, _spec(100_000)), memory_limit_mb=64)  # less than PyTorch alone occupies
+    ended = _run(job)[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status == "failed"
+    used, allowed = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) MiB", ended.cause or ""))
+    assert allowed == 64
+    assert used == ended.memory_mb
+    assert used > 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
+def test_a_run_within_its_memory_limit_is_left_alone_and_says_what_it_used(tmp_path: Path) -> None:
+    ended = _run(dataclasses.replace(_job(tmp_path, _spec()), memory_limit_mb=20_000))[-1]
+    assert isinstance(ended, Ended)
+    assert ended.status == "done"
+    assert ended.memory_mb is not None
+    assert 100 < ended.memory_mb < 20_000
+
+
+def test_the_default_memory_limits_of_all_workers_together_leave_room_on_the_machine() -> None:
+    total = machine_memory_mb()
+    if total is None:
+        pytest.skip("the machine's memory cannot be read here")
+    for workers in (1, 2, 16):
+        assert 0 < workers * default_memory_limit_mb(workers) < total
+
+
+class _Saves:
+    """Saves a number as a checkpoint's two files."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def save(self, path: Path) -> str:
+        return save_checkpoint_files(path, {"x": torch.tensor([float(self.number)])}, {"number": self.number})
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Both the writing and the moving of the two files go through os.replace; the kill comes before the n-th of them."""
+    place = tmp_path / "r-0001"
+    worker.save_checkpoint(_Saves(1), place)
+    calls, replace = [], os.replace
+
+    def counted(source: object, target: object) -> None:
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        calls.append(source)
+        replace(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", counted)
+    with contextlib.suppress(KeyboardInterrupt):
+        worker.save_checkpoint(_Saves(2), place)
+    monkeypatch.setattr(os, "replace", replace)
+    worker.complete_checkpoint(place)
+    tensors, meta = load_checkpoint(place)
+    assert tensors["x"].item() == meta["number"] == (2 if moment >= 3 else 1)

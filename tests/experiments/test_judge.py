@@ -22,8 +22,10 @@ from experiments.judge import (
     seeds_to_run,
     sequential_looks,
 )
+from experiments.pruning import Pruning
 
 TASKS = 6
+RULE = Pruning(rungs=(3_000,), env_steps=9_000)
 
 
 def _claim(seeds: int = 8, **changes) -> ClaimContent:
@@ -159,6 +161,22 @@ def test_unequal_treatment_of_the_sides_is_invalid_with_its_numbers(field: str, 
     assert "not treated alike" in verdict.reason
 
 
+@pytest.mark.parametrize(("more", "outcome"), [(0, "confirmed"), (9_000, "confirmed"), (9_001, "invalid")])
+def test_with_pruning_the_sides_may_differ_by_one_search_run_and_no_more(more: int, outcome: str) -> None:
+    claim, rows = _evidence(5.0, pruning=RULE)
+    side = claim.challenger.model_copy(update={"tuning_env_steps": claim.baseline.tuning_env_steps + more})
+    verdict = judge(claim.model_copy(update={"challenger": side}), rows)
+    assert verdict.outcome == outcome
+    (check,) = [p for p in verdict.parity if "tuning" in p.name]
+    assert f"{40_000 + more:,}" == check.challenger
+
+
+def test_pruning_does_not_loosen_a_parity_that_is_already_wider() -> None:
+    small = Pruning(rungs=(300,), env_steps=700)  # less than 2 % of 40,000
+    (check,) = [p for p in judge(*_evidence(5.0, pruning=small)).parity if "tuning" in p.name]
+    assert check.name == "env steps spent on tuning (within 2 %)"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_run_without_a_finite_result_leaves_the_question_open(bad: float) -> None:
     claim, rows = _evidence(5.0)
@@ -275,15 +293,18 @@ def test_a_failed_run_ends_confirming_early_as_inconclusive() -> None:
     assert judge(claim, present).outcome == "inconclusive"
 
 
-def test_the_sequential_judge_keeps_its_error_rate_and_saves_runs() -> None:
+def test_the_sequential_judge_keeps_its_error_rate_in_a_thousand_campaigns_and_saves_runs() -> None:
     rng = np.random.default_rng(11)
-    claim = _sequential()
     outcomes, spent = [], []
-    for _ in range(300):
-        present, _ = _until(claim, _rows(claim, *_draw(rng, 10)))
-        outcomes.append(judge(claim, present).outcome)
-    decided = outcomes.count("confirmed") + outcomes.count("refuted")
-    assert decided / 300 <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / 300)
+    for seeds in (8, 10):
+        claim = _sequential(seeds)
+        for _ in range(500):
+            present, _ = _until(claim, _rows(claim, *_draw(rng, seeds)))
+            outcomes.append(judge(claim, present).outcome)
+    assert set(outcomes) <= {"confirmed", "refuted", "inconclusive"}
+    assert outcomes.count("confirmed") / 1000 <= 0.05
+    assert (outcomes.count("confirmed") + outcomes.count("refuted")) / 1000 <= 0.066
+    claim = _sequential()
     for _ in range(40):
         present, _ = _until(claim, _rows(claim, *_draw(rng, 10, 4.0)))
         spent.append(len(present) / 20)
@@ -304,16 +325,17 @@ def test_few_seeds_get_no_looks() -> None:
     assert [look.seeds for look in sequential_looks(8)] == [5, 6, 8]
 
 
-def test_a_claim_without_looks_keeps_the_hash_it_had_before_claims_knew_of_them() -> None:
+def test_a_claim_without_looks_and_pruning_keeps_the_hash_it_had_before_claims_knew_of_them() -> None:
     import hashlib
     import json
 
     claim = _claim()
     content = claim.model_dump(mode="json")
-    del content["looks"]
+    del content["looks"], content["pruning"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert claim.content_hash == hashlib.sha256(text.encode()).hexdigest()
     assert _sequential(8).content_hash != claim.content_hash
+    assert _claim(pruning=RULE).content_hash != claim.content_hash
 
 
 # ---- several claims ---------------------------------------------------------------------

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ledger_rows import add_campaign, add_claim, add_run
 from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
@@ -21,6 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from core.errors import InputError
 from experiments.ledger import Ledger, LedgerError, parse_id, readable_id
 from experiments.ledger import store as store_module
+from experiments.ledger.ids import EVERY_KIND
 from experiments.ledger.models import Base, Campaign, Event, Metric, Note, Run, Tag, Verdict
 from experiments.ledger.store import HEAD, MIGRATIONS, join_value, now, split_value
 
@@ -67,6 +70,115 @@ def test_ids_that_a_person_types_are_found_or_answered_with_the_nearest(ledger: 
         ledger.resolve("r-0033", "run")
     with pytest.raises(InputError, match=r"'r-x; drop table runs', allowed: such as r-0042"):
         ledger.resolve("r-x; drop table runs", "run")
+
+
+SPELLINGS = ("r-{n:04d}", "r-{n}", "R{n}", "{n}", "r-{n:06d}", " r-{n:04d} ")
+
+
+@given(number=st.integers(1, 40), spelling=st.sampled_from(SPELLINGS))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_spelling_of_an_id_finds_its_row_or_the_nearest(file_ledger: Ledger, number: int, spelling: str) -> None:
+    while len(file_ledger.runs()) < 12:
+        add_run(file_ledger, config_hash="e" * 64)
+    typed = spelling.format(n=number)
+    if number <= 12:
+        assert file_ledger.resolve(typed, "run") == number
+        assert file_ledger.locate(typed) == ("run", number)
+    else:
+        with pytest.raises(InputError, match=rf"no run r-0*{number}\b.*nearest is r-00.*python main.py runs"):
+            file_ledger.resolve(typed, "run")
+
+
+@given(st.one_of(st.text(max_size=30), st.from_regex(r"[rckpvx]?-?@?[0-9a-f]{0,30}(last|best)?", fullmatch=True)))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_names_a_row_or_gets_one_sentence(file_ledger: Ledger, typed: str) -> None:
+    if not file_ledger.runs():
+        add_claim(file_ledger, add_campaign(file_ledger))
+        add_run(file_ledger, returns=[[1.0]])
+    for kinds in (("run",), ("campaign",), EVERY_KIND):
+        try:
+            kind, number = file_ledger.locate(typed, kinds)
+        except InputError as error:
+            sentence = str(error).replace(repr(typed), "")
+            if "\n" in sentence:
+                pytest.fail(f"more than one line: {sentence!r}")
+        else:
+            assert (kind in kinds, number) == (True, 1)
+
+
+@given(
+    hashes=st.lists(st.text("0a", min_size=5, max_size=5), min_size=1, max_size=6),
+    prefix=st.text("0a", min_size=4, max_size=5),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_start_of_a_hash_names_a_configuration_where_only_one_fits(hashes: list[str], prefix: str) -> None:
+    memory = Ledger("sqlite://")
+    for start in hashes:
+        add_run(memory, config_hash=start.ljust(64, "f"))
+    fits = sorted({h for h in hashes if h.startswith(prefix)})
+    numbered = int(prefix) if prefix.isdigit() and 0 < int(prefix) <= len(hashes) else None
+    if numbered is not None:
+        assert memory.resolve(prefix, "run") == numbered
+    elif len(fits) == 1:
+        assert memory.resolve(prefix, "run") == hashes.index(fits[0]) + 1  # the first run of it; others repeat it
+    else:
+        with pytest.raises(InputError) as error:
+            memory.resolve(prefix, "run")
+        named = {f"r-{hashes.index(h) + 1:04d} ({h.ljust(12, 'f')})" for h in fits}
+        assert all(words in str(error.value) for words in named)
+        assert ("could be" in str(error.value)) == bool(fits)
+
+
+def test_a_row_of_another_kind_is_told_apart_from_one_that_does_not_exist(ledger: Ledger) -> None:
+    claim = add_claim(ledger, add_campaign(ledger))
+    add_run(ledger, config_hash="c0ffee".ljust(64, "0"))
+    with pytest.raises(InputError, match=r"run id: got 'c-0001', which names a campaign.*runs --campaign c-0001"):
+        ledger.resolve("c-0001", "run")
+    assert ledger.locate("k1") == ("claim", claim)
+    assert ledger.locate("c@last") == ("campaign", 1)
+    assert ledger.locate("@last") == ("run", 1)
+    assert ledger.locate("c0ffee") == ledger.locate("c0ff") == ("run", 1)
+    assert ledger.locate("0000") == ("claim", 1)  # the hash of the claim in ledger_rows.py
+    with pytest.raises(InputError, match=r"no verdict v-0001.* It has none yet"):
+        ledger.locate("v-1")
+    with pytest.raises(InputError, match=r"'@worst', allowed: @last or @best"):
+        ledger.resolve("@worst", "run")
+    with pytest.raises(InputError, match="such as r-0042"):
+        ledger.resolve("@last; drop table runs", "run")
+
+
+def test_numbers_larger_than_any_row_are_answered(ledger: Ledger) -> None:
+    add_run(ledger)
+    for number in (2**31, 2**63, 10**40):
+        with pytest.raises(InputError, match="no run r-"):
+            ledger.resolve(str(number), "run")
+
+
+def test_the_best_run_is_on_the_newest_task_and_neither_hidden_nor_archived(ledger: Ledger) -> None:
+    with pytest.raises(InputError, match="no run with a score yet"):
+        ledger.resolve("@best", "run")
+    add_run(ledger, returns=[[900.0]], task="other")
+    for score in (1.0, 5.0, 7.0):
+        add_run(ledger, returns=[[score]])
+    claim = add_claim(ledger, add_campaign(ledger))
+    add_run(ledger, returns=[[99.0]], pool="confirmation", purpose="confirmation", claim_id=claim)
+    assert ledger.resolve("@best", "run") == 4
+    with ledger.session() as session:
+        session.add(Tag(target="r-0004", tag="archived", created_at=now()))
+    assert ledger.resolve("@best", "run") == 3
+    ledger.add(Verdict(claim_id=claim, outcome="refuted", reason="", content={}, created_at=now()))
+    assert ledger.resolve("@best", "run") == 5  # judged: no longer hidden
+
+
+def test_the_best_campaign_is_the_one_with_the_best_judged_mean(ledger: Ledger) -> None:
+    add_campaign(ledger)
+    with pytest.raises(InputError, match="no campaign with judged scores"):
+        ledger.resolve("@best", "campaign")
+    for task, challenger, baseline in (("other", 50.0, 1.0), ("point-robot", -3.0, -1.0), ("point-robot", -2.0, -4.0)):
+        claim = add_claim(ledger, add_campaign(ledger, question={"task": task}))
+        content = {"challenger": {"mean": challenger}, "baseline": {"mean": baseline}}
+        ledger.add(Verdict(claim_id=claim, outcome="refuted", reason="", content=content, created_at=now()))
+    assert ledger.resolve("@best", "campaign") == 3
 
 
 def test_numbers_that_are_not_finite_come_back_as_they_were(ledger: Ledger) -> None:
@@ -483,15 +595,75 @@ def test_a_full_disk_is_named_and_loses_nothing(file_ledger: Ledger) -> None:
         assert session.scalar(select(func.count()).select_from(Event)) == len(written) > 0
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
+ALONE = """
+import sys
+from sqlalchemy import func, select
+from core.errors import InputError
+from experiments.ledger import Ledger
+from experiments.ledger.models import Event
+written = 0
+try:
+    {before}
+    ledger = Ledger(sys.argv[1])
+    for number in range(2000):
+        ledger.record_event(1, "message", "agent", {{"words": "x" * 900}})
+        written += 1
+except InputError as error:
+    print(error)
+print(written)
+"""
+
+
+def _in_a_process(url: str, before: str) -> tuple[str, int]:
+    """What a process that writes until it is refused says, and how many rows it was told are written."""
+    root = str(Path(__file__).resolve().parents[2])
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE.format(before=before), url], capture_output=True, text=True, timeout=250, cwd=root, env={**os.environ, "PYTHONPATH": root}
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr, result.stderr[-1500:]
+    words, _, count = result.stdout.strip().rpartition("\n")
+    return words, int(count)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_a_file_without_write_permission_is_named(file_ledger: Ledger) -> None:
-    assert file_ledger.path is not None
+    import pwd
+    import tempfile
+
     add_campaign(file_ledger)
     file_ledger.close()
-    file_ledger.path.chmod(0o444)
-    with pytest.raises(LedgerError) as error:
-        add_campaign(Ledger(file_ledger.url))
-    _one_sentence(error, "read-only", "chmod u+w")
+    assert file_ledger.path is not None
+    before = "pass"
+    if os.geteuid() == 0:  # the superuser may write anywhere, so the process becomes somebody else
+        numbers = {entry.pw_name: (entry.pw_uid, entry.pw_gid) for entry in pwd.getpwall()}
+        if "nobody" not in numbers:
+            pytest.skip("the superuser may write anywhere and there is no user nobody")
+        user, group = numbers["nobody"]
+        before = f"import os; os.setgroups([]); os.setgid({group}); os.setuid({user})"
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        path = Path(name) / "ledger.db"
+        shutil.copyfile(file_ledger.path, path)
+        path.chmod(0o444)
+        Path(name).chmod(0o755)
+        words, written = _in_a_process(f"sqlite:///{path}", before)
+        assert "read-only" in words or "readonly" in words
+        assert "chmod u+w" in words
+        assert ("\n" in words, written) == (False, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits are POSIX's")
+def test_a_process_that_may_write_no_more_says_so_and_loses_nothing(file_ledger: Ledger) -> None:
+    add_campaign(file_ledger)
+    file_ledger.close()
+    assert file_ledger.path is not None
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))"
+    words, written = _in_a_process(file_ledger.url, limit)
+    assert "the disk refuses it: check free space" in words or "the disk is full" in words
+    assert "\n" not in words
+    reader = Ledger(file_ledger.url, read_only=True)
+    with reader.session() as session:
+        assert session.scalar(select(func.count()).select_from(Event)) == written > 0
+    assert sqlite3.connect(file_ledger.path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,10 +84,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert not data.exists()
 
 
-@pytest.mark.parametrize("what", ["tasks", "models", "learners"])
+@pytest.mark.parametrize("what", ["tasks", "models", "learners", "presets"])
 def test_names_are_listed(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["list", what]) == 0
-    expected = {"tasks": "halfcheetah-vel", "models": "s5", "learners": "rl2"}[what]
+    expected = {"tasks": "halfcheetah-vel", "models": "s5", "learners": "rl2", "presets": "halfcheetah-vel.lstm"}[what]
     assert expected in capsys.readouterr().out
 
 
@@ -95,6 +99,179 @@ def test_a_specification_with_a_wrong_field_names_its_path(tmp_path: Path, capsy
     assert "gamma" in error
     assert "policy" in error
     assert not (tmp_path / "data").exists()
+
+
+WRONG_FIELDS = (
+    (
+        {"colour": 1},
+        ["colour, got 1: no such field", "Allowed: env_steps, evaluation_episodes, learner, policy, seed, task"],
+    ),
+    ({"policy.model.sate_dim": 3}, ["policy.model.sate_dim, got 3: no such field. Did you mean 'state_dim'?"]),
+    ({"policy.model.state_dim": "many"}, ["policy.model.state_dim, got 'many'", "valid integer"]),
+    ({"policy.model.gating": "maybe"}, ["policy.model.gating, got 'maybe'", "'none', 'half' or 'full'"]),
+    ({"policy.model.kind": "s6"}, ["policy.model", "unknown model 's6'. Did you mean 's5'? Allowed: gru"]),
+    ({"learner.gamma": 3, "learner.lr": 1}, ["learner.gamma, got 3", "less than or equal to 1", "learner.lr, got 1"]),
+    ({"learner.kind": "r2"}, ["unknown learner 'r2'. Did you mean 'rl2'?"]),
+    ({"task": "point-robt"}, ["task: unknown task", "Did you mean 'point-robot'?"]),
+    ({"env_steps": 0}, ["env_steps, got 0", "greater than or equal to 1"]),
+)
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_FIELDS, ids=[next(iter(c)) for c, _ in WRONG_FIELDS])
+def test_each_wrong_field_of_a_specification_has_its_path_its_value_and_what_is_allowed(
+    changes: dict[str, object], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments.presets import named_preset
+
+    content = named_preset("point-robot.s5").model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, name = path.split(".")
+        node = content
+        for part in parents:
+            node = node[part]
+        node[name] = value
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(content))
+    assert main.main(["run", "--spec", str(file), "--data-dir", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    for word in [str(file), *words]:
+        assert word in error
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], ["--spec FILE or --preset NAME"]),
+        (["run", "--preset", "lstm"], ["TASK.MODEL", "halfcheetah-vel.lstm"]),
+        (["run", "--preset", "halfcheeta-vel.lstm"], ["Did you mean 'halfcheetah-vel'"]),
+        (["run", "--preset", "point-robot.ltsm"], ["Did you mean 'lstm'", "list presets"]),
+        (["run", "--preset", "point-robot.lstm", "--seed", "1", "--seeds", "2"], ["either --seed or --seeds"]),
+        (["run", "--preset", "point-robot.lstm", "--seeds", "0"], ["--seeds", "from 1 to 100"]),
+        (["run", "--preset", "point-robot.lstm", "--seed", "-3"], ["--seed", "from 0 to"]),
+        (["run", "--preset", "point-robot.lstm", "--env-steps", "lots"], ["--env-steps", "lots"]),
+        (["run", "--preset", "point-robot.lstm", "--set", "policy.model.colour=1"], ["no field 'colour'"]),
+        (["run", "--spec", "nowhere.json"], ["nowhere.json does not exist"]),
+        (["completion", "--shell", "tcsh"], ["tcsh"]),
+    ],
+)
+def test_a_run_by_hand_that_cannot_be_is_answered(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [] if arguments[0] == "completion" else ["--data-dir", str(tmp_path / "data"), "--dry-run"]
+    assert main.main([*arguments, *place]) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_a_dry_run_by_hand_says_what_it_would_train_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [
+        "run",
+        "--preset",
+        "halfcheetah-vel.lstm",
+        "--seeds",
+        "3",
+        "--env-steps",
+        "300k",
+        "--set",
+        "learner.gamma=0.9",
+    ]
+    assert main.main([*call, "--dry-run", "--json", "--data-dir", str(tmp_path / "data")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (len(set(found["seeds"])), found["env_steps_total"], found["pool"]) == (3, 900_000, "search")
+    assert all(0 <= seed < 100_000_000 for seed in found["seeds"])  # the search pool's own range
+    assert (found["spec"]["learner"]["gamma"], found["expected_s"]) == (0.9, None)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_checkpoint_whose_hash_does_not_match_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The next run finds a checkpoint of its own number whose tensors are not those that its JSON names."""
+    import torch
+
+    from core.checkpoint import save_checkpoint
+    from experiments.paths import Paths
+
+    checkpoint = Paths.of(tmp_path).checkpoint(1)
+    save_checkpoint(checkpoint, {"weight": torch.zeros(3)}, {"kind": "rl2"})
+    file = checkpoint.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    call = ["run", "--preset", "point-robot.mlp", "--env-steps", "640", "--data-dir", str(tmp_path)]
+    assert main.main(call) == 1
+    output = capsys.readouterr().out
+    assert "r-0001: failed" in output
+    assert "has hash" in output
+    assert "refused" in output
+
+
+def test_the_second_of_two_processes_that_resume_a_campaign_is_told_who_holds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments.holder import this_process
+    from experiments.ledger import Ledger
+    from experiments.ledger.models import Campaign
+
+    data = tmp_path / "data"
+    _campaign(data, "running")
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        ledger = Ledger(f"sqlite:///{data / 'ledger.db'}")
+        with ledger.session() as session:
+            session.get_one(Campaign, 1).holder = this_process() | {"pid": other.pid, "start": None}
+        ledger.close()
+        assert main.main(["resume", "c-1", "--llm", "offline", "--data-dir", str(data)]) == 2
+        error = capsys.readouterr().err
+        assert f"c-0001 is being worked on by process {other.pid} on" in error
+        assert "python main.py pause c-0001" in error
+    finally:
+        other.communicate()
+    with sqlite3.connect(data / "ledger.db") as connection:
+        assert connection.execute("select count(*) from runs").fetchone() == (0,)
+
+
+def test_a_disk_that_refuses_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import experiments.queries
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/x.json")
+
+    monkeypatch.setattr(experiments.queries, "list_registered", full)
+    assert main.main(["list", "tasks"]) == 1
+    error = capsys.readouterr().err
+    assert "cannot write /data/x.json (No space left on device)" in error
+    assert "python main.py resume" in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["completion", "--shell", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("rerun", "presets", "python3", "python"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_what_follows_main_py_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["completion", "--shell", "bash"])
+    (tmp_path / "complete.bash").write_text(capsys.readouterr().out)
+    typed = {
+        "python main.py rer": "rerun",
+        "python3 ./main.py list p": "presets",
+        "python other.py rer": "",
+        "python ma": "",
+    }
+    for line, expected in typed.items():
+        words = " ".join(f"'{word}'" for word in line.split())
+        code = f"source {tmp_path}/complete.bash; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _python_main_py; echo ${{COMPREPLY[*]}}"
+        found = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+        assert found.stdout.strip() == expected, line
 
 
 def test_a_wall_time_budget_is_planned_from_measured_throughput(
@@ -138,6 +315,18 @@ def test_a_word_for_a_running_campaign_is_kept_as_an_event(tmp_path: Path, capsy
     assert events == [("instruct", "human", '{"text": "try smaller state sizes"}'), ("pause", "human", "{}")]
     assert main.main(["instruct", "c-1", " ", *place]) == 2
     assert "from 1 to 2000" in capsys.readouterr().err
+
+
+def test_a_dry_resume_says_what_is_left_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    _campaign(data, "paused")
+    before = (data / "ledger.db").read_bytes()
+    assert main.main(["resume", "c-1", "--dry-run", "--json", "--data-dir", str(data)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["stage"], found["status"], found["runs_finished"], found["held_by"]) == ("baseline", "paused", 0, "nobody")  # fmt: skip
+    assert found["runs_left"] > 0
+    assert 0 < found["env_steps_left"] <= 10**6
+    assert (data / "ledger.db").read_bytes() == before
 
 
 def test_a_campaign_that_does_not_run_cannot_be_paused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,10 @@ from sqlalchemy import text
 
 from core.errors import InputError
 from experiments import housekeeping
+from experiments.by_hand import must_be_shown, seed_scores
 from experiments.compare import compare, diff
 from experiments.export import TABLES, export
+from experiments.figures import draw, run_sides
 from experiments.filters import parse_where
 from experiments.holder import is_alive, this_process
 from experiments.ledger import Ledger
@@ -165,7 +167,7 @@ def test_archived_runs_and_campaigns_are_hidden_until_asked_for(ledger: Ledger) 
         housekeeping.archive(ledger, ["k-0001"])
 
 
-def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger: Ledger) -> None:
+def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger: Ledger, tmp_path: Path) -> None:
     campaign = add_campaign(ledger)
     claim = add_claim(ledger, campaign)
     for arm in ("challenger", "baseline"):
@@ -184,9 +186,42 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         compare(ledger, "r-0001", "r-0002")
     assert "score" not in [row["field"] for row in diff(ledger, "r-0001", "r-0002").records()]
+    out = tmp_path / "x.jsonl"
+    assert export(ledger, out, what="evals", format="jsonl") == 0
+    assert export(ledger, out, what="runs", format="jsonl") == 2
+    assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [None, None]
+    with pytest.raises(InputError, match="would show its score"):
+        must_be_shown(ledger, ledger.get_run(1))
+    with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
+        draw(ledger, run_sides(ledger, [1, 2]), "profile")
     ledger.add(Verdict(claim_id=claim, outcome="inconclusive", reason="", content={}, created_at=now()))
     assert [row["score"] for row in list_runs(ledger).records()] == [7.0, 7.0]
     assert compare(ledger, "r-0001", "r-0002").by_task is not None
+    assert export(ledger, out, what="evals", format="jsonl") == 2
+    must_be_shown(ledger, ledger.get_run(1))
+
+
+def test_seeds_of_one_configuration_are_summed_up_as_the_judge_does_it(ledger: Ledger) -> None:
+    import numpy as np
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(5, 8))
+    for seed, returns in enumerate(table):
+        add_run(ledger, returns=[[float(r), 50.0] for r in returns], seed=seed)
+    add_run(ledger, finish="failed", seed=9)
+    found = seed_scores(ledger, [1, 2, 3, 4, 6], original=5)
+    assert found.result is not None
+    means = table[:4].mean(axis=1)
+    assert found.result.mean == pytest.approx(means.mean())
+    assert found.result.iqm == pytest.approx(stats.trim_mean(table[:4].ravel(), 0.25))
+    half = stats.sem(means) * stats.t.ppf(0.975, 3)
+    assert found.result.interval == pytest.approx((means.mean() - half, means.mean() + half))
+    assert found.rows[0].worst_task == pytest.approx(table[0].min())
+    assert "1 of 5 seeds have no score" in found.sentence()
+    assert "4 seeds, 8 search tasks each" in found.sentence()
+    assert f"r-0005, which is not among them, has {table[4].mean():.2f}" in found.sentence()
+    assert seed_scores(ledger, [1, 6]).result is None
 
 
 # ---- comparing --------------------------------------------------------------------------
@@ -517,3 +552,20 @@ def test_damaged_pages_are_named(file_ledger: Ledger, tmp_path: Path) -> None:
     found = housekeeping.examine(file_ledger.url, Paths.of(tmp_path))
     assert found
     assert "ledger.db" in found[0].what
+
+
+def test_a_report_before_the_verdict_has_no_confirmation_mean(old_ledger, tmp_path: Path) -> None:
+    from experiments.report import gather
+
+    path = old_ledger("0001")
+    before = {(g.arm, g.purpose): g for g in gather(Ledger(f"sqlite:///{path}"), 1).groups}
+    with Ledger(f"sqlite:///{path}").engine.begin() as connection:
+        connection.execute(text("DROP TRIGGER verdicts_delete"))
+        connection.execute(text("DELETE FROM verdicts"))
+    data = gather(Ledger(f"sqlite:///{path}"), 1)
+    after = {(g.arm, g.purpose): g for g in data.groups}
+    assert data.figures == ()
+    for key, group in before.items():
+        assert after[key].finished == group.finished
+        assert after[key].mean == (None if key[1] == "confirmation" else group.mean)
+        assert group.mean is not None

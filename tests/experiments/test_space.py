@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from core.errors import InputError
@@ -50,25 +51,34 @@ def test_sizing_to_its_own_size_changes_nothing() -> None:
     assert size_policy(spec, count_parameters(spec)) == spec
 
 
-def test_suggestions_are_a_pure_function_and_stay_in_the_space() -> None:
-    history: list = []
-    for number in range(8):
-        first = CHALLENGER.suggest(history, seed=3, arm="challenger")
-        assert first == CHALLENGER.suggest(history, seed=3, arm="challenger")
-        assert CHALLENGER.check_values(first) == first
-        assert set(first) == set(CHALLENGER.complete(first))
-        history.append((first, None if number == 2 else -float(number)))
-    assert CHALLENGER.suggest(history, seed=4, arm="challenger") != first
+def test_unit_coordinates_and_values_are_each_others_inverse() -> None:
+    stream = np.random.default_rng(0)
+    for space in (CHALLENGER, BASELINE):
+        for _ in range(50):
+            values = space.from_unit(stream.random(len(space.parameters)))
+            assert space.check_values(values) == values
+            point = space.to_unit(values)
+            assert space.from_unit(np.where(np.isnan(point), 0.5, point)) == pytest.approx(values)
+            assert {p.name for p, x in zip(space.parameters, point, strict=True) if not np.isnan(x)} == set(values)
 
 
-def test_suggestions_follow_the_scores() -> None:
-    """After many trials where a small learning rate is best, small ones are suggested."""
-    history: list = []
-    for _ in range(30):
-        values = BASELINE.suggest(history, seed=0, arm="baseline")
-        history.append((values, -float(values["learner.learning_rate"])))
-    late = [float(values["learner.learning_rate"]) for values, _ in history[-10:]]
-    assert max(late) < 1e-3
+def test_choices_have_equal_shares_of_the_unit_interval_and_numbers_are_ordered() -> None:
+    worlds = next(p for p in CHALLENGER.parameters if p.name == "learner.minibatches")
+    assert [worlds.from_unit(x) for x in (0.0, 0.32, 0.34, 0.65, 0.67, 1.0)] == [8, 8, 16, 16, 32, 32]
+    assert worlds.distance(8, 16) == 0.5
+    assert worlds.distance(8, None) == 1.0
+    kind = CHALLENGER.parameters[0]
+    assert not kind.ordered
+    assert kind.distance("s5", "s4d") == kind.distance("s5", "lru") == 1.0
+
+
+def test_families_split_what_one_role_tunes_by_its_subject() -> None:
+    assert CHALLENGER.families() == (
+        "architecture", "horizon and exploration", "optimisation", "environment", "adaptation"
+    )  # fmt: skip
+    of = {p.name: p.family for p in CHALLENGER.parameters}
+    assert of["learner.gamma"] == of["policy.log_std_init"] == "horizon and exploration"
+    assert of["learner.learning_rate"] == of["learner.minibatches"] == "optimisation"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,11 @@ class Round(FrozenConfig):
     rows: tuple[tuple[str | float | int | None, ...], ...]
 
 
+class Decision(FrozenConfig):
+    granted: bool
+    decision: str
+
+
 class Note(FrozenConfig):
     text: str
     author: str
@@ -164,6 +169,7 @@ class FakeLab:
     """Same methods and rules as the real lab; everything happens in this process and takes no time."""
 
     campaign_id = "c-0001"
+    agent_share = 0.3
 
     def __init__(
         self, rounds: int = 4, *, tuned: bool = True, first_run: int = 1, earlier: FakeLab | None = None
@@ -176,6 +182,8 @@ class FakeLab:
         self.arms = ("challenger", "baseline") if tuned else ("challenger",)
         self.stage = "question"
         self.short_after: int | None = None
+        self.may_end_after = 2
+        self.rested = 0.0
         self.round = 0
         self.recorded: list[EventView] = []
         self.proposals: dict[tuple[int, str, str], Proposal] = {}
@@ -277,6 +285,13 @@ class FakeLab:
     def _run(self, arm: str, number: int, score: float) -> None:
         self.runs.append((f"r-{len(self.runs) + self.first_run:04d}", arm, number, score, round(score / 0.5, 2)))
 
+    def prepare_round(self) -> Table:
+        rows = tuple((arm, "optimizer", json.dumps(self.suggest(arm).values)) for arm in self.arms)
+        return Table(columns=("arm", "proposed by", "configuration"), rows=rows)
+
+    def rest(self, seconds: float) -> None:
+        self.rested += seconds
+
     def launch(self) -> Round:
         if self.stop_event.is_set():
             raise Paused("stopped")
@@ -299,12 +314,25 @@ class FakeLab:
                 raise unknown_name("run", run, known)
         return Table(columns=("field", first, second), rows=())
 
-    def learning_curve(self, run: str) -> Table:
-        if run not in {r[0] for r in self.runs}:
-            raise unknown_name("run", run, [r[0] for r in self.runs])
-        return Table(
-            columns=("env_steps", "rollout/ep_rew_mean"), rows=tuple((1000 * i, -20.0 + i) for i in range(1, 11))
-        )
+    def analyse_curves(self, arm: str | None = None, run_id: str | None = None, limit: int = 8) -> Table:
+        self._arm(arm)
+        if run_id is not None and run_id not in {r[0] for r in self.runs}:
+            raise unknown_name("run", run_id, [r[0] for r in self.runs])
+        return Table(columns=("run", "gain"), rows=((run_id or "r-0001", 1.5),))
+
+    def request_confirmation(self, actor: str, reason: str, evidence: list[str]) -> Decision:
+        for row in evidence:
+            if row not in {r[0] for r in self.runs}:
+                raise unknown_name("evidence", row, [r[0] for r in self.runs])
+        granted = self.round >= self.may_end_after
+        self.record_event("early_end", actor, {"text": reason, "granted": granted, "round": self.round})
+        return Decision(granted=granted, decision="the search ends" if granted else "too early")
+
+    def open_round(self, actor: str) -> None:
+        self.record_event("opened", actor, {"round": self.round})
+
+    def ends_early(self) -> bool:
+        return any(e.payload["granted"] for e in self.recorded if e.kind == "early_end")
 
     def episode_returns(self, run: str) -> Table:
         if run not in {r[0] for r in self.runs}:
@@ -318,9 +346,10 @@ class FakeLab:
     def budget(self) -> BudgetView:
         return BudgetView(trials=2 * self.plan.rounds, trials_done=2 * self.round)
 
-    def record_event(self, kind: str, actor: str, payload: dict[str, Any]) -> None:
+    def record_event(self, kind: str, actor: str, payload: dict[str, Any]) -> int:
         json.dumps(payload, allow_nan=False).encode()
         self.recorded.append(EventView(id=len(self.recorded) + 1, kind=kind, actor=actor, payload=payload))
+        return len(self.recorded)
 
     def events(self, kinds: Any = None, after: int = 0, campaign: str | None = None) -> list[EventView]:
         if campaign is not None:

@@ -11,7 +11,10 @@ import pytest
 from fake_lab import FakeLab
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
+import multi_agent.agents
 from core.errors import InputError
+from multi_agent.agents.agent import AGENTS
+from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning, summarise
 from multi_agent.workflows.research_workflow import run_research
 
@@ -28,7 +31,7 @@ def brain(request: dict[str, Any]) -> Reply:
 
 def turns(mode: str, folder: Path, **options: Any) -> list[tuple[str, int, set[str]]]:
     """(role, pass, roles whose words it had heard) of each specialist's turn in the agents' round."""
-    lab = FakeLab(rounds=3)
+    lab = FakeLab(rounds=4)  # the least that gives the agents a round
     with ModelServer(brain).running() as server:
         run_research(lab, server.choice(), data_dir=folder, on_event=lambda e: None, collaboration=mode, **options)  # type: ignore[arg-type]
     assert lab.stage == "done"
@@ -60,6 +63,24 @@ def test_in_emergence_only_the_addressed_speak_again(tmp_path: Path) -> None:
 
 def test_absent_agents_do_not_speak(tmp_path: Path) -> None:
     assert [role for role, _, _ in turns("sequential", tmp_path, agents=("Adaptation",))] == ["adaptation"]
+
+
+def test_a_sixth_agent_in_one_file_takes_part_in_a_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reviewer_agent.py").write_text(
+        "from multi_agent.agents.agent import AGENTS, AgentSpec\n"
+        "from multi_agent.tools.ledger_tool import READING, TALKING\n"
+        "AGENTS.register('Reviewer')(AgentSpec('Reviewer', None, (*READING, *TALKING), 'environment.md', 50))\n"
+    )
+    monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(tmp_path)])
+    lab, events = FakeLab(rounds=1), []
+    try:
+        run_research(
+            lab, choose_llm("offline"), data_dir=tmp_path / "data", on_event=events.append, agents=("Reviewer",)
+        )  # type: ignore[arg-type]
+    finally:
+        AGENTS._entries.pop("Reviewer")
+    assert lab.stage == "done"
+    assert {e.actor for e in events if e.kind == "agent" and not e.payload.get("failed")} == {"Reviewer", "Coordinator"}
 
 
 def _run(id: int, trial: int | None, proposer: str, score: float | None, arm: str = "challenger") -> Any:

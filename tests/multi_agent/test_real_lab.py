@@ -65,7 +65,7 @@ def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
             )
         return say("Done.")
 
-    lab = open_lab(tmp_path)
+    lab = open_lab(tmp_path, rounds=4)
     with ModelServer(brain).running() as server, lab.holding():
         run_research(lab, server.choice(), data_dir=tmp_path, on_event=lambda e: None)
     assert lab.stage == "done"

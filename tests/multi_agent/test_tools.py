@@ -23,11 +23,12 @@ from multi_agent.tools.tool import Mode, Tool, ToolContext, execute
 MEMBERS = {member.name: member for member in crew_members()}
 TOOLS: dict[str, Tool] = {tool.name: tool for member in MEMBERS.values() for tool in member.tools}
 NAMES = tuple(MEMBERS)
+PROBES = {"memory_length", "measure_throughput", "inner_rate_sensitivity"}  # they cost real time
 
 
 def context_of(lab: FakeLab, name: str = "Meta-Learning", mode: Mode = "agents") -> ToolContext:
-    def emit(kind: str, actor: str, text: str, /, **payload: Any) -> None:
-        lab.record_event(kind, actor, {"text": text} | payload)
+    def emit(kind: str, actor: str, text: str, /, **payload: Any) -> int:
+        return lab.record_event(kind, actor, {"text": text} | payload)
 
     context = ToolContext(
         lab,  # type: ignore[arg-type]
@@ -87,7 +88,7 @@ def test_no_tool_reaches_selection_confirmation_or_the_judge() -> None:
 
     lab = SearchSide()
     context = context_of(lab)
-    for name in set(TOOLS) - {"memory_length", "measure_throughput"}:
+    for name in set(TOOLS) - PROBES:
         for arguments in ({}, {"arm": "challenger"}, proposal(), {"view": "top", "arm": None, "limit": 3}):
             execute(TOOLS[name], context, arguments)
 
@@ -128,7 +129,11 @@ def test_a_proposal_is_written_with_its_source_found_out_by_code() -> None:
         ("tell", {"to": "Meta Learning", "text": "hello", "evidence": []}, "Meta-Learning"),
         ("remember", {"text": "it helps", "evidence": []}, "evidence"),
         ("budget", {"score": 1.0}, "no such argument"),
-        ("learning_progress", {"run": "r-4242"}, "r-4242"),
+        ("analyse_curves", {"arm": None, "run": "r-4242", "limit": 1}, "r-4242"),
+        ("analyse_curves", {"arm": "both"}, "'challenger' or 'baseline'"),
+        ("request_confirmation", {"reason": "enough", "evidence": ["r-9999"]}, "r-9999"),
+        ("request_confirmation", {"reason": "enough", "evidence": [], "score": 1.0}, "no such argument"),
+        ("inner_rate_sensitivity", {"arm": "challenger", "inner_steps": 500}, "5"),
         ("adaptation_curve", {"run": "r-4242"}, "r-4242"),
     ],
 )
@@ -206,12 +211,17 @@ def test_the_throughput_probe_steps_real_worlds(monkeypatch: pytest.MonkeyPatch)
     assert (task["task"], task["observation_size"]) == ("point-robot", 2)
 
 
-def test_learning_progress_is_the_slope_of_the_recorded_curve() -> None:
+@pytest.mark.parametrize("task", ["point-robot", "tabular-mdp"])
+def test_the_inner_rate_probe_adapts_a_real_model_to_real_transitions(task: str) -> None:
     lab = FakeLab()
-    lab.launch()
-    progress = use(context_of(lab), "learning_progress", run="r-0001")
-    assert progress["first_half_slope"] == progress["second_half_slope"] == 1000.0  # one return per 1,000 steps
-    assert progress["last_return"] == -10.0
+    lab.question = lab.question.model_copy(update={"task": task})
+    probe = use(context_of(lab), "inner_rate_sensitivity", arm="baseline", values=[], inner_steps=2)
+    assert probe["kind"] == "lstm"
+    before, after = probe["loss_before"], probe["loss_after"]
+    assert len(after) == len(probe["inner_rate"])
+    assert abs(after[0] - before) < abs(after[3] - before)  # a rate that small hardly moves
+    assert min(loss for loss in after if loss is not None) < before
+    assert probe["inner_rate"][after.index(min(a for a in after if a is not None))] == probe["best_rate"]
 
 
 def test_a_message_is_delivered_once_and_never_to_its_sender() -> None:
@@ -254,7 +264,7 @@ PLAUSIBLE = {
     "target": st.none() | st.just("r-0001"),
     "to": st.sampled_from([*NAMES, "all", "judge"]),
 }
-FUZZED = sorted(set(TOOLS) - {"memory_length", "measure_throughput", "describe_task"})  # the probes cost real time
+FUZZED = sorted(set(TOOLS) - PROBES - {"describe_task"})
 
 
 @st.composite
@@ -281,7 +291,7 @@ def check_call(example: tuple[str, str, Mode, dict[str, Any]]) -> None:
     assert isinstance(answer, dict)
     assert context.interrupt is None
     assert lab.runs[: len(scores)] == scores
-    assert [e.kind for e in lab.recorded if e.kind != "message"] == ["tool_call", "tool_result"]
+    assert [e.kind for e in lab.recorded if e.kind not in ("message", "early_end")] == ["tool_call", "tool_result"]
     for (_, arm, role), written in lab.proposals.items():
         assert role == MEMBERS[actor].slice
         lab._check(arm, written.values, role)

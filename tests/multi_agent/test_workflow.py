@@ -48,7 +48,7 @@ def run(lab: FakeLab, choice: LLMChoice, folder: Path, **options: Any) -> list[C
     return events
 
 
-def run_with(brain: Brain, folder: Path, *, rounds: int = 3, chat: dict[str, Any] | None = None, **options: Any):
+def run_with(brain: Brain, folder: Path, *, rounds: int = 4, chat: dict[str, Any] | None = None, **options: Any):
     """(lab, events, requests) of a campaign whose model is `brain`; it must end in a verdict."""
     lab = FakeLab(rounds=rounds)
     with ModelServer(brain).running() as server:

@@ -1,0 +1,184 @@
+"""Searches by agents for `bench proposers`: the real crew, tools and lab, in a world that answers instead of a trainer.
+
+Three arms: `hybrid` is the search of a campaign (default first, agents in their share of the rounds, the optimizer in the
+others), `crew` gives every round but the default to the specialists, `single-agent` gives them to one agent that owns all
+slices. The Coordinator has no turn: code launches every round, so that tokens are spent on proposals alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.executor import Ended, Evaluated, Job, Listener, Started
+from experiments.lab import Lab, create_campaign
+from experiments.ledger import Ledger
+from experiments.optimizer import Tried
+from experiments.paths import Paths
+from experiments.plan import Budget, Design, Plan
+from experiments.proposers import ARM, Search, Searcher, World, worth_of_best
+from experiments.question import parse_goal
+from experiments.space import ALL_SLICES, Value
+from experiments.waste import count_waste
+from multi_agent.agents.agent import AgentSpec
+from multi_agent.llm.choose import LLMChoice, choose_llm
+from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
+from multi_agent.tools.tool import Mode
+from multi_agent.workflows.collaborative_learning import COORDINATOR
+from multi_agent.workflows.research_workflow import STAGES, Crew
+
+AgentArm = Literal["crew", "hybrid", "single-agent"]
+AGENT_ARMS: tuple[AgentArm, ...] = ("crew", "hybrid", "single-agent")
+
+RESEARCHER = AgentSpec(
+    name="Researcher",
+    slice=ALL_SLICES,
+    tools=(*READING, *PROPOSING, *TALKING),
+    prompt="researcher.md",
+    turn=10,
+)
+"""The one agent of the arm `single-agent`; it is not registered, so no campaign has it."""
+
+
+def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Searcher]:
+    """The searches of the named arms with the chat model that the options of `bench proposers` ask for."""
+    llm = choose_llm(options.llm, options.base_url)
+    say(llm.describe())
+    if llm.kind == "offline":
+        say(
+            "No language model: the offline researcher takes every value from the optimizer, so the arms with agents "
+            "measure the optimizer, not agents. Name a model with --llm to compare agents."
+        )
+    return {
+        name: agent_searcher(name, llm, max_tokens=options.max_tokens, say=say) for name in AGENT_ARMS if name in names
+    }
+
+
+def agent_searcher(
+    arm: AgentArm, llm: LLMChoice, *, max_tokens: int | None = None, say: Callable[[str], None] = lambda text: None
+) -> Searcher:
+    """The search of an arm with agents. max_tokens: cap of each search; the optimizer goes on alone beyond it."""
+
+    def search(world: World, trials: int, seed: int) -> Search:
+        with tempfile.TemporaryDirectory(prefix="proposers-") as folder:
+            lab = open_world_lab(world, trials, seed, Path(folder))
+            lab.agent_share = Lab.agent_share if arm == "hybrid" else 1.0
+            kind = SingleAgent if arm == "single-agent" else Specialists
+            crew = kind(lab, llm, Path(folder), lambda event: None, max_tokens, None, "sequential", None, None)
+            while lab.stage in ("baseline", "search"):
+                STAGES[lab.stage](crew)
+            if crew.silent_because:
+                say(f"{arm}, search {seed}: {crew.silent_because}; the optimizer went on alone")
+            finished = lab.trials.finished(ARM)
+            history = [Tried(trial.values, trial.score) for trial in finished]
+            by_models = len(lab.trials.shaped_by_agents())
+            waste = count_waste(lab.ledger, lab.number)
+            lab.ledger.close()
+            return Search(worth_of_best(world, history), len(finished), waste.wasted + waste.refused, by_models)
+
+    return search
+
+
+class Specialists(Crew):
+    """The crew without its Coordinator's turns."""
+
+    def ask(self, name: str, prompt: str, *, mode: Mode = "optimizer", **turn: Any) -> str | None:
+        return None if name == COORDINATOR else super().ask(name, prompt, mode=mode, **turn)
+
+
+class SingleAgent(Specialists):
+    """One agent in the place of the specialists."""
+
+    def choose_members(self, agents: Sequence[str] | None) -> list[AgentSpec]:
+        return [m for m in super().choose_members(None) if m.name == COORDINATOR] + [RESEARCHER]
+
+
+# ---- the lab of a world -----------------------------------------------------------------
+
+
+class WorldLab(Lab):
+    """A lab whose challenger is measured by a world: its configurations are what the world really tried."""
+
+    world: World
+    tried: dict[int, Tried]
+
+    def _settle(self, trial: int) -> dict[str, dict[str, Value]]:
+        chosen = super()._settle(trial)
+        if trial not in self.tried:
+            self.tried[trial] = self.world.measure(chosen[ARM])
+        values = self.tried[trial].values
+        if chosen[ARM] != values:  # the nearest row of a table: the proposals become what was tried
+            for slice_ in self.trials.slices(ARM, trial):
+                own = {p.name: values[p.name] for p in self.trials.space(ARM).of_role(slice_.role) if p.name in values}
+                self.trials.write_proposal(
+                    ARM, trial, slice_.role, own, slice_.source,
+                    reason=slice_.reason, effect=slice_.predicted_effect, evidence=slice_.evidence,
+                )  # fmt: skip
+        return {ARM: self.trials.complete(ARM, trial)}
+
+
+class WorldExecutor:
+    """Answers jobs with a world's scores instead of training. A job's configuration is known by its variant."""
+
+    workers = 1
+
+    def __init__(self, lab_of: Callable[[], WorldLab]) -> None:
+        self._lab_of = lab_of
+
+    def run(self, jobs: Sequence[Job], on_message: Listener, stop: threading.Event) -> None:
+        for job in jobs:
+            on_message(job, Started(pid=os.getpid()))
+            score = None if job.probe else self._score(job)
+            if score is not None:
+                on_message(job, Evaluated(pool=job.pool, values={"return": [[score]]}))
+            done = job.probe or score is not None
+            cause = None if done else "training failed in the world of this search"
+            on_message(job, Ended(status="done" if done else "diverged", cause=cause, env_steps=job.spec.env_steps))
+
+    def _score(self, job: Job) -> float | None:
+        lab = self._lab_of()
+        seeds = lab.trials.seeds("search")
+        if job.spec.seed in seeds[1:]:  # further seeds of the default, for the noise floor
+            return lab.world.default_scores[seeds.index(job.spec.seed) - 1]
+        for trial, tried in lab.tried.items():
+            spec = lab.trials.spec(ARM, tried.values, seed=job.spec.seed, env_steps=job.spec.env_steps)
+            if spec.config_hash == job.spec.config_hash:
+                return lab.tried[trial].score
+        raise ValueError("a job of this lab was not measured by its world")
+
+
+def open_world_lab(world: World, trials: int, seed: int, folder: Path) -> WorldLab:
+    """A new campaign in `folder` that tunes the world's model family for `trials` rounds."""
+    paths = Paths.of(folder)
+    paths.ensure()
+    ledger = Ledger(paths.ledger_url)
+    question = parse_goal(f"find the best {world.space.family.name} on {world.space.task}")
+    plan = Plan(
+        budget=Budget(env_steps=10**12),
+        design=Design(
+            name="search alone",
+            baseline_seeds=1 + len(world.default_scores),
+            rounds=trials,
+            top=1,
+            selection_seeds=1,
+            confirmation_seeds=5,
+        ),
+        tuned_arms=1,
+        env_steps_full=world.env_steps,
+        env_steps_search=world.env_steps,
+        workers=1,
+        steps_per_s=None,
+    )
+    number = create_campaign(ledger, question, plan, seed=seed, llm="bench proposers")
+    holder: list[WorldLab] = []
+    lab = WorldLab(ledger, number, WorldExecutor(lambda: holder[0]), paths)
+    lab.world, lab.trials.parameters = world, world.parameters
+    lab.trials.spaces[ARM] = world.space
+    lab.tried = {0: world.measure(world.space.default_values())}
+    holder.append(lab)
+    return lab

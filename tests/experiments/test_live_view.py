@@ -1,0 +1,65 @@
+"""What a person sees while a campaign runs: one line for a call and its result, and nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments.runner import RunProgress
+from experiments.views import LiveView, plain
+
+HOSTILE = (
+    "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b31m \u202eevil \x07\r\n{$x} \x00 [link=file:///]y[/link]"
+)
+
+
+def _shown(*, terminal: bool, width: int = 80) -> str:
+    """The output of a few events and a run."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=width, height=40, highlight=False, color_system="standard" if terminal else None)  # fmt: skip
+    view = LiveView(console)
+    with view:
+        view.on_progress(RunProgress(9, "challenger", "search", "s5", "running", 2560, 6400, 1234.5, -12.3, None))
+        view.on_event("llm_call", "Coordinator", "x", {"tokens_so_far": 12_345, "max_tokens": 50_000, "usd_so_far": 0.0123, "max_usd": 2.0})  # fmt: skip
+        view.on_event("tool_call", "Meta-Learning", "ledger_query(view=top, arm=null, limit=3)")
+        view.on_event("tool_result", "Meta-Learning", "3 rows: run r-0004, score -5")
+        view.on_event("agent", "Meta-Learning", HOSTILE + " word" * 60)
+        view.on_event("waiting", "workflow", "Waits for approval of round 3. python main.py approve c-0001")
+        if terminal:
+            assert view._live is not None
+            view._live.refresh()
+    return out.getvalue()
+
+
+def test_text_of_a_model_is_shown_as_it_is_and_controls_nothing() -> None:
+    assert plain(HOSTILE) == "[bold red]x[/] red 31m evil {$x} [link=file:///]y[/link]"
+    for terminal in (True, False):
+        shown = _shown(terminal=terminal)
+        assert "[bold red]x[/] red" in shown
+        assert not {"\x07", "\u202e", "\x00", "\x9b"} & set(shown)
+        assert "\x1b]0" not in shown
+        assert "\x1b[31m" not in shown
+
+
+def test_a_call_and_its_result_are_one_line() -> None:
+    (line,) = [line for line in _shown(terminal=False).splitlines() if "ledger_query" in line]
+    assert line == "Meta-Learning: ledger_query(view=top, limit=3) → 3 rows: run r-0004, score -5"
+
+
+def test_a_pipe_gets_lines_without_colours_or_redrawing() -> None:
+    shown = _shown(terminal=False)
+    assert "\x1b" not in shown
+    assert "approve c-0001" in shown
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_gets_runs_budgets_and_what_is_waited_for_within_its_width(width: int) -> None:
+    from rich.ansi import AnsiDecoder
+
+    shown = _shown(terminal=True, width=width)
+    lines = [text.plain for text in AnsiDecoder().decode(shown)]
+    assert max(len(line) for line in lines) <= width
+    assert any("r-0009" in line and "40 %" in line for line in lines)
+    assert any("Waits for approval" in line for line in lines)

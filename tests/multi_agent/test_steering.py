@@ -1,0 +1,303 @@
+"""What people say from a second terminal: approvals, instructions, an end; and what survives a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_lab import FakeLab
+from instant_lab import instant_lab, search_and_confirm
+from model_server import ModelServer, Reply, call, fail, results_of, say, turn_of
+
+import main
+from core.errors import InputError
+from experiments.lab import Paused
+from experiments.ledger import Ledger
+from experiments.queries import list_active
+from experiments.report import gather, write_report
+from experiments.steering import approve, end_campaign, is_stopped
+from multi_agent.communication.message_broker import Message, MessageBroker
+from multi_agent.llm.choose import choose_llm
+from multi_agent.workflows import approval
+from multi_agent.workflows.research_workflow import CrewEvent, run_research
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multi_agent.tools import environment_tool
+
+    monkeypatch.setattr(environment_tool, "PROBE_S", 0.01)
+    monkeypatch.setattr(approval, "POLL_S", 0.01)
+
+
+def run(lab: Any, folder: Path, **options: Any) -> list[CrewEvent]:
+    events: list[CrewEvent] = []
+    llm = options.pop("llm", None) or choose_llm("offline")
+    run_research(lab, llm, data_dir=folder, on_event=events.append, **options)
+    return events
+
+
+def answering(lab: FakeLab, *answers: tuple[bool, str]) -> list[str]:
+    """A person in another thread who gives one answer after the other; the keys that were asked for."""
+    asked: list[str] = []
+
+    def person() -> None:
+        left, seen = list(answers), 0
+        deadline = time.monotonic() + 250
+        while time.monotonic() < deadline and lab.stage != "done":
+            for event in lab.events(["waiting"], after=seen):
+                seen = event.id
+                asked.append(event.payload["key"])
+                granted, text = left.pop(0) if left else (True, "")
+                lab.record_event("approve", "human", {"key": event.payload["key"], "granted": granted, "text": text})
+            time.sleep(0.01)
+
+    threading.Thread(target=person, daemon=True).start()
+    return asked
+
+
+def test_every_stage_waits_for_approval(tmp_path: Path) -> None:
+    lab = FakeLab(rounds=2)
+    asked = answering(lab)
+    events = run(lab, tmp_path, approve_each="stage")
+    assert asked == [f"stage:{s}" for s in ("baseline", "search", "selection", "claim", "confirmation")]
+    assert lab.stage == "done"
+    assert lab.rested > 0  # waiting for a person is not charged to the budget
+    assert any("python main.py approve c-0001" in e.text for e in events if e.kind == "waiting")
+
+
+def test_every_group_of_runs_waits_for_approval(tmp_path: Path) -> None:
+    lab = FakeLab(rounds=2)
+    asked = answering(lab)
+    run(lab, tmp_path, approve_each="run")
+    assert asked == ["stage:baseline", "round:0", "round:1", "stage:selection", "stage:confirmation"]
+
+
+def test_a_denied_stage_pauses_and_the_reason_waits_for_every_agent(tmp_path: Path) -> None:
+    lab = FakeLab(rounds=2)
+    answering(lab, (True, ""), (False, "not before lunch"))
+    with pytest.raises(Paused, match="not before lunch"):
+        run(lab, tmp_path, approve_each="stage")
+    assert (lab.stage, lab.launches) == ("search", 0)
+    asked = answering(lab)
+    with ModelServer(lambda request: say("Done.")).running() as server:
+        run(lab, tmp_path, llm=server.choice())  # what is approved is remembered by the campaign
+    assert "stage:search" in asked
+    assert "not before lunch" in str(server.requests[0])
+
+
+def test_a_denied_round_is_proposed_anew_by_the_crew(tmp_path: Path) -> None:
+    def brain(request: dict[str, Any]) -> Reply:
+        turn, results = turn_of(request), results_of(request)
+        if turn["kind"] == "propose" and turn["role"] == "meta-learning" and turn["round"] == 1 and not results:
+            value = 0.0005 if "too fast" in str(request["messages"]) else 0.009
+            values = [{"name": "learner.learning_rate", "value": value}]
+            text = {"reason": "r", "predicted_effect": "e", "evidence": []}
+            return call(("propose", {"arm": "challenger", "values": values, **text}))
+        return say("Done.")
+
+    lab = FakeLab(rounds=4)
+    asked = answering(lab, (True, ""), (True, ""), (False, "too fast"))
+    with ModelServer(brain).running() as server:
+        run(lab, tmp_path, llm=server.choice(), approve_each="run")
+    assert asked.count("round:1") == 2
+    assert lab.proposals[1, "challenger", "meta-learning"].values == {"learner.learning_rate": 0.0005}
+
+
+def test_a_wait_survives_a_stop_and_an_answer_given_meanwhile_counts(tmp_path: Path) -> None:
+    lab = FakeLab(rounds=2)
+    threading.Timer(0.5, lab.stop_event.set).start()
+    with pytest.raises(Paused):
+        run(lab, tmp_path, approve_each="stage")
+    assert lab.stage == "baseline"
+    lab.stop_event.clear()
+    lab.record_event("approve", "human", {"key": "stage:baseline", "granted": True, "text": ""})
+    answering(lab)
+    run(lab, tmp_path)
+    assert [e.payload["key"] for e in lab.recorded if e.kind == "waiting"].count("stage:baseline") == 1
+    assert lab.stage == "done"
+
+
+def test_only_the_launch_turn_launches(tmp_path: Path) -> None:
+    def eager(request: dict[str, Any]) -> Reply:
+        return say("Done.") if results_of(request) else call(("launch", {}))
+
+    lab = FakeLab(rounds=2)
+    with ModelServer(eager).running() as server:
+        events = run(lab, tmp_path, llm=server.choice())
+    refused = [e for e in events if e.kind == "tool_result" and "this turn launches nothing" in e.text]
+    assert {"plan", "report"} == {turn_of(r)["kind"] for r in server.requests} - {"launch", "propose"}
+    assert len(refused) == 2
+    assert lab.launches == 2
+
+
+# ---- the search ends early --------------------------------------------------------------------
+
+
+def test_the_crew_may_ask_for_the_claim_and_code_decides(tmp_path: Path) -> None:
+    def brain(request: dict[str, Any]) -> Reply:
+        if turn_of(request)["kind"] == "launch" and len(results_of(request)) < 2:
+            calls = [("request_confirmation", {"reason": "it is clear", "evidence": []}), ("launch", {})]
+            return call(calls[len(results_of(request))])
+        return say("Done.")
+
+    lab = FakeLab(rounds=6)
+    lab.may_end_after = 3
+    with ModelServer(brain).running() as server:
+        events = run(lab, tmp_path, llm=server.choice())
+    assert lab.stage == "done"
+    asked = [(e.payload["round"], e.payload["granted"]) for e in lab.recorded if e.kind == "early_end"]
+    assert asked[:4] == [(0, False), (1, False), (2, False), (3, True)]
+    assert any("as the crew asked" in e.text for e in events)
+    rows = {(arm, number) for _, arm, number, *_ in lab.runs if number >= 0}
+    assert {n for a, n in rows if a == "challenger"} == {n for a, n in rows if a == "baseline"}
+
+
+def test_the_real_lab_ends_a_search_by_its_rule_and_both_arms_stay_equal(tmp_path: Path) -> None:
+    lab = instant_lab(tmp_path)
+    lab.run_baseline()
+    lab.set_stage("search")
+    assert lab.request_confirmation("Coordinator", "now").decision.startswith("0 of 3 rounds")
+    lab.launch()
+    lab.launch()
+    found = lab.request_confirmation("Coordinator", "clear", [f"r-{lab.ledger.runs(lab.number)[0].id:04d}"])
+    assert found.granted
+    assert lab.ends_early()
+    with pytest.raises(InputError, match="the search is closed"):
+        lab.launch()
+    lab.run_selection()
+    claim = lab.write_claim().content
+    assert claim.challenger.search_trials == claim.baseline.search_trials == 2
+
+
+# ---- a stop -----------------------------------------------------------------------------------
+
+
+def test_a_campaign_stopped_in_the_search_ends_without_a_verdict_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = instant_lab(tmp_path)
+    lab.run_baseline()
+    lab.set_stage("search")
+    lab.launch()
+    lab.ledger.record_event(lab.number, "instruct", "human", {"text": "try smaller state sizes"})
+    lab.ledger.close()
+    place = ["--data-dir", str(tmp_path)]
+    assert main.main(["stop", "c-0001", *place]) == 0
+    words = capsys.readouterr().out
+    assert "after 1 of 3 search rounds" in " ".join(words.split())
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    campaign = ledger.get_campaign(1)
+    assert (campaign.stage, campaign.status) == ("done", "done")
+    markdown = (tmp_path / "reports" / "c-0001" / "report.md").read_text() if (tmp_path / "reports").is_dir() else ""
+    markdown = markdown or next(tmp_path.rglob("report.md")).read_text()
+    assert "ended before there was one" in markdown
+    assert "instruct: try smaller state sizes" in markdown  # the report says what people told the crew
+    assert main.main(["stop", "c-0001", *place]) == 2
+    assert "nothing to stop" in capsys.readouterr().err
+    assert main.main(["resume", "c-0001", *place, "--llm", "offline"]) == 0
+
+
+def test_a_campaign_stopped_in_its_confirmation_is_judged_on_what_there_is(tmp_path: Path) -> None:
+    lab = instant_lab(tmp_path)
+    search_and_confirm(lab)
+    lab.ledger.record_event(lab.number, "stop", "human", {})
+    assert is_stopped(lab.ledger, lab.number)
+    with lab.holding():
+        end_campaign(lab)
+    data = gather(lab.ledger, lab.number)
+    assert data.verdict is not None
+    assert data.verdict.outcome == "confirmed"
+    assert "confirmed" in (data.campaign.narrative or "")
+    assert [w.kind for w in data.steering] == ["stop"]
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+def test_status_shows_what_waits_and_approve_answers_it_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = instant_lab(tmp_path)
+    place = ["--data-dir", str(tmp_path)]
+    assert main.main(["approve", *place]) == 2
+    assert "waits for no approval" in capsys.readouterr().err
+    lab.record_event("waiting", "workflow", {"text": "t", "key": "stage:baseline", "what": "the stage baseline."})
+    assert "waits for approval of the stage baseline." in list_active(lab.ledger)[0].note
+    assert main.main(["status", *place]) == 0
+    assert "python main.py approve c-0001" in " ".join(capsys.readouterr().out.split())
+    assert main.main(["approve", "c-0001", "--deny", "too expensive", *place]) == 0
+    with pytest.raises(InputError):
+        approve(lab.ledger, lab.number, deny=None)
+    (event,) = lab.events(["approve"])
+    assert event.payload == {"key": "stage:baseline", "granted": False, "text": "too expensive"}
+    write_report(lab.ledger, lab.number, lab.paths)
+    assert "denied: stage:baseline. too expensive" in next(tmp_path.rglob("report.md")).read_text()
+
+
+# ---- messages and event loops -----------------------------------------------------------------
+
+
+def test_messages_that_nobody_had_read_at_a_kill_are_delivered_after_it(tmp_path: Path) -> None:
+    def teller(request: dict[str, Any]) -> Reply:
+        if turn_of(request)["kind"] == "plan" and not results_of(request):
+            return call(("tell", {"to": "Adaptation", "text": "look at shots", "evidence": []}))
+        return say("Done.")
+
+    lab = FakeLab(rounds=4)
+
+    def kill() -> None:
+        raise Paused
+
+    lab.on_launch = kill
+    with ModelServer(teller).running() as server, pytest.raises(Paused):
+        run(lab, tmp_path, llm=server.choice())
+    assert "look at shots" not in str([r for r in server.requests if turn_of(r)["kind"] == "propose"])
+    lab.on_launch = None
+    with ModelServer(teller).running() as server:
+        run(lab, tmp_path, llm=server.choice())
+    heard = [r for r in server.requests if "Coordinator: look at shots" in str(r["messages"][-1]["content"])]
+    assert [turn_of(r)["role"] for r in heard] == ["adaptation"]
+
+
+def test_what_was_read_is_not_delivered_again() -> None:
+    broker = MessageBroker(("a", "b"), lambda *args, **rest: 9)
+    messages = [Message("b", "a", f"m{n}", (), n) for n in (3, 5, 7)] + [Message("human", "all", "h", (), 8)]
+    broker.restore(messages, {"a": 5})
+    assert [m.text for m in broker.collect("a")] == ["m7", "h"]
+    assert [m.text for m in broker.collect("b")] == ["h"]
+    broker.put_back("a", messages[:1])
+    broker.post("b", "a", "new")
+    assert [m.text for m in broker.collect("a")] == ["m3", "new"]
+
+
+def test_messages_of_a_turn_that_failed_wait_for_the_next(tmp_path: Path) -> None:
+    launches: list[str] = []
+
+    def brain(request: dict[str, Any]) -> Reply:
+        if turn_of(request)["kind"] == "plan":
+            return fail(500, "broken")
+        if turn_of(request)["kind"] == "launch":
+            launches.append(str(request["messages"][-1]["content"]))
+        return say("Done.")
+
+    lab = FakeLab(rounds=2)
+    lab.record_event("instruct", "human", {"text": "go slowly"})
+    with ModelServer(brain).running() as server:
+        run(lab, tmp_path, llm=server.choice())
+    assert ["human: go slowly" in text for text in launches] == [True, False]
+
+
+def test_a_crew_works_inside_a_running_event_loop(tmp_path: Path) -> None:
+    async def notebook() -> FakeLab:
+        lab = FakeLab(rounds=1)
+        run(lab, tmp_path)
+        return lab
+
+    lab = asyncio.run(notebook())
+    assert lab.finished is not None
+    assert lab.finished[1] == "Coordinator (offline)"
