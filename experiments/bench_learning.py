@@ -135,52 +135,34 @@ def read_rows(file: Path) -> list[LearningRow]:
 
 
 def learning_table(rows: Sequence[LearningRow]) -> TableView:
-    """A line a task and model, the family's anchors beneath its task; intervals are Student's t over seeds."""
+    """A line a model of one task's rows; intervals are Student's t over seeds."""
     lines: list[tuple[Any, ...]] = []
-    for task in dict.fromkeys(row.task for row in rows):
-        for model in dict.fromkeys(row.model for row in rows if row.task == task):
-            mine = [row for row in rows if (row.task, row.model) == (task, model)]
-            final = [row.points[-1] for row in mine]
-            scores = np.array([point.mean for point in final])
-            early = [point.mean for row in mine if (point := row.at_minutes(MINUTES)) is not None]
-            low, high = mean_interval(scores) if len(scores) > 1 else (math.nan, math.nan)
-            lines.append(
-                (
-                    task,
-                    model,
-                    len(mine),
-                    mine[0].spec.env_steps,
-                    _one(float(np.mean(early))) if len(early) == len(mine) else None,
-                    _one(float(scores.mean())),
-                    f"[{low:.1f}, {high:.1f}]" if len(scores) > 1 else "one seed",
-                    _one(float(scores.min())),
-                    _one(min(min(point.returns) for point in final)),
-                    round(float(np.mean([point.cpu_s for point in final]))),
-                    mine[0].parameters,
-                )
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model]
+        final = [row.points[-1] for row in mine]
+        scores = np.array([point.mean for point in final])
+        early = [point.mean for row in mine if (point := row.at_minutes(MINUTES)) is not None]
+        low, high = mean_interval(scores) if len(scores) > 1 else (math.nan, math.nan)
+        lines.append(
+            (
+                model,
+                len(mine),
+                _one(float(np.mean(early))) if len(early) == len(mine) else None,
+                _one(float(scores.mean())),
+                f"[{low:.1f}, {high:.1f}]" if len(scores) > 1 else "one seed",
+                _one(float(scores.min())),
+                _one(min(min(point.returns) for point in final)),
+                round(float(np.mean([point.cpu_s for point in final]))),
             )
-        anchors = get_family(task).anchors
-        lines += [
-            (task, name.replace("_", " "), None, None, None, value, "anchor", None, None, None, None)
-            for name, value in anchors.items()
-        ]
+        )
+    task, steps = rows[0].task, rows[0].spec.env_steps
+    anchors = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in get_family(task).anchors.items())
     commits = ", ".join(dict.fromkeys(row.commit for row in rows))
     return TableView(
-        columns=(
-            "task",
-            "model",
-            "seeds",
-            "env steps",
-            f"at {MINUTES:g} CPU min",
-            "return",
-            "95 % interval",
-            "worst seed",
-            "worst task",
-            "CPU s",
-            "parameters",
-        ),
+        columns=("model", "seeds", f"{MINUTES:g} CPU min", "return", "95 %", "worst seed", "worst task", "CPU s"),
         rows=tuple(lines),
-        note=f"Held-out tasks, first episode, no noise, mean over seeds. Code at {commits}.",
+        note=f"{task}, {steps:,} env steps; held-out tasks, first episode, no noise, mean over seeds.\n"
+        f"Anchors: {anchors or 'not known'}.\nCode at {commits}.",
     )
 
 
@@ -240,9 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
         return 0
-    found_table = learning_table(rows)
-    console = Console()
-    console.print(table(found_table.columns, found_table.rows), found_table.note, sep="\n")
+    console = Console(highlight=False)
+    for task in options.tasks:
+        shown = learning_table([row for row in rows if row.task == task])
+        console.print(table(shown.columns, shown.rows), shown.note, "", sep="\n")
     return 0
 
 

@@ -48,7 +48,7 @@ class RL2Config(PPOConfig):
     """Share of the env steps spent on iterations whose trials end half-way. Most return is lost while the task is being
     found out and the body accelerates, so short trials show twice as many beginnings; the value function stands for the
     rest, as at any time limit (Pardo et al. 2018, arXiv 1712.00378). Short and whole ones alternate, so that what comes
-    late in a trial never becomes strange; the last tenth is whole. 0: never."""
+    late in a trial never becomes strange; the last tenth is whole as far as whole ones reach. 0: never."""
     advantage_border: Literal["cross", "cut"] = "cut"
     """What an early ending inside a trial does: "cut" counts it as the end of all reward, so falling is costly;
     "cross" lets the next episode's value flow back, the pure objective of a trial. Time limits are always crossed."""

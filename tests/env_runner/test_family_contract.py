@@ -234,3 +234,14 @@ def test_gymnasiums_own_vector_wrappers_work_on_our_worlds():
     assert truncated.all()
     np.testing.assert_array_equal(infos["episode"]["l"], 20)
     np.testing.assert_allclose(infos["episode"]["r"], -20, atol=3)
+
+
+def test_training_tasks_of_one_call_fill_every_part_of_each_parameters_range():
+    family = get_family("halfcheetah-vel")
+    drawn = family.sample_tasks(np.random.default_rng(0), 300)[:, 0]
+    counts = np.histogram(drawn, bins=30, range=(0.0, 3.0))[0]
+    assert counts.min() >= 8  # independent draws would leave some with 3 or 4
+    assert counts.max() <= 12
+    many = np.concatenate([family.sample_tasks(np.random.default_rng(s), 1)[:, 0] for s in range(2000)])
+    assert abs(many.mean() - 1.5) < 0.06
+    assert abs(many.std() - 3 / 12**0.5) < 0.03

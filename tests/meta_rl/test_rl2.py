@@ -241,3 +241,36 @@ def test_categorical_actions_train_on_cartpole():
     result = learner.evaluate(learner.family.eval_tasks("search"), episodes=2, seed=0)
     assert (result.returns >= 1).all()
     assert (result.extras["episode_length"] == result.returns).all()  # one point a step, whatever the length
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("iterations_worth", [1, 2, 7, 100, 100.7])
+def test_short_and_whole_trials_share_the_budget_as_asked(share: float, iterations_worth: float):
+    budget = int(640 * iterations_worth)
+    learner = make(steps=budget, config=FAST.model_copy(update={"short_trials": share}))
+    short = [learner.is_short(i) for i in range(learner.iterations)]
+    steps = np.cumsum([320 if is_short else 640 for is_short in short])
+    assert [learner.steps_after(i + 1) for i in range(learner.iterations)] == steps.tolist()
+    assert budget - 640 < steps[-1] <= budget
+    tail = min(len(short) // 10, len(short) - sum(short))  # whole trials come last, even where they are few
+    assert not any(short[len(short) - tail :])
+    if iterations_worth >= 100:
+        assert 320 * sum(short) / budget == pytest.approx(share, abs=0.02)
+        whole = np.flatnonzero(~np.array(short[: len(short) - tail]))
+        gaps = np.diff(whole)
+        assert share == 0.95 or gaps.max() - gaps.min() <= 1, "they are not evenly spread"
+
+
+def test_training_with_short_trials_resumes_to_the_same_bits(tmp_path):
+    config = FAST.model_copy(update={"short_trials": 0.6})
+    straight, stopped = make(config=config), make(config=config)
+    reports = list(straight.train())
+    assert [r.env_steps for r in reports] == [straight.steps_after(i + 1) for i in range(straight.iterations)]
+    running = stopped.train()
+    for _ in range(3):
+        next(running)
+    stopped.save(tmp_path / "half")
+    resumed = Learner.load(tmp_path / "half")
+    assert isinstance(resumed, RL2)
+    list(resumed.train())
+    assert torch.equal(weights(resumed), weights(straight))
