@@ -57,9 +57,10 @@ class Paths:
         return self.data / "reports" / f"c-{campaign_id:04d}"
 
     def environment(self) -> dict[str, str]:
-        """Variables that keep the caches of libraries inside the data folder."""
+        """Variables that keep the caches of libraries inside the data folder, where nobody has set another place."""
         cache = self.data / "cache"
-        return {"NUMBA_CACHE_DIR": str(cache / f"numba-{_kernels()}"), "MPLCONFIGDIR": str(cache / "matplotlib")}
+        places = {"NUMBA_CACHE_DIR": cache / f"numba-{_kernels()}", "MPLCONFIGDIR": cache / "matplotlib"}
+        return {name: os.environ.get(name, str(place)) for name, place in places.items()}
 
 
 def _kernels() -> str:

@@ -22,6 +22,12 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
+from experiments.paths import Paths  # noqa: E402
+
+# Kernels are compiled once for all test processes and for the runs that they start.
+CACHE = Paths(ROOT / ".pytest_cache", ROOT / ".pytest_cache").environment()["NUMBA_CACHE_DIR"]
+os.environ.setdefault("NUMBA_CACHE_DIR", CACHE)
+
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
