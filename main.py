@@ -307,7 +307,7 @@ def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
         if place.json:
             _print_json(place, {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None})
         else:
-            _speaker(console, place)(f"{lab.ledger.get_campaign(lab.number).narrative or ''}\nReport: {html}")
+            print(f"{lab.ledger.get_campaign(lab.number).narrative or ''}\nReport: {html}")
         return 0
     verdict = lab.judge()
     kept = keep_model(lab.ledger, lab.number, paths)
@@ -1219,6 +1219,74 @@ def bench(
     return importlib.import_module(f"experiments.bench_{what}").main(list(options)) or 0
 
 
+@app.command
+def tune(
+    task: str,
+    /,
+    *,
+    models: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
+    trials: int = 8,
+    env_steps: str = "1M",
+    like: str | None = None,
+    only: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    seed: int = 0,
+    keep: str | None = None,
+    place: Place | None = None,
+) -> int:
+    """Tune models on a task with equal effort, on the search pool; given again it trains only what is missing.
+
+    Parameters
+    ----------
+    task
+        Task family, such as halfcheetah-vel.
+    models
+        Sequence models, such as s5 lstm.
+    trials
+        Configurations a model, the default among them.
+    env_steps
+        Training budget of a trial, such as 300k.
+    like
+        A preset whose settings all models start from, such as halfcheetah-vel.s5 (without: each from its own).
+    only
+        Fields to search, such as learner.learning_rate (without: all).
+    seed
+        Seed of the search and of every trial's training.
+    keep
+        Folder that gets the best configurations as presets (without: none is written).
+    """
+    from pathlib import Path
+
+    from experiments.plan import parse_count
+    from experiments.presets import named_preset
+    from experiments.runner import Paused
+    from experiments.tuning import effort_text, keep_preset, tune, tuning_spaces, tuning_table
+
+    place = place or Place()
+    spaces = tuning_spaces(task, models, like=named_preset(like) if like else None, only=only)
+    ledger, paths = place.open(read_only=False)
+
+    def execute(numbers: Sequence[int]) -> None:
+        if not _execute(ledger, paths, numbers, place):
+            raise Paused
+
+    try:
+        found = tune(ledger, spaces, execute, trials=trials, env_steps=parse_count(env_steps), seed=seed)
+    except Paused:
+        _speaker(_console(place), place)("What is trained is kept; the same command goes on.", always=True)
+        return 130
+    files = []
+    for one in found if keep else ():
+        effort = effort_text(one, like=like, models=models, only=only)
+        files.append(str(keep_preset(one, effort, Path(keep or ""))))
+    if place.json:
+        _print_json(place, {"models": [one.model_dump(mode="json") for one in found], "kept": files})
+    else:
+        _show_found(place, tuning_table(found))
+        for file in files:
+            print(f"Kept: {file}")
+    return 0
+
+
 def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place, *, silent: bool = False) -> int:
     """Train one queued run with a live view, and print its result unless `silent` and done."""
     from experiments.ledger import readable_id
@@ -1296,16 +1364,17 @@ def _workers() -> int:
 def _console(place: Place) -> Console:
     from rich.console import Console
 
-    return Console(stderr=place.json, highlight=False, quiet=place.quiet and not place.json)
+    return Console(stderr=place.json, highlight=False)
 
 
 def _speaker(console: Console, place: Place) -> Any:
-    """Prints plain words; with --json they go to standard error."""
+    """Prints plain words about the work; with --json they go to standard error, with --quiet only those of `always` do."""
     from rich.text import Text
 
     def say(words: str, *, always: bool = False) -> None:
-        if always and place.quiet:
-            print(words, file=sys.stderr)
+        if place.quiet and not place.json:
+            if always:
+                print(words, file=sys.stderr)
         else:
             console.print(Text(words), soft_wrap=not console.is_terminal)
 

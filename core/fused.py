@@ -95,9 +95,8 @@ class Native(Fused):
 
 # -------------------------------------------------------------------------------------- the pointwise part of a block
 @numba.njit(**JIT)
-def sigmoid(x):  # pragma: no cover (compiled)
-    """1 / (1 + exp(-x)) to 2e-7, through Eigen's rational tanh: no call to exp, so that the loop vectorises."""
-    x = min(max(x * f32(0.5), f32(-9.0)), f32(9.0))
+def tanh_ratio(x):  # pragma: no cover (compiled)
+    """Eigen's rational tanh for x in [-9, 9]: numerator and denominator, without a call, so that loops vectorise."""
     q = x * x
     p = f32(-2.76076847742355e-16)
     p = p * q + f32(2.00018790482477e-13)
@@ -110,26 +109,21 @@ def sigmoid(x):  # pragma: no cover (compiled)
     d = d * q + f32(1.18534705686654e-04)
     d = d * q + f32(2.26843463243900e-03)
     d = d * q + f32(4.89352518554385e-03)
-    return f32(0.5) + f32(0.5) * (x * p / d)
+    return x * p, d
+
+
+@numba.njit(**JIT)
+def sigmoid(x):  # pragma: no cover (compiled)
+    """1 / (1 + exp(-x)) to 2e-7, through Eigen's rational tanh: no call to exp, so that the loop vectorises."""
+    top, bottom = tanh_ratio(min(max(x * f32(0.5), f32(-9.0)), f32(9.0)))
+    return f32(0.5) + f32(0.5) * (top / bottom)
 
 
 @numba.njit(**JIT)
 def decay(x):  # pragma: no cover (compiled)
     """exp(x) for x <= 0 to 2e-7: (1 + tanh(x/2)) / (1 - tanh(x/2)) of Eigen's rational tanh, one division, no exp."""
-    x = max(x * f32(0.5), f32(-9.0))
-    q = x * x
-    p = f32(-2.76076847742355e-16)
-    p = p * q + f32(2.00018790482477e-13)
-    p = p * q + f32(-8.60467152213735e-11)
-    p = p * q + f32(5.12229709037114e-08)
-    p = p * q + f32(1.48572235717979e-05)
-    p = p * q + f32(6.37261928875436e-04)
-    p = p * q + f32(4.89352455891786e-03)
-    d = f32(1.19825839466702e-06)
-    d = d * q + f32(1.18534705686654e-04)
-    d = d * q + f32(2.26843463243900e-03)
-    d = d * q + f32(4.89352518554385e-03)
-    return max((d + x * p) / (d - x * p), f32(0))
+    top, bottom = tanh_ratio(max(x * f32(0.5), f32(-9.0)))
+    return max((bottom + top) / (bottom - top), f32(0))
 
 
 # Matrices are walked as flat memory in stretches of TILE rows, with vectors of the width repeated TILE times: a row of

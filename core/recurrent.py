@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
-from core.fused import Fused, Native, f32, fused_allowed
+from core.fused import Fused, Native, f32, fused_allowed, tanh_ratio
 from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
 
@@ -189,20 +189,8 @@ def gru_reference(
 @numba.njit(**JIT)
 def tanh(x):  # pragma: no cover (compiled)
     """tanh to 3e-7: Eigen's rational approximation, which vectorises."""
-    x = min(max(x, f32(-9.0)), f32(9.0))
-    q = x * x
-    p = f32(-2.76076847742355e-16)
-    p = p * q + f32(2.00018790482477e-13)
-    p = p * q + f32(-8.60467152213735e-11)
-    p = p * q + f32(5.12229709037114e-08)
-    p = p * q + f32(1.48572235717979e-05)
-    p = p * q + f32(6.37261928875436e-04)
-    p = p * q + f32(4.89352455891786e-03)
-    d = f32(1.19825839466702e-06)
-    d = d * q + f32(1.18534705686654e-04)
-    d = d * q + f32(2.26843463243900e-03)
-    d = d * q + f32(4.89352518554385e-03)
-    return x * p / d
+    top, bottom = tanh_ratio(min(max(x, f32(-9.0)), f32(9.0)))
+    return top / bottom
 
 
 @numba.njit(**JIT)

@@ -59,6 +59,12 @@ class Job:
         if self.rungs and self.pool != "search":
             raise ValueError(f"only runs on the search pool have rungs, this one is on {self.pool}")
 
+    @classmethod
+    def in_folder(cls, folder: Path, number: int, spec: RunSpec, **settings: Any) -> Job:
+        """A job of no run in the ledger: all that it writes lies in `folder`, which the caller throws away."""
+        places = {name: folder / f"{number}-{name}" for name in ("checkpoint", "model")}
+        return cls(run_id=number, spec=spec, pool="search", log=folder / f"{number}.log", **places, **settings)
+
 
 @dataclass(frozen=True)
 class Started:

@@ -99,17 +99,7 @@ def probe(
 
     try:
         jobs = [
-            Job(
-                run_id=number,
-                spec=spec,
-                pool="search",
-                checkpoint=folder / f"{number}-checkpoint",
-                model=folder / f"{number}-model",
-                log=folder / f"{number}.log",
-                time_limit_s=time_limit_s,
-                memory_limit_mb=memory_limit_mb,
-                probe=True,
-            )
+            Job.in_folder(folder, number, spec, time_limit_s=time_limit_s, memory_limit_mb=memory_limit_mb, probe=True)
             for number, spec in enumerate(specs)
         ]
         executor.run(jobs, listen, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from core.errors import InputError
@@ -63,6 +64,7 @@ class Paths:
         return {name: os.environ.get(name, str(place)) for name, place in places.items()}
 
 
+@cache
 def _kernels() -> str:
     """Hash of all code with kernels: numba compiles one anew when its own file changes, but not when one that it calls does."""
     digest = hashlib.sha256()

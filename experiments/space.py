@@ -142,13 +142,16 @@ class SearchSpace:
     """The parameters of one arm and how their values become a RunSpec.
 
     family: the arm's model kinds. task: task family. learner: which learner's fields are searched.
+    defaults: trial 0 of each kind, where it is not the kind's preset.
     """
 
-    def __init__(self, family: ModelFamily, task: str, *, learner: str = "rl2") -> None:
+    def __init__(
+        self, family: ModelFamily, task: str, *, learner: str = "rl2", defaults: dict[str, RunSpec] | None = None
+    ) -> None:
         self.family = family
         self.task = task
         self.learner = learner
-        self.defaults = {kind: preset(task, kind, learner) for kind in family.kinds}
+        self.defaults = defaults or {kind: preset(task, kind, learner) for kind in family.kinds}
         self.parameters = self._collect()
 
     def _collect(self) -> tuple[Parameter, ...]:

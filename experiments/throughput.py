@@ -40,17 +40,7 @@ def measure_throughput(spaces: Sequence[SearchSpace], paths: Paths, workers: int
             space = spaces[number % len(spaces)]
             short = space.spec({}, env_steps=1, seed=number, parameters=None)
             spec = short.model_copy(update={"env_steps": ITERATIONS * iteration_steps(short)})
-            jobs.append(
-                Job(
-                    run_id=number,
-                    spec=spec,
-                    pool="search",
-                    checkpoint=folder / f"{number}-checkpoint",
-                    model=folder / f"{number}-model",
-                    log=folder / f"{number}.log",
-                    time_limit_s=300,
-                )
-            )
+            jobs.append(Job.in_folder(folder, number, spec, time_limit_s=300))
         rates: dict[int, list[float]] = {job.run_id: [] for job in jobs}
         reported: dict[int, float] = {}
         idle: dict[int, float] = {job.run_id: 0.0 for job in jobs}  # before the first iteration and after the last

@@ -25,7 +25,7 @@ SMALL = PolicyConfig.model_validate(
     {"model": {"kind": "lru", "hidden_dim": 16, "state_dim": 16, "num_layers": 1}, "encoder_dim": 16, "head_dim": 16}
 )
 # Few optimiser steps of many samples each: a toy's update is all overhead.
-FAST = RL2Config(num_worlds=32, epochs=4, minibatches=2, learning_rate=3e-3, gamma=0.9)
+FAST = RL2Config(num_worlds=32, epochs=4, minibatches=4, learning_rate=2e-3, gamma=0.9)
 
 
 def make(steps: int = 5 * 640, seed: int = 0, config: RL2Config = FAST, policy: PolicyConfig = SMALL) -> RL2:
@@ -50,7 +50,7 @@ def test_it_learns_to_find_a_hidden_goal_from_reward_alone_within_seconds():
     after = learner.evaluate(tasks, episodes=1, seed=0).returns.mean()
     assert before < -18.0
     # Without knowing the goal the best fixed direction earns about -14: above it, the goal was inferred.
-    assert after > -11.0
+    assert after > -9.0
     assert reports[-1].env_steps == 120 * 640
 
 
