@@ -51,8 +51,9 @@ def tuning_spaces(
 ) -> dict[str, SearchSpace]:
     """A search space for each model.
 
-    like: a specification whose settings every model starts from, with its own class's defaults as the model; without it
-    each starts from its preset. only: the fields to search, where not all; a model leaves out those that it lacks.
+    like: a specification whose learner, heads and depth every model starts from, its other fields at their class's
+    defaults; without it each starts from its preset. only: the fields to search, where not all; a model leaves out
+    those that it lacks.
     InputError for a model, or a field that none of them has.
     """
     spaces = {}
@@ -61,7 +62,8 @@ def tuning_spaces(
             raise unknown_name("model", model, MODELS)
         start = preset(task, model)
         if like is not None:
-            policy = like.policy.model_copy(update={"model": default_config(model)})
+            memory = default_config(model).model_copy(update={"num_layers": like.policy.model.num_layers})
+            policy = like.policy.model_copy(update={"model": memory})
             start = like.model_copy(update={"task": task, "policy": policy})
         space = SearchSpace(ModelFamily(name=model, kinds=(model,)), task, defaults={model: start})
         spaces[model] = space

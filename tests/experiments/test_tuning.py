@@ -54,7 +54,9 @@ def test_every_model_gets_the_same_effort_from_the_same_start(file_ledger: Ledge
     assert {len(mine) for mine in runs} == {6}
     assert {(run.seed, run.spec["env_steps"], run.pool) for mine in runs for run in mine} == {(3, 12_800, "search")}
     first = [RunSpec.model_validate(mine[0].spec) for mine in runs]
-    assert first[0].learner == first[1].learner == named_preset("halfcheetah-vel.s5").learner
+    start = named_preset("halfcheetah-vel.s5")
+    assert first[0].learner == first[1].learner == start.learner
+    assert {one.policy.model.num_layers for one in first} == {start.policy.model.num_layers}
     # Only the named fields vary.
     for mine in runs:
         for run in mine:

@@ -444,7 +444,7 @@ def test_sinusoids_reach_the_published_errors():
     shots, published = (5, 10), ((0.7, 0.4), (0.5, 0.2))
     networks = [sinusoid_network(torch.Generator().manual_seed(0)) for _ in shots]
     maml = MetaMAML(CopiedNetworks(networks), inner_lr=0.01, outer_lr=1e-3)
-    train_on_sinusoids(maml, updates=30_000, shots=shots, decay=True)
+    train_on_sinusoids(maml, updates=70_000, shots=shots, decay=True)
     result = score_on_sinusoids(maml, shots=shots)
     assert result.zero_predictor.mean() == pytest.approx(4.25, abs=0.4)
     for copy, (one_step, more_steps) in enumerate(published):
