@@ -146,12 +146,12 @@ def research(
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
         raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
-    from experiments.plan import Budget, parse_count, parse_duration, parse_memory
+    from experiments.plan import Budget, parse_count, parse_duration
 
     wanted = (
         Budget(env_steps=parse_count(env_steps)) if env_steps is not None else Budget(wall_s=parse_duration(budget or "30m"))
     )  # fmt: skip
-    limit = None if memory is None else parse_memory(memory)
+    limit = _memory_limit(memory)
     return _new_campaign(goal, wanted, seed, limit, dry_run, brain, place)
 
 
@@ -883,6 +883,7 @@ def rerun(
     seed: int | None = None,
     seeds: int | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
+    memory: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     place: Place | None = None,
 ) -> int:
@@ -900,10 +901,13 @@ def rerun(
         So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.
     check
         Compare every number with the recorded ones; the exit code is 1 where they drift.
+    memory
+        What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).
     dry_run
         Show what would be trained and how long it would take, and stop.
     """
     place = place or Place()
+    limit = _memory_limit(memory)
     from core.errors import bad_value
     from experiments.by_hand import fresh_seeds, must_be_shown
     from experiments.runner import queue_run
@@ -936,8 +940,8 @@ def rerun(
         for one in chosen
     ]
     if seeds is not None:
-        return _execute_several(ledger, paths, queued, place, original=number)
-    code = _execute_one(ledger, paths, queued[0], place, silent=check)
+        return _execute_several(ledger, paths, queued, place, limit, original=number)
+    code = _execute_one(ledger, paths, queued[0], place, limit, silent=check)
     return code if not check or code else _show_check(place, ledger, number, queued[0])
 
 
@@ -968,6 +972,7 @@ def run_spec(
     env_steps: str | None = None,
     seed: int | None = None,
     seeds: int | None = None,
+    memory: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     place: Place | None = None,
 ) -> int:
@@ -987,10 +992,13 @@ def run_spec(
         Another seed (a preset's own: 0).
     seeds
         So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.
+    memory
+        What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).
     dry_run
         Show what would be trained and how long it would take, and stop.
     """
     place = place or Place()
+    limit = _memory_limit(memory)
     from pathlib import Path
 
     from core.errors import bad_value
@@ -1022,8 +1030,8 @@ def run_spec(
         for one in chosen
     ]
     if seeds is None:
-        return _execute_one(ledger, paths, queued[0], place)
-    return _execute_several(ledger, paths, queued, place)
+        return _execute_one(ledger, paths, queued[0], place, limit)
+    return _execute_several(ledger, paths, queued, place, limit)
 
 
 def _changed(
@@ -1231,6 +1239,7 @@ def tune(
     only: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     seed: int = 0,
     keep: str | None = None,
+    memory: str | None = None,
     place: Place | None = None,
 ) -> int:
     """Tune models on a task with equal effort, on the search pool; given again it trains only what is missing.
@@ -1253,6 +1262,8 @@ def tune(
         Seed of the search and of every trial's training.
     keep
         Folder that gets the best configurations as presets (without: none is written).
+    memory
+        What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).
     """
     from pathlib import Path
 
@@ -1262,11 +1273,12 @@ def tune(
     from experiments.tuning import effort_text, keep_preset, tune, tuning_spaces, tuning_table
 
     place = place or Place()
+    limit = _memory_limit(memory)
     spaces = tuning_spaces(task, models, like=named_preset(like) if like else None, only=only)
     ledger, paths = place.open(read_only=False)
 
     def execute(numbers: Sequence[int]) -> None:
-        if not _execute(ledger, paths, numbers, place):
+        if not _execute(ledger, paths, numbers, place, limit):
             raise Paused
 
     try:
@@ -1287,11 +1299,13 @@ def tune(
     return 0
 
 
-def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place, *, silent: bool = False) -> int:
+def _execute_one(
+    ledger: Ledger, paths: Paths, number: int, place: Place, memory_limit_mb: int | None, *, silent: bool = False
+) -> int:
     """Train one queued run with a live view, and print its result unless `silent` and done."""
     from experiments.ledger import readable_id
 
-    if not _execute(ledger, paths, [number], place):
+    if not _execute(ledger, paths, [number], place, memory_limit_mb):
         return 130
     name, row = readable_id("r", number), ledger.get_run(number)
     code = 0 if row.status == "done" else 1
@@ -1306,12 +1320,18 @@ def _execute_one(ledger: Ledger, paths: Paths, number: int, place: Place, *, sil
 
 
 def _execute_several(
-    ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place, *, original: int | None = None
+    ledger: Ledger,
+    paths: Paths,
+    numbers: Sequence[int],
+    place: Place,
+    memory_limit_mb: int | None,
+    *,
+    original: int | None = None,
 ) -> int:
     """Train queued runs of one configuration, two at once, and print their scores together."""
     from experiments.by_hand import seed_scores
 
-    finished = _execute(ledger, paths, numbers, place)
+    finished = _execute(ledger, paths, numbers, place, memory_limit_mb)
     found = seed_scores(ledger, numbers, original)
     if not finished and all(row.score is None for row in found.rows):
         return 130
@@ -1330,7 +1350,7 @@ def _execute_several(
     return 0 if all(row.status == "done" for row in found.rows) else 1
 
 
-def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place) -> bool:
+def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place, memory_limit_mb: int | None) -> bool:
     """Train queued runs with a live view; those that a Ctrl-C stops are cancelled, and the answer is False."""
     import threading
 
@@ -1346,13 +1366,28 @@ def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place)
     executor = LocalExecutor(min(_workers(), len(numbers)), paths.environment())
     try:
         with _stopping(stop, say), view:
-            execute_runs(ledger, executor, paths, numbers, stop=stop, listener=view.on_progress)
+            execute_runs(
+                ledger,
+                executor,
+                paths,
+                numbers,
+                stop=stop,
+                listener=view.on_progress,
+                memory_limit_mb=memory_limit_mb,
+            )
     except (Paused, KeyboardInterrupt):
         stopped = [number for number in numbers if cancel_run(ledger, number)]
         names = ", ".join(readable_id("r", number) for number in stopped)
         say(f"{names} {'was' if len(stopped) == 1 else 'were'} cancelled.", always=True)
         return False
     return True
+
+
+def _memory_limit(memory: str | None) -> int | None:
+    """MiB that a run may occupy, from what was typed."""
+    from experiments.plan import parse_memory
+
+    return None if memory is None else parse_memory(memory)
 
 
 def _workers() -> int:

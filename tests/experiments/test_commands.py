@@ -194,6 +194,7 @@ def test_doctor_names_problems_with_exit_code_1_and_is_content_with_a_sound_ledg
         (["bench", "nothing"], "nothing"),
         (["rerun", "c-0001"], "names a campaign, allowed: such as r-0042"),
         (["rerun", "r-0003", "--seeds", "2", "--check"], "the recorded configuration unchanged"),
+        (["rerun", "r-0003", "--memory", "4X"], "an amount such as 4G"),
         (["plot", "r-0001", "--out", "x.pdf"], ".svg, .png, .html"),
         (["plot", "c-0001", "r-0001"], "one campaign, such as c-0001, or runs"),
         (["plot", "r-0003", "r-0008", "--what", "tasks"], "evaluated on different tasks"),
@@ -204,7 +205,9 @@ def test_doctor_names_problems_with_exit_code_1_and_is_content_with_a_sound_ledg
     ],
 )
 def test_a_mistake_is_answered_in_words_with_exit_code_2(arguments, words: str, data: Path, capsys) -> None:
+    rows = (data / "ledger.db").read_bytes()
     output = _call(capsys, data, *arguments, code=2)
+    assert (data / "ledger.db").read_bytes() == rows
     assert words in output
     assert "Traceback" not in output
 
@@ -213,6 +216,13 @@ def test_a_mistake_is_answered_in_words_with_exit_code_2(arguments, words: str, 
 def test_without_a_ledger_they_say_how_to_start_and_create_none(arguments, tmp_path: Path, capsys) -> None:
     assert "Start one with" in _call(capsys, tmp_path / "none", *arguments, code=2)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_by_hand_ends_at_its_memory_limit(tmp_path: Path, capsys) -> None:
+    arguments = ["run", "--preset", "point-robot.mlp", "--env-steps", "1M", "--memory", "50M"]
+    words = _call(capsys, tmp_path, *arguments, code=1)
+    assert "r-0001: failed (out of memory" in words
+    assert "allowed are 50 MiB a run" in words
 
 
 def test_the_ledgers_benchmark_prints_its_figures(capsys) -> None:
