@@ -89,8 +89,8 @@ class Scale:
     updates: int = 250
     tuning: int = 1
     episodes: int = 4
-    policy_steps: int = 1_000_000
-    oracle_steps: int = 128_000
+    policy_steps: int = 3_000_000
+    oracle_steps: int = 1_000_000
 
 
 QUICK = Scale(worlds=32, updates=60, tuning=1, episodes=2, policy_steps=64_000, oracle_steps=32_000)
@@ -442,7 +442,7 @@ def load_policies(paths: Sequence[str], scale: Scale, seed: int) -> list[RL2]:
             raise bad_value("--policy", path, f"a checkpoint of an rl2 learner on {FAMILY}")
         learners.append(learner)
     if not learners:
-        spec = preset(FAMILY, "lru")
+        spec = preset(FAMILY, "s5")
         learner = build_learner(FAMILY, spec.policy, spec.learner, env_steps=scale.policy_steps, seed=seed)
         assert isinstance(learner, RL2)
         for _ in learner.train():
