@@ -44,6 +44,8 @@ class TunedModel(FrozenConfig):
     """The best trial's specification, or the default's where all failed."""
     changes: dict[str, Value]
     """Searched fields in which it differs from the default."""
+    failures: tuple[str, ...]
+    """Why runs have no score."""
 
 
 def tuning_spaces(
@@ -94,27 +96,26 @@ def tune(
             found = suggest(space, history[model], seed=seed, arm=model)
             values[model] = found.values
             specs[model] = space.spec(found.values, env_steps=env_steps, seed=seed, parameters=None)
-        missing = []
-        for spec in specs.values():
-            if _recorded(ledger, spec) is None:
-                proposer = "optimizer" if number else "default"
-                missing.append(
-                    queue_run(ledger, spec, purpose="manual", pool="search", proposer=proposer, trial=number)
-                )
+        proposer = "optimizer" if number else "default"
+        ids, missing = {}, []
+        for model, spec in specs.items():
+            ids[model] = _recorded(ledger, spec)
+            if ids[model] is None:
+                ids[model] = queue_run(ledger, spec, purpose="manual", pool="search", proposer=proposer, trial=number)
+                missing.append(ids[model])
         if missing:
             execute(missing)
-        for model, spec in specs.items():
-            run = _recorded(ledger, spec)
-            assert run is not None, "execute returned before its runs had ended"
+        for model, run_id in ids.items():
+            run = ledger.get_run(run_id)
             runs[model].append(run)
             history[model].append(Tried(values[model], run.score))
     return [_tuned(spaces[model], history[model], runs[model]) for model in spaces]
 
 
-def _recorded(ledger: Ledger, spec: RunSpec) -> Run | None:
-    """The first run of exactly this specification that came to its end on the search pool."""
+def _recorded(ledger: Ledger, spec: RunSpec) -> int | None:
+    """The first run of exactly this specification that came to its end on the search pool; one that failed is tried again."""
     query = (
-        select(Run)
+        select(Run.id)
         .where(Run.config_hash == spec.config_hash, Run.pool == "search", Run.status.in_(("done", "diverged")))
         .order_by(Run.id)
         .limit(1)
@@ -135,6 +136,7 @@ def _tuned(space: SearchSpace, history: Sequence[Tried], runs: Sequence[Run]) ->
         best=place,
         spec=RunSpec.model_validate(runs[place or 0].spec),
         changes={name: value for name, value in chosen.items() if value != default[name]},
+        failures=tuple(f"{readable_id('r', run.id)}: {run.status} ({run.cause})" for run in runs if run.score is None),
     )
 
 
@@ -150,7 +152,12 @@ def tuning_table(found: Sequence[TunedModel]) -> TableView:
     return TableView(
         columns=("model", "trials", "default", "best", "run", "changes"),
         rows=tuple(rows),
-        note="Mean first-episode return on the search pool, one training seed: choosing the best of several is optimistic.",
+        note="\n".join(
+            (
+                "Mean first-episode return on the search pool, one training seed: choosing the best of several is optimistic.",
+                *(failure for one in found for failure in one.failures),
+            )
+        ),
     )
 
 

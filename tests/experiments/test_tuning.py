@@ -105,6 +105,30 @@ def test_what_is_found_is_kept_as_a_preset_with_its_effort(file_ledger: Ledger, 
     assert [row[0] for row in rows] == ["s5", "mlp"]
 
 
+def test_a_trial_that_fails_counts_as_a_trial_and_is_named(file_ledger: Ledger) -> None:
+    def fail_once(numbers: Sequence[int]) -> None:
+        if first:
+            Trainer(file_ledger)(numbers)
+            return
+        first.append(True)
+        for number in numbers:
+            with file_ledger.session() as session:
+                run = session.get_one(Run, number)
+                run.status, run.cause, run.ended_at = "failed", "no memory left", now()
+
+    first: list[bool] = []
+    found = tune(file_ledger, _spaces(), fail_once, trials=3, env_steps=12_800, seed=3)
+    assert [one.scores[0] for one in found] == [None, None]
+    assert all(one.best in (1, 2) and len(one.scores) == 3 for one in found)
+    assert found[0].failures == ("r-0001: failed (no memory left)",)
+    assert "r-0001: failed (no memory left)" in tuning_table(found).note
+    again = Trainer(file_ledger)
+    assert all(
+        None not in one.scores for one in tune(file_ledger, _spaces(), again, trials=3, env_steps=12_800, seed=3)
+    )
+    assert len(again.rounds[0]) == 2
+
+
 def test_bad_names_are_refused_before_anything_is_queued(file_ledger: Ledger) -> None:
     with pytest.raises(InputError, match="lstm"):
         tuning_spaces("point-robot", ["lstn"])
