@@ -189,7 +189,7 @@ def _prediction(
         yield (
             "prediction error",
             event,
-            f"{choice}, rate {config.learning_rate:g}",
+            choice,
             *split(_adapted(trained, config, lived)),
         )
     yield "prediction error", event, "oracle", *split(prediction_errors(oracle, lived))
@@ -345,7 +345,7 @@ def _look_ahead(
     arms: dict[str, tuple[DynamicsModel, AdaptationConfig | None] | None] = {
         "policy alone": None,
         "no adaptation": (trained, None),
-        f"adapts ({config.parameters})": (trained, config),
+        "adapts, best choice": (trained, config),
         "oracle model": (oracle, None),
     }
     for arm, chosen in arms.items():
