@@ -91,14 +91,11 @@ def tune(
     history: dict[str, list[Tried]] = {model: [] for model in spaces}
     runs: dict[str, list[Run]] = {model: [] for model in spaces}
     for number in range(trials):
-        values, specs = {}, {}
-        for model, space in spaces.items():
-            found = suggest(space, history[model], seed=seed, arm=model)
-            values[model] = found.values
-            specs[model] = space.spec(found.values, env_steps=env_steps, seed=seed, parameters=None)
         proposer = "optimizer" if number else "default"
-        ids, missing = {}, []
-        for model, spec in specs.items():
+        values, ids, missing = {}, {}, []
+        for model, space in spaces.items():
+            values[model] = suggest(space, history[model], seed=seed, arm=model).values
+            spec = space.spec(values[model], env_steps=env_steps, seed=seed, parameters=None)
             ids[model] = _recorded(ledger, spec)
             if ids[model] is None:
                 ids[model] = queue_run(ledger, spec, purpose="manual", pool="search", proposer=proposer, trial=number)
@@ -126,7 +123,7 @@ def _recorded(ledger: Ledger, spec: RunSpec) -> int | None:
 
 def _tuned(space: SearchSpace, history: Sequence[Tried], runs: Sequence[Run]) -> TunedModel:
     best = best_trial(history)
-    place = None if best is None else next(i for i, tried in enumerate(history) if tried is best)
+    place = None if best is None else history.index(best)
     default = space.default_values()
     chosen = history[place or 0].values
     return TunedModel(
@@ -163,7 +160,10 @@ def tuning_table(found: Sequence[TunedModel]) -> TableView:
 
 def effort_text(one: TunedModel, *, like: str | None, models: Sequence[str], only: Sequence[str] | None) -> str:
     """The effort behind a preset, in words."""
-    score = "all trials failed" if one.best is None else f"best {one.scores[one.best]:.1f} (trial {one.best}, default {one.scores[0] or float('nan'):.1f})"  # fmt: skip
+    score = "all trials failed"
+    if one.best is not None:
+        default = "failed" if one.scores[0] is None else f"{one.scores[0]:.1f}"
+        score = f"best {one.scores[one.best]:.1f} (trial {one.best}, default {default})"
     start = f"the settings of {like}" if like else "its earlier preset"
     fields = ", ".join(only) if only else "every searched field"
     return (
