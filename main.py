@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from core.errors import InputError
+from core.pools import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
-    from experiments.lab import Lab
+    from cli.live import LiveView
+    from experiments.campaign.lab import Lab
     from experiments.ledger import Ledger
-    from experiments.paths import Paths
+    from experiments.runs.paths import Paths
     from experiments.tables import TableView
-    from experiments.views import LiveView
     from multi_agent.llm.choose import LLMChoice
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -50,7 +51,7 @@ class Place:
     """Print the result alone."""
 
     def paths(self) -> Paths:
-        from experiments.paths import Paths
+        from experiments.runs.paths import Paths
 
         paths = Paths.of(self.data_dir)
         for name, value in paths.environment().items():  # before numba and matplotlib are imported
@@ -146,7 +147,7 @@ def research(
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
         raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
-    from experiments.plan import Budget, parse_count, parse_duration
+    from experiments.campaign.plan import Budget, parse_count, parse_duration
 
     wanted = (
         Budget(env_steps=parse_count(env_steps)) if env_steps is not None else Budget(wall_s=parse_duration(budget or "30m"))
@@ -162,10 +163,10 @@ def _new_campaign(
     import time
 
     began = time.monotonic()
-    from experiments.paths import Paths
+    from experiments.runs.paths import Paths
 
     paths = Paths.of(place.data_dir) if dry_run else place.paths()
-    from experiments.question import parse_goal
+    from experiments.campaign.question import parse_goal
 
     question = parse_goal(goal)
     from multi_agent.llm.choose import choose_llm
@@ -185,14 +186,14 @@ def _new_campaign(
     stop = threading.Event()
     with _probing_paths(paths, dry_run) as probe, _stopping(stop, say):
         plan = _make_plan(question, budget, memory_limit_mb, probe, stop, say)
-    from experiments.views import plan_text
+    from cli.live import plan_text
 
     say(plan_text(question, plan))
     if dry_run:
         _print_json(place, {"question": question.model_dump(mode="json"), "plan": plan.model_dump(mode="json")})
         say("Dry run: nothing was started.")
         return 0
-    from experiments.lab import create_campaign
+    from experiments.campaign.lab import create_campaign
 
     assert ledger is not None
     number = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
@@ -208,16 +209,16 @@ def _check_caps(brain: Brain) -> None:
 
 def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: Paths, stop: Any, say: Any) -> Any:
     from env_runner.task_distributions import get_family
-    from experiments.lab import plan_unit
-    from experiments.plan import make_plan
-    from experiments.space import SearchSpace
+    from experiments.campaign.lab import plan_unit
+    from experiments.campaign.plan import make_plan
+    from experiments.search.space import SearchSpace
 
     families = [question.challenger, question.baseline]
     spaces = [SearchSpace(family, question.task) for family in families]
     workers = _workers()
     rate = startup = None
     if budget.wall_s is not None:
-        from experiments.throughput import measure_throughput
+        from experiments.runs.throughput import measure_throughput
 
         say("Measuring this machine's training throughput ...")
         measured = measure_throughput(spaces, paths, workers, stop)
@@ -248,11 +249,11 @@ def _work(
     began: float,
 ) -> int:
     """Drive a campaign to its verdict, or to a pause."""
-    from experiments.executor import LocalExecutor
-    from experiments.lab import Lab, Paused
+    from cli.live import LiveView
+    from experiments.campaign.lab import Lab, Paused
+    from experiments.campaign.steering import is_stopped
     from experiments.ledger import readable_id
-    from experiments.steering import is_stopped
-    from experiments.views import LiveView
+    from experiments.runs.executor import LocalExecutor
     from multi_agent.workflows.research_workflow import run_research
 
     say = _speaker(console, place)
@@ -288,7 +289,7 @@ def _work(
 
 def _end(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
     """End a campaign that a person stopped, with a verdict where confirming had begun."""
-    from experiments.steering import end_campaign
+    from experiments.campaign.steering import end_campaign
 
     with lab.holding():
         end_campaign(lab)
@@ -297,8 +298,8 @@ def _end(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
 
 def _conclude(lab: Lab, paths: Paths, place: Place, console: Console) -> int:
     """Write the report, keep the better model, show the verdict."""
-    from experiments.report import keep_model, write_report
-    from experiments.views import verdict_lines, verdict_panel
+    from cli.live import verdict_lines, verdict_panel
+    from experiments.reading.report import keep_model, write_report
 
     html, _ = write_report(lab.ledger, lab.number, paths)
     if not lab.ledger.runs(
@@ -365,8 +366,8 @@ def resume(
     else:
         _speaker(console, place)(f"Going on with c-{number:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
     if row.stage == "done":
-        from experiments.executor import LocalExecutor
-        from experiments.lab import Lab
+        from experiments.campaign.lab import Lab
+        from experiments.runs.executor import LocalExecutor
 
         return _conclude(Lab(ledger, number, LocalExecutor(1), paths), paths, place, console)
     return _work(ledger, paths, number, choice, brain, place, console, began)
@@ -374,7 +375,7 @@ def resume(
 
 def _show_left(campaign: str, place: Place) -> int:
     """What a dry resume says."""
-    from experiments.queries import what_is_left
+    from experiments.reading.queries import what_is_left
     from experiments.tables import described_parts
 
     ledger, _ = place.open()
@@ -429,7 +430,7 @@ def approve(campaign: str = "@last", *, deny: str | None = None, place: Place | 
         Refuse instead, with a reason that the crew gets: a search round is proposed anew by a chat model; else it pauses.
     """
     place = place or Place()
-    from experiments.steering import approve as answer
+    from experiments.campaign.steering import approve as answer
 
     if deny is not None and not 1 <= len(deny.strip()) <= 2000:
         raise InputError(f"--deny: got {len(deny)} characters, allowed: a reason of 1 to 2000 characters")
@@ -451,9 +452,9 @@ def stop(campaign: str = "@last", *, place: Place | None = None) -> int:
         Its id, such as c-0007, or @last.
     """
     place = place or Place()
-    from experiments.executor import LocalExecutor
-    from experiments.holder import is_alive
-    from experiments.lab import Lab
+    from experiments.campaign.holder import is_alive
+    from experiments.campaign.lab import Lab
+    from experiments.runs.executor import LocalExecutor
 
     ledger, paths = place.change(), place.paths()
     number = ledger.resolve(campaign, "campaign")
@@ -561,7 +562,7 @@ def runs(
         How many at most.
     """
     place = place or Place()
-    from experiments.queries import list_runs
+    from experiments.reading.queries import list_runs
 
     ledger, _ = place.open()
     number = None if campaign is None else ledger.resolve(campaign, "campaign")
@@ -576,7 +577,7 @@ def runs(
 def campaigns(*, place: Place | None = None) -> int:
     """List campaigns with their stage and verdict."""
     place = place or Place()
-    from experiments.queries import list_campaigns
+    from experiments.reading.queries import list_campaigns
 
     ledger, _ = place.open()
     found = list_campaigns(ledger)
@@ -594,7 +595,7 @@ def show(id: str, *, place: Place | None = None) -> int:
         Such as r-0042, c-0007, k-0001, v-0001, @last (the last run) or @best.
     """
     place = place or Place()
-    from experiments.queries import describe_row
+    from experiments.reading.queries import describe_row
 
     ledger, _ = place.open()
     described = describe_row(ledger, id)
@@ -613,7 +614,7 @@ def show(id: str, *, place: Place | None = None) -> int:
 def status(*, place: Place | None = None) -> int:
     """Show open campaigns with who works on them, and the runs that are training."""
     place = place or Place()
-    from experiments.queries import list_active
+    from experiments.reading.queries import list_active
 
     ledger, _ = place.open()
     campaigns, runs = list_active(ledger)
@@ -641,8 +642,8 @@ def compare(
         Every field and every task, not only what differs and the means.
     """
     place = place or Place()
-    from experiments.compare import compare as compare_runs
-    from experiments.compare import sentence
+    from experiments.reading.compare import compare as compare_runs
+    from experiments.reading.compare import sentence
 
     ledger, _ = place.open()
     found = compare_runs(ledger, first, second, everything=all)
@@ -676,7 +677,7 @@ def diff(
         Fields that are the same, too.
     """
     place = place or Place()
-    from experiments.compare import diff as find_differences
+    from experiments.reading.compare import diff as find_differences
 
     ledger, _ = place.open()
     _show_found(place, find_differences(ledger, first, second, everything=all))
@@ -699,7 +700,7 @@ def note(
         Who says it.
     """
     place = place or Place()
-    from experiments.housekeeping import add_note, list_notes
+    from experiments.reading.doctor import add_note, list_notes
 
     if target is None or words is None:
         ledger, _ = place.open()
@@ -731,7 +732,7 @@ def tag(
         Take it off.
     """
     place = place or Place()
-    from experiments.housekeeping import list_tags, set_tag
+    from experiments.reading.doctor import list_tags, set_tag
 
     if target is None or word is None:
         ledger, _ = place.open()
@@ -757,7 +758,7 @@ def archive(*targets: str, undo: Annotated[bool, Parameter(negative="")] = False
     place = place or Place()
     if not targets:
         raise InputError("archive: got nothing, allowed: runs and campaigns, such as r-0042 c-0007")
-    from experiments.housekeeping import archive as put_away
+    from experiments.reading.doctor import archive as put_away
 
     ledger = place.change()
     _say_done(place, {"shown again" if undo else "archived": ", ".join(put_away(ledger, targets, undo=undo))})
@@ -792,7 +793,7 @@ def export(
     place = place or Place()
     from pathlib import Path
 
-    from experiments.export import export as write_export
+    from experiments.ledger.export import export as write_export
 
     ledger, paths = place.open()
     number = None if campaign is None else ledger.resolve(campaign, "campaign")
@@ -814,7 +815,7 @@ def sql(statement: str, /, *, limit: int = 1000, place: Place | None = None) -> 
         How many rows at most.
     """
     place = place or Place()
-    from experiments.read_sql import read_sql
+    from experiments.ledger.read_sql import read_sql
 
     ledger, _ = place.open()
     _show_found(place, read_sql(ledger, statement, limit=limit))
@@ -831,7 +832,7 @@ def doctor(*, fix: Annotated[bool, Parameter(negative="")] = False, place: Place
         Mend what can be: an older schema is migrated, runs that nobody works on any more become crashed.
     """
     place = place or Place()
-    from experiments.housekeeping import examine
+    from experiments.reading.doctor import examine
 
     paths = place.paths()
     findings = examine(place.ledger or paths.ledger_url, paths, fix=fix)
@@ -854,7 +855,7 @@ def gc(*, yes: Annotated[bool, Parameter(negative="")] = False, place: Place | N
         Really remove them; without it they are only listed.
     """
     place = place or Place()
-    from experiments.housekeeping import removable_files, remove_files
+    from experiments.reading.doctor import removable_files, remove_files
     from experiments.tables import TableView
 
     ledger, paths = place.open()
@@ -909,14 +910,14 @@ def rerun(
     place = place or Place()
     limit = _memory_limit(memory)
     from core.errors import bad_value
-    from experiments.by_hand import fresh_seeds, must_be_shown
-    from experiments.runner import queue_run
+    from experiments.runs.by_hand import fresh_seeds
+    from experiments.runs.runner import queue_run
     from experiments.spec import RunSpec
 
     ledger, paths = place.open()
     number = ledger.resolve(run, "run")
     original = ledger.get_run(number)
-    must_be_shown(ledger, original)
+    ledger.must_show(original)
     if check and (set or seed is not None or seeds is not None):
         raise bad_value("--check", "with --set, --seed or --seeds", "the recorded configuration unchanged")
     spec = _changed(RunSpec.model_validate(original.spec), set, seed=seed, seeds=seeds)
@@ -947,7 +948,7 @@ def rerun(
 
 def _show_check(place: Place, ledger: Ledger, number: int, new: int) -> int:
     """Whether a rerun reproduced the recorded numbers."""
-    from experiments.runner import compare_reruns
+    from experiments.runs.runner import compare_reruns
 
     result = compare_reruns(ledger, number, new)
     if place.json:
@@ -1016,8 +1017,8 @@ def run_spec(
 
         parsed = named_preset(preset or "")
     parsed = _changed(parsed, set, seed=seed, seeds=seeds, env_steps=env_steps)
-    from experiments.by_hand import fresh_seeds
-    from experiments.runner import queue_run
+    from experiments.runs.by_hand import fresh_seeds
+    from experiments.runs.runner import queue_run
 
     if dry_run:
         recorded = place.open_if_there()
@@ -1039,7 +1040,7 @@ def _changed(
 ) -> Any:
     """A specification with what the flags change."""
     from core.errors import bad_value
-    from experiments.plan import parse_count
+    from experiments.campaign.plan import parse_count
     from experiments.spec import set_fields
 
     if seed is not None and seeds is not None:
@@ -1061,8 +1062,8 @@ def _changed(
 
 def _show_intention(place: Place, ledger: Ledger | None, spec: Any, seeds: Sequence[int], pool: Any) -> int:
     """What a dry run says."""
-    from experiments.by_hand import intention
-    from experiments.plan import format_count, format_seconds
+    from experiments.campaign.plan import format_count, format_seconds
+    from experiments.runs.by_hand import intention
 
     found = intention(ledger, spec, seeds, pool, min(_workers(), len(seeds)))
     if place.json:
@@ -1090,7 +1091,7 @@ def report(campaign: str = "@last", *, place: Place | None = None) -> int:
         Its id, such as c-0007, or @last.
     """
     place = place or Place()
-    from experiments.report import write_report
+    from experiments.reading.report import write_report
 
     ledger, paths = place.open()
     number = ledger.resolve(campaign, "campaign")
@@ -1122,7 +1123,7 @@ def plot(
         An .svg or .png file, or an .html file with every figure that the rows hold (default: an .svg in the data folder).
     """
     place = place or Place()
-    from experiments.plot_files import write_plot
+    from experiments.reading.plot_files import write_plot
 
     ledger, paths = place.open()
     found = write_plot(ledger, paths, targets or ("c@last",), what=what, out=out)
@@ -1145,7 +1146,7 @@ def list_names(what: Literal["tasks", "models", "learners", "presets"], *, place
         tasks, models, learners or presets.
     """
     place = place or Place()
-    from experiments.queries import list_registered
+    from experiments.reading.queries import list_registered
 
     found = list_registered(what)
     _show_table(place, found.columns, found.rows, found.note)
@@ -1161,8 +1162,8 @@ def completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> int:
     shell
         Which shell (default: the one of $SHELL).
     """
+    from cli.shell_completion import NAME, SHELLS, tie
     from core.errors import bad_value
-    from experiments.shell_completion import NAME, SHELLS, tie
 
     name = shell or os.path.basename(os.environ.get("SHELL", ""))
     for known in SHELLS:
@@ -1178,7 +1179,7 @@ def evaluate(
     /,
     *,
     shots: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (0, 1, 5, 10),
-    pool: Literal["search", "selection", "confirmation"] = "search",
+    pool: Pool = "search",
     seed: int = 0,
     place: Place | None = None,
 ) -> int:
@@ -1196,7 +1197,7 @@ def evaluate(
         Of start states and exploration.
     """
     place = place or Place()
-    from experiments.few_shot import few_shot_table
+    from experiments.runs.few_shot import few_shot_table
 
     _show_found(place, few_shot_table(model, shots=shots, pool=pool, seed=seed))
     return 0
@@ -1220,11 +1221,11 @@ def bench(
     import importlib
 
     if what == "proposers":
-        from experiments.bench_proposers import main as bench_proposers
+        from experiments.bench.proposers import main as bench_proposers
         from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
 
         return bench_proposers(list(options), agent_arms, AGENT_ARMS)
-    return importlib.import_module(f"experiments.bench_{what}").main(list(options)) or 0
+    return importlib.import_module(f"experiments.bench.{what}").main(list(options)) or 0
 
 
 @app.command
@@ -1267,10 +1268,10 @@ def tune(
     """
     from pathlib import Path
 
-    from experiments.plan import parse_count
+    from experiments.campaign.plan import parse_count
     from experiments.presets import named_preset
-    from experiments.runner import Paused
-    from experiments.tuning import effort_text, keep_preset, tune, tuning_spaces, tuning_table
+    from experiments.runs.runner import Paused
+    from experiments.runs.tuning import effort_text, keep_preset, tune, tuning_spaces, tuning_table
 
     place = place or Place()
     limit = _memory_limit(memory)
@@ -1329,7 +1330,7 @@ def _execute_several(
     original: int | None = None,
 ) -> int:
     """Train queued runs of one configuration, two at once, and print their scores together."""
-    from experiments.by_hand import seed_scores
+    from experiments.runs.by_hand import seed_scores
 
     finished = _execute(ledger, paths, numbers, place, memory_limit_mb)
     found = seed_scores(ledger, numbers, original)
@@ -1354,10 +1355,10 @@ def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place,
     """Train queued runs with a live view; those that a Ctrl-C stops are cancelled, and the answer is False."""
     import threading
 
-    from experiments.executor import LocalExecutor
+    from cli.live import LiveView
     from experiments.ledger import readable_id
-    from experiments.runner import Paused, cancel_run, execute_runs
-    from experiments.views import LiveView
+    from experiments.runs.executor import LocalExecutor
+    from experiments.runs.runner import Paused, cancel_run, execute_runs
 
     console = _console(place)
     say = _speaker(console, place)
@@ -1385,7 +1386,7 @@ def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place,
 
 def _memory_limit(memory: str | None) -> int | None:
     """MiB that a run may occupy, from what was typed."""
-    from experiments.plan import parse_memory
+    from experiments.campaign.plan import parse_memory
 
     return None if memory is None else parse_memory(memory)
 
@@ -1424,7 +1425,7 @@ def _probing_paths(paths: Paths, dry_run: bool) -> Iterator[Paths]:
         return
     import tempfile
 
-    from experiments.paths import Paths as PathsType
+    from experiments.runs.paths import Paths as PathsType
 
     with tempfile.TemporaryDirectory() as folder:
         yield PathsType.of(folder)

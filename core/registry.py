@@ -1,11 +1,14 @@
-"""Named things that a new file adds by registering: models, families, learners."""
+"""Named things that a new file adds by registering: models, families, learners, agents, benches."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from typing import Generic, TypeVar
 
-from core.errors import unknown_name
+from core.errors import InputError, unknown_name
 
 T = TypeVar("T")
 
@@ -15,12 +18,19 @@ class Registry(Generic[T]):
 
     kind: the word used in error messages, such as "model".
     hint: what to run next when a name is unknown, such as "See: python main.py list models".
+    package: where entries register themselves: every module of it that fits `modules` is imported at the first look-up,
+        so that a new entry is one new file and no other edit. A module that cannot be imported hides no other one; what is
+        wrong with it is in `failures` and in the answer to every unknown name.
     """
 
-    def __init__(self, kind: str, hint: str = "") -> None:
+    def __init__(self, kind: str, hint: str = "", *, package: str | None = None, modules: str = "*") -> None:
         self.kind = kind
         self.hint = hint
+        self.package = package
+        self.modules = modules
         self._entries: dict[str, T] = {}
+        self._failures: dict[str, str] = {}
+        self._discovered = package is None
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds an entry; a name taken already is a programming error."""
@@ -33,18 +43,49 @@ class Registry(Generic[T]):
 
         return add
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Module -> why it could not be imported."""
+        self._discover()
+        return dict(self._failures)
+
     def __getitem__(self, name: str) -> T:
+        self._discover()
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            raise unknown_name(self.kind, name, self._entries, hint=self.hint) from None
+            error = unknown_name(self.kind, name, self._entries, hint=self.hint)
+        broken = "".join(f" {module} could not be imported: {why}." for module, why in self._failures.items())
+        raise InputError(f"{error}{broken}")
 
     def __contains__(self, name: object) -> bool:
+        self._discover()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
+        return iter(self.names())
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
+        self._discover()
         return sorted(self._entries)
+
+    def _discover(self) -> None:
+        """Import the package's modules, once."""
+        if self._discovered:
+            return
+        self._discovered = True  # before the imports: they may look names up themselves
+        try:
+            assert self.package is not None
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                if fnmatch(module.name, self.modules) and not module.ispkg:
+                    self._import(f"{self.package}.{module.name}")
+        except BaseException:
+            self._discovered = False
+            raise
+
+    def _import(self, module: str) -> None:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            self._failures[module] = f"{type(error).__name__}: {error}"

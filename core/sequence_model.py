@@ -6,10 +6,8 @@ tensor (B, S) whatever the model is, so learners store, mask and copy it without
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -49,39 +47,7 @@ class ModelEntry:
     build: Callable[..., SequenceModel]
 
 
-class _ModelRegistry(Registry[ModelEntry]):
-    """Imports every module of `core` at the first look-up, so that a new model is one new file and no other edit."""
-
-    _discovered = False
-
-    def _discover(self) -> None:
-        if not self._discovered:
-            self._discovered = True  # before the imports: they may look models up themselves
-            try:
-                for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-                    importlib.import_module(f"core.{module.name}")
-            except BaseException:
-                self._discovered = False
-                raise
-
-    def __getitem__(self, name: str) -> ModelEntry:
-        self._discover()
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self._discover()
-        return super().__contains__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        self._discover()
-        return super().__iter__()
-
-    def names(self) -> list[str]:
-        self._discover()
-        return super().names()
-
-
-MODELS: _ModelRegistry = _ModelRegistry("model", hint="See: python main.py list models")
+MODELS: Registry[ModelEntry] = Registry("model", hint="See: python main.py list models", package="core")
 
 
 def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callable[[type[ModelT]], type[ModelT]]:

@@ -22,11 +22,9 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
+from core.pools import POOLS, Pool
 from core.registry import Registry
 from core.seeding import numpy_stream
-
-Pool = Literal["search", "selection", "confirmation"]
-POOLS: tuple[Pool, ...] = ("search", "selection", "confirmation")
 
 TRAIN_MARGIN = 1e-3
 """A training task is never within this distance (largest coordinate) of a fixed task of a continuous family."""

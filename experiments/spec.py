@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -15,10 +15,6 @@ from core.policy import PolicyConfig
 from core.sequence_model import MODELS
 from env_runner.task_distributions import get_family
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
-
-Pool = Literal["search", "selection", "confirmation"]
-Purpose = Literal["baseline", "search", "selection", "confirmation", "manual", "rerun"]
-RunStatus = Literal["queued", "running", "done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled"]
 
 
 class RunSpec(FrozenConfig):

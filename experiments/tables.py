@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,16 @@ class TableView(FrozenConfig):
     def records(self) -> list[dict[str, Cell]]:
         """The rows as dictionaries."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)"
+)  # CSI, OSC and two-character ones
+
+
+def plain(text: str) -> str:
+    """Words of anybody on one line, without what a terminal would obey: escapes, other controls, direction marks."""
+    return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPES.sub(" ", text)).split())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:

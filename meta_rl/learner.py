@@ -7,10 +7,8 @@ the one for `time/fps`. A new learner is one file with a config class, a `Learne
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -49,35 +47,7 @@ class LearnerEntry:
     config_type: type[LearnerConfig]
 
 
-class _LearnerRegistry(Registry[LearnerEntry]):
-    """Imports every module of `meta_rl` at the first look-up, so that a new learner is one new file and no other edit."""
-
-    _discovered = False
-
-    def _discover(self) -> None:
-        if not self._discovered:
-            self._discovered = True
-            for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-                importlib.import_module(f"meta_rl.{module.name}")
-
-    def __getitem__(self, name: str) -> LearnerEntry:
-        self._discover()
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self._discover()
-        return super().__contains__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        self._discover()
-        return super().__iter__()
-
-    def names(self) -> list[str]:
-        self._discover()
-        return super().names()
-
-
-LEARNERS: _LearnerRegistry = _LearnerRegistry("learner", hint="See: python main.py list learners")
+LEARNERS: Registry[LearnerEntry] = Registry("learner", hint="See: python main.py list learners", package="meta_rl")
 
 LearnerT = TypeVar("LearnerT", bound="type[Learner]")
 

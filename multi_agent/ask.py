@@ -2,7 +2,7 @@
 
 The model gets one tool, `read_ledger`, which runs one select statement on a connection that cannot write. What it says
 is used only if it cites rows, every cited row exists, and every number and id in it stood in what it read; else code
-answers (`experiments/answers.py`). While a confirmation is not judged yet, code answers too: a select could show its scores.
+answers (`experiments/reading/answers.py`). While a confirmation is not judged yet, code answers too: a select could show its scores.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
-from experiments.answers import Answer, answer, known_ids
+from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
-from experiments.read_sql import read_sql
-from experiments.views import plain
+from experiments.reading.answers import Answer, answer, known_ids
+from experiments.tables import plain
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.tools.tool import clean, explain

@@ -22,7 +22,7 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-from experiments.paths import Paths  # noqa: E402
+from experiments.runs.paths import Paths  # noqa: E402
 
 # Kernels are compiled once for all test processes and for the runs that they start.
 CACHE = Paths(ROOT / ".pytest_cache", ROOT / ".pytest_cache").environment()["NUMBA_CACHE_DIR"]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-from sqlalchemy import case, exists, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.errors import InputError, bad_value
 from experiments.ledger.models import Base, Campaign, Claim, Proposal, Run, Tag, Verdict
+from experiments.ledger.scores import SCORE
+from experiments.vocabulary import readable_id
 
 Kind = Literal["run", "campaign", "proposal", "claim", "verdict"]
 PREFIXES: dict[str, tuple[Kind, type[Base]]] = {
@@ -40,22 +42,9 @@ LARGEST = 2**31 - 1  # of an id column
 HASH_LENGTH = 4  # the least characters of a hash
 SHOWN = 8  # how many rows an ambiguous prefix lists
 
-JUDGED = exists().where(Verdict.claim_id == Run.claim_id)
-# The score of a confirmation run is not shown before the verdict, so nothing may be filtered, sorted or found by it either.
-SCORE = case(((Run.pool == "confirmation") & ~JUDGED, None), else_=Run.score)
-
 _NUMBERED = re.compile(r"([a-z])-?([0-9]+)")
 _MARKED = re.compile(r"(?:([a-z])-?)?@(\w+)")
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_LENGTH},64}}")
-
-
-@overload
-def readable_id(prefix: str, number: int) -> str: ...
-@overload
-def readable_id(prefix: str, number: None) -> None: ...
-def readable_id(prefix: str, number: int | None) -> str | None:
-    """`readable_id("r", 42)` is `r-0042`."""
-    return None if number is None else f"{prefix}-{number:04d}"
 
 
 def parse_id(value: str, kind: Kind) -> int:

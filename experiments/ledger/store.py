@@ -25,12 +25,13 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import InputError
-from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id, readable_id
+from experiments.ledger import scores
+from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
+from experiments.vocabulary import readable_id
 
-__all__ = ["FINISHED", "HEAD", "PREFIXES", "Kind", "Ledger", "LedgerError", "join_value", "now", "parse_id", "readable_id", "split_value", "write_json"]  # fmt: skip
+__all__ = ["HEAD", "PREFIXES", "Kind", "Ledger", "LedgerError", "join_value", "now", "parse_id", "readable_id", "split_value", "write_json"]  # fmt: skip
 
-FINISHED = ("done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled")
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"  # the newest schema; Alembic itself is imported only where something has to be migrated
 BUSY_S = 20.0  # how long a transaction waits for another one's end
@@ -356,6 +357,24 @@ class Ledger:
             query = query.where(Eval.name == name)
         with self.session() as session:
             return list(session.scalars(query.order_by(Eval.run_id, Eval.name, Eval.task_index, Eval.episode)))
+
+    def first_returns(self, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
+        """run -> task -> return of the first episode."""
+        found: dict[int, dict[int, float]] = {}
+        for row in self.evals(run_ids):
+            if row.episode == 0:
+                found.setdefault(row.run_id, {})[row.task_index] = join_value(row.value, row.kind)
+        return found
+
+    def score_is_hidden(self, run: Run) -> bool:
+        """Whether the score and the evaluations of a run are not shown yet; see `experiments/ledger/scores.py`."""
+        with self.session() as session:
+            return scores.is_hidden(session, run)
+
+    def must_show(self, run: Run) -> None:
+        """InputError, with the next command, for a run whose score is not shown yet."""
+        if self.score_is_hidden(run):
+            raise scores.hidden_error(run)
 
     def metrics(self, run_id: int, name: str | None = None) -> list[Metric]:
         query = select(Metric).where(Metric.run_id == run_id)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import multi_agent.agents
 from core.registry import Registry
 from multi_agent.tools.tool import Tool, ToolContext
 
@@ -37,14 +34,11 @@ class AgentSpec:
     """Agents speak in this order within a stage."""
 
 
-AGENTS: Registry[AgentSpec] = Registry("agent")
+AGENTS: Registry[AgentSpec] = Registry("agent", package="multi_agent.agents", modules="*_agent")
 
 
 def crew_members() -> list[AgentSpec]:
-    """All agents in the order in which they speak. Importing every `*_agent.py` here is what makes a new one known."""
-    for module in pkgutil.iter_modules(multi_agent.agents.__path__):
-        if module.name.endswith("_agent"):
-            importlib.import_module(f"multi_agent.agents.{module.name}")
+    """All agents in the order in which they speak."""
     return sorted((AGENTS[name] for name in AGENTS), key=lambda spec: (spec.turn, spec.name))
 
 

@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from experiments.space import ALL_SLICES
-from multi_agent.tools.tool import Arm, NoArguments, RowId, Tool, ToolContext, Values, values_dict
+from experiments.search.space import ALL_SLICES
+from experiments.vocabulary import Arm
+from multi_agent.tools.tool import NoArguments, RowId, Tool, ToolContext, Values, values_dict
 
 
 class ArmArguments(FrozenConfig):

@@ -16,8 +16,9 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from experiments.vocabulary import Arm
 from multi_agent.tools.ssm_tool import model_config
-from multi_agent.tools.tool import Arm, Param, Tool, ToolContext, Values
+from multi_agent.tools.tool import Param, Tool, ToolContext, Values
 
 INNER_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 PROBE_TASKS, PROBE_EPISODES, PROBE_STEPS = 3, 8, 32  # episodes: half to adapt on, half to measure on

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from multi_agent.tools.tool import Arm, Param, Tool, ToolContext, Values, values_dict
+from experiments.vocabulary import Arm
+from multi_agent.tools.tool import Param, Tool, ToolContext, Values, values_dict
 
 if TYPE_CHECKING:
     from core.sequence_model import SequenceModelConfig

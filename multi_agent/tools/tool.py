@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
 from multi_agent.llm.choose import redact
 
 if TYPE_CHECKING:
-    from experiments.lab import Lab
+    from experiments.campaign.lab import Lab
     from multi_agent.communication.message_broker import MessageBroker
     from multi_agent.communication.shared_memory import SharedMemory
 
@@ -29,7 +29,6 @@ MAX_RESULT_CHARS = 12_000
 FIRST = ("run", "score", "noise floors", "trend", "forecast")  # columns that a one-line summary begins with
 Mode = Literal["default", "agents", "optimizer"]
 
-Arm = Literal["challenger", "baseline"]
 RowId = Annotated[str, Field(pattern=r"^[a-z]+-\d+$", max_length=40)]
 
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
 
 if TYPE_CHECKING:
-    from experiments.lab import Lab
+    from experiments.campaign.lab import Lab
 
 ApproveEach = Literal["none", "stage", "run"]
 POLL_S = 0.5

@@ -16,12 +16,12 @@ import numpy as np
 
 from core.config import FrozenConfig
 from core.errors import unknown_name
-from experiments.statistics import mean_interval
+from experiments.judging.statistics import mean_interval
 from multi_agent.agents.agent import AgentSpec, crew_members
 from multi_agent.communication.message_broker import EVERYONE
 
 if TYPE_CHECKING:
-    from experiments.lab import VerdictView
+    from experiments.campaign.lab import VerdictView
     from experiments.ledger.models import Run
     from multi_agent.workflows.research_workflow import Crew
 
@@ -144,13 +144,13 @@ class CollaborativeLearning:
         if collaboration_mode not in COLLABORATION:
             raise unknown_name("collaboration_mode", collaboration_mode, COLLABORATION)
         from env_runner.task_distributions import FAMILIES, get_family
-        from experiments.executor import LocalExecutor
-        from experiments.lab import Lab, create_campaign, plan_unit
+        from experiments.campaign.lab import Lab, create_campaign, plan_unit
+        from experiments.campaign.plan import Budget, make_plan
+        from experiments.campaign.question import parse_goal
         from experiments.ledger import Ledger
-        from experiments.paths import Paths
-        from experiments.plan import Budget, make_plan
-        from experiments.question import parse_goal
-        from experiments.space import SearchSpace
+        from experiments.runs.executor import LocalExecutor
+        from experiments.runs.paths import Paths
+        from experiments.search.space import SearchSpace
         from multi_agent.llm.choose import choose_llm
         from multi_agent.workflows.research_workflow import run_research
 

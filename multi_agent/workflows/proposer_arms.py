@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.executor import Ended, Evaluated, Job, Listener, Started
-from experiments.lab import Lab, create_campaign
+from experiments.bench.searches import ARM, Search, Searcher, World, worth_of_best
+from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.plan import Budget, Design, Plan
+from experiments.campaign.question import parse_goal
+from experiments.campaign.waste import count_waste
 from experiments.ledger import Ledger
-from experiments.optimizer import Tried
-from experiments.paths import Paths
-from experiments.plan import Budget, Design, Plan
-from experiments.proposers import ARM, Search, Searcher, World, worth_of_best
-from experiments.question import parse_goal
-from experiments.space import ALL_SLICES, Value
-from experiments.waste import count_waste
+from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
+from experiments.runs.paths import Paths
+from experiments.search.optimizer import Tried
+from experiments.search.space import ALL_SLICES, Value
 from multi_agent.agents.agent import AgentSpec
 from multi_agent.llm.choose import LLMChoice, choose_llm
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING

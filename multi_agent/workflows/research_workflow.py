@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from experiments.lab import Paused
-from experiments.trials import AGENT_SHARE
+from experiments.campaign.lab import Paused
+from experiments.campaign.trials import AGENT_SHARE
 from multi_agent.agents.agent import MAX_MODEL_CALLS, AgentSpec, build_agent, crew_members, prompt_hash, read_prompt
 from multi_agent.communication.message_broker import EVERYONE, Message, MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory
@@ -37,7 +37,7 @@ from multi_agent.workflows.collaborative_learning import Mode as Collaboration
 if TYPE_CHECKING:
     from crewai import Agent
 
-    from experiments.lab import Lab
+    from experiments.campaign.lab import Lab
     from multi_agent.llm.langchain_llm import ModelCall
     from multi_agent.llm.replay import Recording
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.sequence_model import MODELS
-from experiments import bench_models as bench
+from experiments.bench import models as bench
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from core.errors import InputError
-from experiments.bench_env import EnvBenchmark, as_text, bench_env
+from experiments.bench.env import EnvBenchmark, as_text, bench_env
 
 
 def test_a_quick_benchmark_is_a_frozen_typed_table():

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import InputError
 from env_runner.task_distributions import get_family
-from experiments.bench_learning import MARKS, learning_table, main, read_rows, train_once
+from experiments.bench.learning import MARKS, learning_table, main, read_rows, train_once
 from experiments.presets import preset
 
 

@@ -25,14 +25,14 @@ CHECKPOINT_EVERY_S = 0.3
 DRIVER = f"""
 import sys
 from pathlib import Path
-from experiments import executor
+from experiments.runs import executor
 executor.CHECKPOINT_EVERY_S = {CHECKPOINT_EVERY_S}
-from experiments.lab import Lab, create_campaign
+from experiments.campaign.lab import Lab, create_campaign
 from experiments.ledger import Ledger
-from experiments.paths import Paths
-from experiments.plan import Budget, Design, Plan
-from experiments.pruning import Pruning
-from experiments.question import parse_goal
+from experiments.runs.paths import Paths
+from experiments.campaign.plan import Budget, Design, Plan
+from experiments.search.pruning import Pruning
+from experiments.campaign.question import parse_goal
 
 paths = Paths.of(Path(sys.argv[1]))
 paths.ensure()

@@ -11,12 +11,12 @@ from ledger_rows import add_campaign, add_run
 from scipy import stats
 
 from core.seeding import numpy_stream
-from experiments.curves import RETURN, analyse_curve, curve_table, episode_table
-from experiments.early_end import why_not_yet
+from experiments.campaign.curves import RETURN, analyse_curve, curve_table, episode_table
+from experiments.campaign.sensitivity import rank_interval, sensitivity_table
+from experiments.campaign.trials import FinishedTrial
 from experiments.ledger import Ledger
 from experiments.ledger.models import Run
-from experiments.sensitivity import rank_interval, sensitivity_table
-from experiments.trials import FinishedTrial
+from experiments.search.early_end import why_not_yet
 
 STEPS = np.arange(1, 61) * 1000.0
 

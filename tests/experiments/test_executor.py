@@ -18,10 +18,10 @@ import torch
 
 from core.checkpoint import load_checkpoint
 from core.checkpoint import save_checkpoint as save_checkpoint_files
-from experiments import worker
-from experiments.executor import Ended, Evaluated, Job, LocalExecutor, Message, Report, Started
-from experiments.machine import default_memory_limit_mb, machine_memory_mb
 from experiments.presets import preset
+from experiments.runs import worker
+from experiments.runs.executor import Ended, Evaluated, Job, LocalExecutor, Message, Report, Started
+from experiments.runs.machine import default_memory_limit_mb, machine_memory_mb
 from experiments.spec import RunSpec
 
 ITERATION = 640  # 32 worlds x 20 steps of the point robot
@@ -131,7 +131,7 @@ def test_a_run_whose_parent_is_killed_ends_by_itself(tmp_path: Path) -> None:
 import sys, threading
 from pathlib import Path
 from tests.experiments.test_executor import _job, _spec
-from experiments.executor import LocalExecutor, Started
+from experiments.runs.executor import LocalExecutor, Started
 def listen(job, message):
     if isinstance(message, Started):
         print(message.pid, flush=True)

@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import InputError
 from core.policy import PolicyConfig
-from experiments.few_shot import few_shot_table
+from experiments.runs.few_shot import few_shot_table
 from meta_rl.evaluate import few_shot
 from meta_rl.learner import build_learner
 from meta_rl.rl2 import RL2Config

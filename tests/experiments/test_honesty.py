@@ -19,14 +19,14 @@ from sqlalchemy.exc import DatabaseError
 
 import main
 from core.errors import InputError
-from experiments.claims import confirmation_rows
-from experiments.executor import LocalExecutor
-from experiments.judge import ClaimContent, judge
-from experiments.lab import Lab
+from experiments.campaign.claims import confirmation_rows
+from experiments.campaign.lab import Lab
+from experiments.judging.judge import ClaimContent, judge
 from experiments.ledger import Ledger
 from experiments.ledger.models import Claim, Proposal
 from experiments.ledger.store import now
-from experiments.paths import Paths
+from experiments.runs.executor import LocalExecutor
+from experiments.runs.paths import Paths
 from experiments.spec import RunSpec, parse_spec
 
 LIES = st.one_of(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.errors import InputError
-from experiments.judge import (
+from experiments.judging.judge import (
     ArmClaim,
     ClaimContent,
     ConfirmationRow,
@@ -22,7 +22,7 @@ from experiments.judge import (
     seeds_to_run,
     sequential_looks,
 )
-from experiments.pruning import Pruning
+from experiments.search.pruning import Pruning
 
 TASKS = 6
 RULE = Pruning(rungs=(3_000,), env_steps=9_000)
@@ -219,7 +219,7 @@ def test_power_is_what_the_verdict_predicts() -> None:
     rng = np.random.default_rng(5)
     seeds, claim = 10, _claim(10)
     spread = math.sqrt(2 * (1 + 0.25 / TASKS))  # of a paired difference of seed means, by construction of _draw
-    from experiments.statistics import minimum_detectable_effect
+    from experiments.judging.statistics import minimum_detectable_effect
 
     effect = minimum_detectable_effect(spread, seeds)
     found = [judge(claim, _rows(claim, *_draw(rng, seeds, effect))).outcome for _ in range(300)]
@@ -393,7 +393,7 @@ def test_a_recorded_verdict_is_what_a_few_independent_lines_make_of_the_raw_rows
 
 
 def test_a_recorded_claim_is_judged_again_as_it_was(old_ledger) -> None:
-    from experiments.claims import confirmation_rows
+    from experiments.campaign.claims import confirmation_rows
     from experiments.ledger import Ledger
     from experiments.ledger.models import Claim, Verdict
 

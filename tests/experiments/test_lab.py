@@ -21,21 +21,21 @@ from hypothesis import strategies as st
 from core.errors import InputError
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
-from experiments import judge as judging
-from experiments.executor import Ended, Evaluated, Job, Listener, LocalExecutor, Report, Rung, Started
-from experiments.feasibility import is_near, probe, static_problems
-from experiments.lab import Lab, create_campaign
+from experiments.campaign.gate import is_near, probe, static_problems
+from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.plan import Budget, Design, Plan
+from experiments.campaign.question import parse_goal
+from experiments.campaign.waste import count_waste
+from experiments.judging import judge as judging
 from experiments.ledger import Ledger
-from experiments.optimizer import PLATEAU_TRIALS
-from experiments.paths import Paths
-from experiments.plan import Budget, Design, Plan
 from experiments.presets import preset
-from experiments.pruning import Pruning, make_pruning
-from experiments.question import parse_goal
-from experiments.runner import compare_reruns, queue_run
-from experiments.space import count_parameters
+from experiments.runs.executor import Ended, Evaluated, Job, Listener, LocalExecutor, Report, Rung, Started
+from experiments.runs.paths import Paths
+from experiments.runs.runner import compare_reruns, queue_run
+from experiments.search.optimizer import PLATEAU_TRIALS
+from experiments.search.pruning import Pruning, make_pruning
+from experiments.search.space import count_parameters
 from experiments.spec import RunSpec
-from experiments.waste import count_waste
 
 Score = Callable[[Job], float]
 DESIGN = Design(name="test", baseline_seeds=3, rounds=3, top=2, selection_seeds=1, confirmation_seeds=8)

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments.runner import RunProgress
-from experiments.views import LiveView, plain
+from cli.live import LiveView, plain
+from experiments.runs.runner import RunProgress
 
 HOSTILE = (
     "[bold red]x[/] \x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b31m \u202eevil \x07\r\n{$x} \x00 [link=file:///]y[/link]"

@@ -192,7 +192,7 @@ def test_a_checkpoint_whose_hash_does_not_match_is_refused(tmp_path: Path, capsy
     import torch
 
     from core.checkpoint import save_checkpoint
-    from experiments.paths import Paths
+    from experiments.runs.paths import Paths
 
     checkpoint = Paths.of(tmp_path).checkpoint(1)
     save_checkpoint(checkpoint, {"weight": torch.zeros(3)}, {"kind": "rl2"})
@@ -209,7 +209,7 @@ def test_a_checkpoint_whose_hash_does_not_match_is_refused(tmp_path: Path, capsy
 def test_the_second_of_two_processes_that_resume_a_campaign_is_told_who_holds_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from experiments.holder import this_process
+    from experiments.campaign.holder import this_process
     from experiments.ledger import Ledger
     from experiments.ledger.models import Campaign
 
@@ -236,12 +236,12 @@ def test_a_disk_that_refuses_is_one_sentence(
 ) -> None:
     import errno
 
-    import experiments.queries
+    import experiments.reading.queries
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/data/x.json")
 
-    monkeypatch.setattr(experiments.queries, "list_registered", full)
+    monkeypatch.setattr(experiments.reading.queries, "list_registered", full)
     assert main.main(["list", "tasks"]) == 1
     error = capsys.readouterr().err
     assert "cannot write /data/x.json (No space left on device)" in error
@@ -287,11 +287,11 @@ def test_a_wall_time_budget_is_planned_from_measured_throughput(
 
 def _campaign(data: Path, status: str) -> None:
     """A campaign row without runs."""
-    from experiments.lab import create_campaign
+    from experiments.campaign.lab import create_campaign
+    from experiments.campaign.plan import Budget, make_plan
+    from experiments.campaign.question import parse_goal
     from experiments.ledger import Ledger
     from experiments.ledger.models import Campaign
-    from experiments.plan import Budget, make_plan
-    from experiments.question import parse_goal
 
     data.mkdir()
     ledger = Ledger(f"sqlite:///{data / 'ledger.db'}")

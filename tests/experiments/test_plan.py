@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from experiments.plan import DESIGNS, Budget, Plan, make_plan, parse_count, parse_duration
+from experiments.campaign.plan import DESIGNS, Budget, Plan, make_plan, parse_count, parse_duration
 
 CHEETAH = {"iteration_steps": 12_800, "horizon": 200, "workers": 2}
 

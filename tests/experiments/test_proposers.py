@@ -10,8 +10,11 @@ import pytest
 from scipy import stats
 
 from core.errors import InputError
-from experiments.bench_proposers import main, spread
-from experiments.optimizer import (
+from experiments.bench.proposers import main, spread
+from experiments.bench.recorded_table import RecordedTable, load_table, plan_configurations, record
+from experiments.bench.searches import RULES, Search, TableWorld, bootstrap_interval, by_rule, compare, run_searches
+from experiments.campaign.question import parse_goal, parse_model
+from experiments.search.optimizer import (
     PLATEAU_TRIALS,
     Tried,
     change_family,
@@ -21,10 +24,7 @@ from experiments.optimizer import (
     trials_since_gain,
     variation,
 )
-from experiments.proposers import RULES, Search, TableWorld, bootstrap_interval, by_rule, compare, run_searches
-from experiments.question import parse_goal, parse_model
-from experiments.recorded_table import RecordedTable, load_table, plan_configurations, record
-from experiments.space import SearchSpace, Value
+from experiments.search.space import SearchSpace, Value
 
 QUESTION = parse_goal("beat LSTM on point-robot")
 CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments import provenance as module
-from experiments.provenance import keep_patch, provenance, tree, without_password
+from experiments.runs import provenance as module
+from experiments.runs.provenance import keep_patch, provenance, tree, without_password
 
 
 def _git(folder: Path, *arguments: str) -> None:

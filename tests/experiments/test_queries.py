@@ -20,19 +20,19 @@ from ledger_rows import add_campaign, add_claim, add_run
 from sqlalchemy import text
 
 from core.errors import InputError
-from experiments import housekeeping
-from experiments.by_hand import must_be_shown, seed_scores
-from experiments.compare import compare, diff
-from experiments.export import TABLES, export
-from experiments.figures import draw, run_sides
-from experiments.filters import parse_where
-from experiments.holder import is_alive, this_process
+from experiments.campaign.holder import is_alive, this_process
 from experiments.ledger import Ledger
+from experiments.ledger.export import TABLES, export
+from experiments.ledger.filters import parse_where
 from experiments.ledger.models import Verdict
+from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import now
-from experiments.paths import Paths
-from experiments.queries import list_active, list_runs
-from experiments.read_sql import read_sql
+from experiments.reading import doctor as housekeeping
+from experiments.reading.compare import compare, diff
+from experiments.reading.figures import draw, run_sides
+from experiments.reading.queries import list_active, list_runs
+from experiments.runs.by_hand import seed_scores
+from experiments.runs.paths import Paths
 
 
 def _runs(ledger: Ledger, **options) -> list[str]:
@@ -191,14 +191,14 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     assert export(ledger, out, what="runs", format="jsonl") == 2
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [None, None]
     with pytest.raises(InputError, match="would show its score"):
-        must_be_shown(ledger, ledger.get_run(1))
+        ledger.must_show(ledger.get_run(1))
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         draw(ledger, run_sides(ledger, [1, 2]), "profile")
     ledger.add(Verdict(claim_id=claim, outcome="inconclusive", reason="", content={}, created_at=now()))
     assert [row["score"] for row in list_runs(ledger).records()] == [7.0, 7.0]
     assert compare(ledger, "r-0001", "r-0002").by_task is not None
     assert export(ledger, out, what="evals", format="jsonl") == 2
-    must_be_shown(ledger, ledger.get_run(1))
+    ledger.must_show(ledger.get_run(1))
 
 
 def test_seeds_of_one_configuration_are_summed_up_as_the_judge_does_it(ledger: Ledger) -> None:
@@ -555,7 +555,7 @@ def test_damaged_pages_are_named(file_ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_a_report_before_the_verdict_has_no_confirmation_mean(old_ledger, tmp_path: Path) -> None:
-    from experiments.report import gather
+    from experiments.reading.report import gather
 
     path = old_ledger("0001")
     before = {(g.arm, g.purpose): g for g in gather(Ledger(f"sqlite:///{path}"), 1).groups}

@@ -7,7 +7,7 @@ import pytest
 from core.errors import InputError
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
-from experiments.question import parse_goal
+from experiments.campaign.question import parse_goal
 
 SSM = ("s5", "lru", "s4d")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from core.errors import InputError
-from experiments.question import parse_goal
-from experiments.space import ROLES, SearchSpace, count_parameters, size_policy
+from experiments.campaign.question import parse_goal
+from experiments.search.space import ROLES, SearchSpace, count_parameters, size_policy
 from experiments.spec import RunSpec, parse_spec, set_fields
 
 QUESTION = parse_goal("beat LSTM on point-robot")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import statistics
+from experiments.judging import statistics
 
 
 def _table(seeds: int, tasks: int, shift: float = 0.0) -> np.ndarray:

@@ -14,8 +14,8 @@ from core.errors import InputError
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, now
 from experiments.presets import named_preset
+from experiments.runs.tuning import TunedModel, effort_text, keep_preset, tune, tuning_spaces, tuning_table
 from experiments.spec import RunSpec
-from experiments.tuning import TunedModel, effort_text, keep_preset, tune, tuning_spaces, tuning_table
 
 ONLY = ["learner.learning_rate", "model.dt_min"]
 BEST_RATE = 1e-3

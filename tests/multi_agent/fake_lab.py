@@ -1,4 +1,4 @@
-"""A lab in memory with the methods of `experiments.lab.Lab`, for tests of the crew alone: scores are a formula."""
+"""A lab in memory with the methods of `experiments.campaign.lab.Lab`, for tests of the crew alone: scores are a formula."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
 
 
 class Family(FrozenConfig):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
-from experiments.executor import Ended, Evaluated, Job, Message, Report, Started
-from experiments.lab import Lab, create_campaign
+from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.plan import Budget, Design, Plan
+from experiments.campaign.question import parse_goal
 from experiments.ledger import Ledger
-from experiments.paths import Paths
-from experiments.plan import Budget, Design, Plan
-from experiments.question import parse_goal
+from experiments.runs.executor import Ended, Evaluated, Job, Message, Report, Started
+from experiments.runs.paths import Paths
 
 DESIGN = Design(name="test", baseline_seeds=2, rounds=3, top=1, selection_seeds=1, confirmation_seeds=5)
 

@@ -13,9 +13,9 @@ from model_server import Brain, ModelServer, call, fail, results_of, say
 
 import main
 from core.errors import InputError
-from experiments.answers import CAN, answer, known_ids
-from experiments.executor import Job
 from experiments.ledger import Ledger
+from experiments.reading.answers import CAN, answer, known_ids
+from experiments.runs.executor import Job
 from multi_agent.ask import ask
 from multi_agent.llm.choose import choose_llm
 

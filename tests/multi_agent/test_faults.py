@@ -14,7 +14,7 @@ from fake_lab import FakeLab
 from instant_lab import instant_lab, search_and_confirm
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-from experiments.report import write_report
+from experiments.reading.report import write_report
 from multi_agent.agents.agent import crew_members
 from multi_agent.communication.message_broker import MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory

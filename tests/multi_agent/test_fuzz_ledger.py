@@ -12,7 +12,7 @@ from instant_lab import instant_lab
 from sqlalchemy import select
 from test_tools import MEMBERS, NAMES, TOOLS, tool_calls
 
-from experiments.lab import Lab
+from experiments.campaign.lab import Lab
 from experiments.ledger.models import Proposal
 from multi_agent.communication.message_broker import MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory

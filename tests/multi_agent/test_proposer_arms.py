@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-from experiments.proposers import RULES, TableWorld
-from experiments.recorded_table import RecordedTable, load_table
+from experiments.bench.recorded_table import RecordedTable, load_table
+from experiments.bench.searches import RULES, TableWorld
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_searcher
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-from experiments.executor import LocalExecutor
-from experiments.lab import Lab, create_campaign, plan_unit
+from experiments.campaign.lab import Lab, create_campaign, plan_unit
+from experiments.campaign.plan import Budget, Design, Plan
+from experiments.campaign.question import parse_goal
 from experiments.ledger import Ledger
-from experiments.paths import Paths
-from experiments.plan import Budget, Design, Plan
-from experiments.question import parse_goal
-from experiments.space import SearchSpace
+from experiments.runs.executor import LocalExecutor
+from experiments.runs.paths import Paths
+from experiments.search.space import SearchSpace
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
 from multi_agent.workflows.research_workflow import run_research

@@ -15,11 +15,11 @@ from model_server import ModelServer, Reply, call, fail, results_of, say, turn_o
 
 import main
 from core.errors import InputError
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
+from experiments.campaign.steering import approve, end_campaign, is_stopped
 from experiments.ledger import Ledger
-from experiments.queries import list_active
-from experiments.report import gather, write_report
-from experiments.steering import approve, end_campaign, is_stopped
+from experiments.reading.queries import list_active
+from experiments.reading.report import gather, write_report
 from multi_agent.communication.message_broker import Message, MessageBroker
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows import approval

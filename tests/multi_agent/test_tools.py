@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import multi_agent.agents
 from core.errors import InputError
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
 from multi_agent.agents.agent import AGENTS, crew_members
 from multi_agent.communication.message_broker import MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory

@@ -16,7 +16,7 @@ from fake_lab import FakeLab
 from model_server import Brain, ModelServer, Reply, call, fail, results_of, say, turn_of
 
 from core.errors import InputError
-from experiments.lab import Paused
+from experiments.campaign.lab import Paused
 from multi_agent.llm.choose import LLMChoice, choose_llm
 from multi_agent.tools import environment_tool
 from multi_agent.workflows.research_workflow import CrewEvent, run_research

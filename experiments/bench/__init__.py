@@ -1,0 +1,1 @@
+"""Measurements of this system against named rivals: `python main.py bench`."""

@@ -1,0 +1,1 @@
+"""One campaign: question, plan, trials, the lab, claims, and how a person steers it."""

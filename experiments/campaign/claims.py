@@ -1,0 +1,91 @@
+"""What is claimed and what it is judged by: a claim made from a campaign's selection, and the rows of its confirmation."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from env_runner.task_distributions import get_family
+from experiments.campaign.question import Question, label
+from experiments.campaign.trials import Trials
+from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, sequential_looks
+from experiments.ledger.models import Run
+from experiments.ledger.store import Ledger, join_value
+from experiments.search.space import count_parameters
+
+
+def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimContent:
+    """The claim of a campaign after its selection: both chosen configurations, fresh seeds, and the rule that decides.
+
+    env_steps: training budget of every confirmation run.
+    """
+    family = get_family(question.task)
+    arms = {}
+    for arm in ("challenger", "baseline"):
+        _, values = trials.winner(arm)
+        spec = trials.spec(arm, values, seed=0, env_steps=env_steps)
+        finished = trials.finished(arm) if arm in trials.arms else []
+        selection = trials.ledger.runs(trials.number, purpose="selection", arm=arm)
+        arms[arm] = ArmClaim(
+            variant_hash=spec.variant_hash,
+            model=spec.policy.model.kind,
+            parameters=count_parameters(spec),
+            tuner="default then multivariate TPE" if arm in trials.arms else "default",
+            search_trials=len(finished),
+            # A pruned run counts what it really spent; any other what it was given, so that a crash is no discount.
+            tuning_env_steps=sum(
+                run.env_steps if run.status == "pruned" else int(run.spec["env_steps"])
+                for run in [*(t.run for t in finished), *selection]
+            ),
+        )
+    anchors = family.anchors
+    floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
+    names = {
+        "task_blind": "the best policy that is blind to the task",
+        "stand_still": "standing still",
+        "random": "a random policy",
+    }
+    seeds = trials.seeds("confirmation")
+    margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
+    tuned = "" if question.baseline_is_tuned else "default "
+    return ClaimContent(
+        hypothesis=f"{label(question.challenger)} beats the {tuned}{label(question.baseline)}{margin} on {question.task} "
+        f"after {env_steps:,} env steps",
+        task=question.task,
+        task_version=family.version,
+        challenger=arms["challenger"],
+        baseline=arms["baseline"],
+        seeds=seeds,
+        env_steps=env_steps,
+        num_tasks=len(family.eval_tasks("confirmation")),
+        margin_pct=question.improvement_pct,
+        floor=anchors[floor_name] if floor_name else None,
+        floor_name=f"{names[floor_name]} reaches" if floor_name else "",
+        equal_tuning=question.baseline_is_tuned,
+        looks=sequential_looks(len(seeds)),
+        pruning=trials.plan.pruning,
+    )
+
+
+def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
+    """The judge's evidence: every confirmation run of a claim with its raw first-episode returns."""
+    with ledger.session() as session:
+        query = select(Run).where(Run.claim_id == claim_id, Run.purpose == "confirmation").order_by(Run.id)
+        runs = list(session.scalars(query))
+    returns: dict[int, dict[int, float]] = {run.id: {} for run in runs}
+    for row in ledger.evals([run.id for run in runs]):
+        if row.episode == 0 and row.pool == "confirmation":
+            returns[row.run_id][row.task_index] = join_value(row.value, row.kind)
+    return [
+        ConfirmationRow(
+            run_id=run.id,
+            arm=run.arm or "",
+            seed=run.seed,
+            variant_hash=run.variant_hash,
+            task=run.task,
+            task_version=run.task_version,
+            status=run.status,
+            env_steps=run.env_steps,
+            returns=tuple(value for _, value in sorted(returns[run.id].items())),
+        )
+        for run in runs
+    ]

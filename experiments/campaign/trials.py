@@ -1,0 +1,303 @@
+"""The trials of a campaign, derived from its ledger rows: proposals, configurations, runs, the best of them.
+
+Nothing is kept in memory: a trial's configuration is what its proposal rows say, its run is found by the hash of that
+configuration, and the optimizer is rebuilt from finished trials for every suggestion. So a resumed campaign goes on
+exactly as an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from sqlalchemy import select, update
+
+from core.errors import unknown_name
+from core.seeding import numpy_stream
+from experiments.campaign.plan import Plan
+from experiments.campaign.question import Question
+from experiments.campaign.views import ProposalView, SuggestionView
+from experiments.ledger.models import Event, Proposal, Run
+from experiments.ledger.store import Ledger, join_value, now, readable_id
+from experiments.runs.runner import RUNG_SCORE
+from experiments.search.optimizer import Tried, suggest
+from experiments.search.space import ROLES, SearchSpace, Value, count_parameters
+from experiments.spec import RunSpec
+from experiments.vocabulary import ARMS, FINISHED, POOL_OFFSET, Arm, Pool
+
+AGENT_SHARE = 0.3
+"""Of the search rounds may be shaped by agents; the others run what the optimizer suggests."""
+
+
+class FinishedTrial(NamedTuple):
+    """One trial with its finished run; score is None where the run failed or was pruned."""
+
+    arm: str
+    number: int
+    run: Run
+    score: float | None
+    values: dict[str, Value]
+    rung: tuple[int, float] | None = None
+    """Env steps and score of the last rung of a pruned run."""
+
+
+def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
+    """Trials that have a score, the best one first, the earlier one first among equals."""
+    return sorted((t for t in trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
+
+
+class Trials:
+    """Search, selection and confirmation configurations of one campaign."""
+
+    def __init__(self, ledger: Ledger, number: int, question: Question, plan: Plan, seed: int) -> None:
+        self.ledger, self.number, self.plan, self.seed = ledger, number, plan, seed
+        self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
+        self.spaces = {
+            "challenger": SearchSpace(question.challenger, question.task),
+            "baseline": SearchSpace(question.baseline, question.task),
+        }
+        default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
+        self.parameters = count_parameters(default)
+        self._finished: dict[tuple[str | int, ...], FinishedTrial] = {}
+
+    def space(self, arm: str) -> SearchSpace:
+        """The search space of an arm; InputError for another name."""
+        if arm not in self.arms and arm != "baseline":
+            raise unknown_name("arm", arm, self.arms)
+        return self.spaces[arm]
+
+    def seeds(self, pool: Pool) -> tuple[int, ...]:
+        """The training seeds of a pool; the three ranges are disjoint."""
+        design = self.plan.design
+        count = {
+            "search": max(design.baseline_seeds, 1),
+            "selection": design.selection_seeds,
+            "confirmation": design.confirmation_seeds,
+        }[pool]
+        draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
+        return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
+
+    def spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
+        """The specification of a configuration, its policy sized to the campaign's parameter count."""
+        return self.space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters)
+
+    def proposer(self, arm: str, trial: int | None, purpose: str) -> str:
+        """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
+        if trial in (None, 0) or purpose == "baseline":
+            return "default"
+        slices = self.slices(arm, trial or 0)
+        agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
+        return "agent:" + "+".join(agents) if agents else "optimizer"
+
+    def suggest(self, arm: str, trial: int) -> SuggestionView:
+        """The default for trial 0, then what `experiments/search/optimizer.py` makes of the trials before this one."""
+        space, refused = self.space(arm), self.refused(arm, trial)
+        history = [Tried(t.values, t.score, t.rung) for t in self.finished(arm) if t.number < trial]
+        found = suggest(space, history, seed=self.seed, arm=arm, noise_floor=self.noise_floor(), refused=refused)
+        return SuggestionView(arm=arm, trial=trial, source=found.source, values=found.values, reason=found.reason)
+
+    def slices(self, arm: str, trial: int) -> list[Proposal]:
+        """The proposals of a trial that hold, one a role."""
+        query = (
+            select(Proposal)
+            .where(
+                Proposal.campaign_id == self.number,
+                Proposal.arm == arm,
+                Proposal.trial == trial,
+                Proposal.superseded.is_(False),
+            )
+            .order_by(Proposal.id)
+        )
+        with self.ledger.session() as session:
+            return list(session.scalars(query))
+
+    def joint(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> dict[str, Value]:
+        """The configuration that `complete` would give if one role proposed `values`; nothing is written."""
+        space, suggestion = self.space(arm), self.suggest(arm, trial)
+        slices = {p.role: p.changes for p in self.slices(arm, trial)} | {role: values}
+        merged: dict[str, Value] = {}
+        for other in ROLES:
+            own = {p.name: suggestion.values[p.name] for p in space.of_role(other) if p.name in suggestion.values}
+            merged |= slices.get(other, own)
+        return space.complete(merged)
+
+    def shaped_by_agents(self) -> set[int]:
+        """Rounds in which a proposal of an agent holds that departs from the suggestion, on either arm."""
+        query = select(Proposal.trial, Proposal.changes).where(
+            Proposal.campaign_id == self.number, Proposal.source == "agent", Proposal.superseded.is_(False)
+        )
+        with self.ledger.session() as session:
+            return {trial for trial, changes in session.execute(query) if changes}
+
+    def write_proposal(
+        self,
+        arm: str,
+        trial: int,
+        role: str,
+        values: dict[str, Value],
+        source: str,
+        *,
+        reason: str,
+        effect: str,
+        evidence: list[str],
+    ) -> ProposalView:
+        """Set one role's slice of a trial; what it replaces stays in the ledger as superseded."""
+        present = next((p for p in self.slices(arm, trial) if p.role == role), None)
+        if present is None or present.changes != values or present.source != source:
+            with self.ledger.session() as session:
+                session.execute(
+                    update(Proposal)
+                    .where(
+                        Proposal.campaign_id == self.number,
+                        Proposal.arm == arm,
+                        Proposal.trial == trial,
+                        Proposal.role == role,
+                    )
+                    .values(superseded=True)
+                )
+                present = Proposal(
+                    campaign_id=self.number,
+                    arm=arm,
+                    trial=trial,
+                    role=role,
+                    source=source,
+                    changes=values,
+                    reason=reason[:2000],
+                    predicted_effect=effect[:1000],
+                    evidence=evidence,
+                    created_at=now(),
+                )
+                session.add(present)
+        return ProposalView(
+            id=readable_id("p", present.id), arm=arm, trial=trial, role=role, source=source, values=values
+        )
+
+    def complete(self, arm: str, trial: int) -> dict[str, Value]:
+        """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""
+        space = self.space(arm)
+        suggestion = self.suggest(arm, trial)
+        slices = {p.role: p.changes for p in self.slices(arm, trial)}
+        for role in ROLES:
+            names = [p.name for p in space.of_role(role) if p.name in suggestion.values]
+            if role not in slices and names:
+                values = {name: suggestion.values[name] for name in names}
+                self.write_proposal(
+                    arm, trial, role, values, suggestion.source, reason="nobody proposed this slice", effect="", evidence=[]
+                )  # fmt: skip
+                slices[role] = values
+        merged: dict[str, Value] = {}
+        for values in slices.values():
+            merged |= values
+        return space.complete(merged)
+
+    def values(self, arm: str, trial: int) -> dict[str, Value] | None:
+        """The joint configuration of a trial's proposals, or None where there are none yet."""
+        slices = self.slices(arm, trial)
+        if not slices:
+            return None
+        merged: dict[str, Value] = {}
+        for p in slices:
+            merged |= p.changes
+        return self.space(arm).complete(merged)
+
+    def run(self, arm: str, trial: int) -> Run | None:
+        """The finished search run of a trial, or None."""
+        values = self.values(arm, trial)
+        if values is None:
+            return None
+        spec = self.spec(arm, values, seed=self.seeds("search")[0], env_steps=self.plan.env_steps_search)
+        query = select(Run).where(
+            Run.campaign_id == self.number,
+            Run.pool == "search",
+            Run.config_hash == spec.config_hash,
+            Run.status.in_(FINISHED),
+        )
+        with self.ledger.session() as session:
+            return session.scalar(query.order_by(Run.id))
+
+    def finished(self, arm: str) -> list[FinishedTrial]:
+        """Every finished trial of an arm, in order."""
+        query = select(Proposal.trial, Proposal.id).where(
+            Proposal.campaign_id == self.number, Proposal.arm == arm, Proposal.superseded.is_(False)
+        )
+        proposals: dict[int, list[int]] = {}
+        with self.ledger.session() as session:
+            for trial, proposal in session.execute(query.order_by(Proposal.id)):
+                proposals.setdefault(trial, []).append(proposal)
+        trials: list[FinishedTrial] = []
+        for number in range(self.plan.rounds):
+            # Neither a proposal nor a finished run ever changes, so the same proposals mean the same finished trial.
+            key = (arm, *proposals.get(number, ()))
+            if key in self._finished:
+                trials.append(self._finished[key])
+                continue
+            run = self.run(arm, number)
+            if run is None:
+                break
+            values = self.values(arm, number) or {}
+            score = run.score if run.status == "done" else None
+            rung = self.rungs(run.id)[-1] if run.status == "pruned" else None
+            self._finished[key] = FinishedTrial(arm, number, run, score, values, rung)
+            trials.append(self._finished[key])
+        return trials
+
+    def rungs(self, run_id: int) -> list[tuple[int, float]]:
+        """(env steps, score) of the rungs that a run came to."""
+        return [(m.env_steps, join_value(m.value, m.kind)) for m in self.ledger.metrics(run_id, RUNG_SCORE)]
+
+    def saved(self, arm: str, before: int | None = None) -> int:
+        """Env steps that pruning saved in the finished trials of an arm, of those of rounds below `before` alone."""
+        trials = [t for t in self.finished(arm) if before is None or t.number < before]
+        return sum(int(t.run.spec["env_steps"]) - t.run.env_steps for t in trials if t.run.status == "pruned")
+
+    def refused(self, arm: str, trial: int) -> list[dict[str, Value]]:
+        """The optimizer's configurations that the feasibility gate refused for a trial, in order."""
+        query = select(Event).where(Event.campaign_id == self.number, Event.kind == "refused").order_by(Event.id)
+        with self.ledger.session() as session:
+            found = [event.payload for event in session.scalars(query)]
+        return [p["values"] for p in found if (p["arm"], p["round"], p["source"]) == (arm, trial, "optimizer")]
+
+    def baseline_runs(self) -> list[Run]:
+        """The runs of the baseline's default configuration on the search seeds."""
+        specs = [
+            self.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search).config_hash
+            for seed in self.seeds("search")[: self.plan.design.baseline_seeds]
+        ]
+        runs = self.ledger.runs(self.number, purpose=("baseline", "search"), arm="baseline")
+        return [r for r in runs if r.config_hash in specs]
+
+    def baseline_mean(self) -> float | None:
+        """Mean score of the baseline's default configuration over those seeds; None without a score."""
+        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        return statistics.fmean(scores) if scores else None
+
+    def noise_floor(self) -> float | None:
+        """Standard deviation of the score over those seeds; None with fewer than two scores."""
+        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        return statistics.stdev(scores) if len(scores) > 1 else None
+
+    def candidates(self, arm: str) -> list[tuple[int, dict[str, Value]]]:
+        """The best different configurations of an arm by search score; the default where none succeeded."""
+        chosen: dict[str, tuple[int, dict[str, Value]]] = {}
+        for trial in best_first(self.finished(arm)):
+            chosen.setdefault(trial.run.variant_hash, (trial.number, trial.values))
+        return list(chosen.values())[: self.plan.design.top] or [(0, self.space(arm).default_values())]
+
+    def winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
+        """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
+        if arm not in self.arms:
+            return None, {}
+        runs = self.ledger.runs(self.number, purpose="selection", arm=arm)
+        best: tuple[float, int | None, dict[str, Value]] = (-math.inf, None, {})
+        candidates = self.candidates(arm)
+        for trial, values in candidates:
+            variant = self.spec(arm, values, seed=0, env_steps=1).variant_hash
+            scores = [r.score for r in runs if r.variant_hash == variant]
+            if scores and all(s is not None for s in scores):
+                mean = float(np.mean([s for s in scores if s is not None]))
+                if mean > best[0]:
+                    best = (mean, trial, values)
+        return (best[1], best[2]) if best[0] > -math.inf else candidates[0]

@@ -1,0 +1,110 @@
+"""What the lab hands to tools and people: frozen views of a campaign's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.config import FrozenConfig
+from experiments.judging.judge import ClaimContent, VerdictContent
+from experiments.search.optimizer import Source
+from experiments.search.space import Parameter, Value
+from experiments.tables import Cell
+
+
+class SpaceView(FrozenConfig):
+    """The tunable fields of one arm."""
+
+    arm: str
+    parameters: tuple[Parameter, ...]
+
+
+class SuggestionView(FrozenConfig):
+    """The optimizer's joint configuration for the present round."""
+
+    arm: str
+    trial: int
+    source: Source
+    """default for trial 0, optimizer, or plateau where the rule for a search without gains chose the change."""
+    values: dict[str, Value]
+    reason: str
+
+
+class ProposalView(FrozenConfig):
+    """A slice of the present round's configuration as it stands in the ledger."""
+
+    id: str
+    arm: str
+    trial: int
+    role: str
+    source: str
+    values: dict[str, Value]
+
+
+class FeasibilityView(FrozenConfig):
+    """Whether a configuration can be trained, and what it would cost."""
+
+    feasible: bool
+    problems: tuple[str, ...]
+    parameters: int | None
+    """Trainable numbers of the whole policy."""
+    expected_s: float | None
+    """Expected seconds of the search run, from the campaign's measured throughput; None before the first run."""
+    same_as: str | None
+    """A search run of this arm that is the same trial: no value differs by more than the gate's `NEAR`."""
+    memory_mb: int | None = None
+    """MiB that one training iteration occupied; None where it was not tried."""
+
+
+class RoundView(FrozenConfig):
+    """The finished runs of one search round."""
+
+    round: int
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    noise_floor: float | None
+    """Standard deviation of the score over seeds of the baseline's default configuration."""
+
+
+class DecisionView(FrozenConfig):
+    """What code decided on a request."""
+
+    granted: bool
+    decision: str
+
+
+class NoteView(FrozenConfig):
+    id: int
+    target: str
+
+
+class BudgetView(FrozenConfig):
+    """What was spent and what is left."""
+
+    wall_s_spent: float
+    wall_s_planned: float | None
+    env_steps_spent: int
+    env_steps_planned: int
+    runs_finished: int
+    runs_planned: int
+    rounds_finished: int
+    rounds_planned: int
+    wasted_trials: str = ""
+    """Trials without a result and doubled ones of all launched, and proposals refused before they cost anything."""
+
+
+class ClaimView(FrozenConfig):
+    id: str
+    content: ClaimContent
+    content_hash: str
+
+
+class VerdictView(VerdictContent):
+    id: str
+    claim_id: str
+
+
+class EventView(FrozenConfig):
+    id: int
+    kind: str
+    actor: str
+    payload: dict[str, Any]

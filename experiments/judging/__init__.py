@@ -1,0 +1,1 @@
+"""Verdicts and the statistics behind them: pure functions over rows."""

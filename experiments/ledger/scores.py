@@ -1,0 +1,30 @@
+"""What may be shown of scores: nobody may steer by held-out results, so a confirmation run's score waits for its verdict.
+
+The rule is `UNJUDGED`, here and nowhere else. Lists, filters, ids and exports read `SCORE` in place of the column; code that
+has a run in hand asks `Ledger.score_is_hidden` or is refused by `Ledger.must_show`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import case, exists, select
+from sqlalchemy.orm import Session
+
+from core.errors import InputError
+from experiments.ledger.models import Run, Verdict
+from experiments.vocabulary import readable_id
+
+UNJUDGED = (Run.pool == "confirmation") & ~exists().where(Verdict.claim_id == Run.claim_id)
+SCORE = case((UNJUDGED, None), else_=Run.score)
+
+
+def is_hidden(session: Session, run: Run) -> bool:
+    """Whether the score and the evaluations of a run are not shown yet."""
+    return session.scalar(select(Run.id).where(Run.id == run.id, UNJUDGED)) is not None
+
+
+def hidden_error(run: Run) -> InputError:
+    """What is answered to whoever asks for a hidden score."""
+    return InputError(
+        f"{readable_id('r', run.id)} is a confirmation run: its score is not shown before the verdict on "
+        f"{readable_id('k', run.claim_id)}. Go on with: python main.py resume {readable_id('c', run.campaign_id)}"
+    )

@@ -1,0 +1,330 @@
+"""Notes, tags and the archive; removing files that nobody needs; a look at the ledger's own health."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import select, text
+
+from core.config import FrozenConfig
+from core.errors import bad_value
+from experiments.campaign.holder import describe_holder, is_alive
+from experiments.ledger.ids import ARCHIVED, LETTERS, archived, readable_id
+from experiments.ledger.models import Artifact, Campaign, Claim, Note, Run, Tag, Verdict
+from experiments.ledger.store import HEAD, Ledger, LedgerError, now
+from experiments.runs.paths import Paths
+from experiments.tables import TableView
+from experiments.vocabulary import FINISHED
+
+SILENT = timedelta(minutes=30)  # a run of no campaign that reported nothing for so long has nobody who works on it
+REMOVED = "files-removed"
+
+
+# ---- notes, tags, archive ---------------------------------------------------------------
+
+
+def check_target(ledger: Ledger, value: str) -> str:
+    """The readable id of an existing row that a person named, such as `r-0042` or `@last` (the last run)."""
+    kind, number = ledger.locate(value)
+    return readable_id(LETTERS[kind], number)
+
+
+def add_note(ledger: Ledger, target: str, words: str, author: str) -> str:
+    """Keep a remark about a row and return the row's id. The judge never reads notes."""
+    if not 1 <= len(words.strip()) <= 4000:
+        raise bad_value("note", f"{len(words)} characters", "from 1 to 4000 characters")
+    name = check_target(ledger, target)
+    ledger.add_note(name, author, words)
+    return name
+
+
+def list_notes(ledger: Ledger, target: str | None = None) -> TableView:
+    """All remarks, or those about one row, oldest first."""
+    query = select(Note).order_by(Note.id)
+    if target is not None:
+        query = query.where(Note.target == check_target(ledger, target))
+    with ledger.session() as session:
+        rows = [(n.target, n.author, n.created_at.strftime("%Y-%m-%d %H:%M"), n.text) for n in session.scalars(query)]
+    return TableView(
+        columns=("about", "author", "when (UTC)", "note"), rows=tuple(rows), note="" if rows else "No notes."
+    )
+
+
+def set_tag(ledger: Ledger, target: str, tag: str, *, remove: bool = False) -> str:
+    """Put a short label on a row, or take it off, and return the row's id."""
+    if not (1 <= len(tag) <= 64 and tag == tag.strip() and tag.isprintable()):
+        raise bad_value("tag", tag, "1 to 64 printable characters")
+    if tag in (ARCHIVED, REMOVED):
+        raise bad_value("tag", tag, "another word; this one is kept by: python main.py archive, and gc")
+    name = check_target(ledger, target)
+    _tag(ledger, name, tag, remove=remove)
+    return name
+
+
+def list_tags(ledger: Ledger, target: str | None = None) -> TableView:
+    """All labels, or those of one row."""
+    query = select(Tag).order_by(Tag.target, Tag.tag)
+    if target is not None:
+        query = query.where(Tag.target == check_target(ledger, target))
+    with ledger.session() as session:
+        rows = tuple((t.target, t.tag) for t in session.scalars(query))
+    return TableView(columns=("row", "tag"), rows=rows, note="" if rows else "No tags.")
+
+
+def archive(ledger: Ledger, targets: Sequence[str], *, undo: bool = False) -> list[str]:
+    """Hide runs and campaigns (with all their runs) from lists, or show them again. No row changes or goes away."""
+    names = [check_target(ledger, target) for target in targets]
+    for name in names:
+        if name[0] not in "rc":
+            raise bad_value("archive", name, "runs and campaigns, such as r-0042 or c-0007")
+    for name in names:
+        _tag(ledger, name, ARCHIVED, remove=undo)
+    return names
+
+
+def _tag(ledger: Ledger, name: str, tag: str, *, remove: bool) -> None:
+    with ledger.session() as session:
+        present = session.get(Tag, (name, tag))
+        if remove and present is not None:
+            session.delete(present)
+        elif not remove and present is None:
+            session.add(Tag(target=name, tag=tag, created_at=now()))
+
+
+# ---- removing files ---------------------------------------------------------------------
+
+
+class Removable(FrozenConfig):
+    """The files of one run that can go."""
+
+    run: str
+    why: Literal["archived", "crashed"]
+    files: tuple[str, ...]
+    size: int
+    """Bytes."""
+
+
+def removable_files(ledger: Ledger, paths: Paths) -> list[Removable]:
+    """Models, checkpoints and logs of archived and of crashed runs. A run that is training is never among them."""
+    with ledger.session() as session:
+        runs, campaigns = (set(numbers) for numbers in archived(session))
+        query = select(Run.id, Run.campaign_id, Run.status).where(Run.status.in_(FINISHED)).order_by(Run.id)
+        found = list(session.execute(query))
+    items = []
+    for number, campaign, status in found:
+        put_away = number in runs or campaign in campaigns
+        if put_away or status == "crashed":
+            files = [file for file in _files(paths, number) if file.is_file()]
+            if files:
+                items.append(
+                    Removable(
+                        run=readable_id("r", number),
+                        why="archived" if put_away else "crashed",
+                        files=tuple(str(file.relative_to(paths.data)) for file in files),
+                        size=sum(file.stat().st_size for file in files),
+                    )
+                )
+    return items
+
+
+def remove_files(ledger: Ledger, paths: Paths, items: Sequence[Removable]) -> int:
+    """Remove what `removable_files` found and return the bytes freed. Rows stay; a tag says that the files are gone."""
+    freed = 0
+    for item in items:
+        _tag(ledger, item.run, REMOVED, remove=False)
+        for name in item.files:
+            (paths.data / name).unlink(missing_ok=True)
+        freed += item.size
+    return freed
+
+
+def _files(paths: Paths, number: int) -> list[Path]:
+    stems = (paths.model(number), paths.checkpoint(number))
+    return [stem.with_suffix(suffix) for stem in stems for suffix in (".safetensors", ".json")] + [paths.log(number)]
+
+
+# ---- health -----------------------------------------------------------------------------
+
+
+class Finding(FrozenConfig):
+    """One thing that is not as it should be."""
+
+    what: str
+    way_out: str
+    fixed: bool = False
+
+
+def examine(url: str, paths: Paths, *, fix: bool = False) -> list[Finding]:
+    """Everything that is wrong with the ledger and its files; with `fix` what can be mended is.
+
+    Checked: the file itself, its schema and triggers, hashes of claims, verdicts against their rows, campaigns and runs
+    whose process has ended, hashes of kept models.
+    """
+    try:
+        ledger = Ledger(url, read_only=True)
+    except LedgerError as error:
+        if "older schema" in str(error) and fix:
+            Ledger(url).close()
+            done = Finding(what=str(error), way_out=f"migrated to {HEAD}; a copy lies beside it", fixed=True)
+            return [done, *examine(url, paths, fix=fix)]
+        return [Finding(what=str(error), way_out="nothing else can be checked before this is mended")]
+    try:
+        findings = _file_problems(ledger)
+        if findings:
+            return findings
+        findings = [*_trigger_problems(ledger), *_claim_problems(ledger), *_model_problems(ledger, paths)]
+    except LedgerError as error:
+        return [Finding(what=str(error), way_out="nothing else can be checked before this is mended")]
+    finally:
+        ledger.close()
+    return findings + _stale(url, fix=fix)
+
+
+def _file_problems(ledger: Ledger) -> list[Finding]:
+    if ledger.path is None:
+        return []
+    way = "move the file away and start a new ledger, or restore a copy (ledger.db.bak-*)"
+    try:
+        with closing(ledger.open_file()) as connection:
+            broken = [row[0] for row in connection.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
+            orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
+    except sqlite3.Error as error:
+        broken, orphans = [str(error)], []
+    findings = [Finding(what=f"{ledger.path}: {words}", way_out=way) for words in broken]
+    if orphans:
+        tables = ", ".join(sorted({row[0] for row in orphans}))
+        findings.append(Finding(what=f"{ledger.path}: {len(orphans)} rows of {tables} belong to no row", way_out=way))
+    return findings
+
+
+def _trigger_problems(ledger: Ledger) -> list[Finding]:
+    """Triggers that a fresh ledger has and this one has not, or has otherwise."""
+    fresh = Ledger("sqlite://")
+    expected, present = _triggers(fresh), _triggers(ledger)
+    fresh.close()
+    if ledger.backend != "sqlite":  # the same names, written in the server's own language
+        expected, present = dict.fromkeys(expected, ""), dict.fromkeys(present, "")
+    wrong = [name for name, code in expected.items() if present.get(name) != code]
+    if not wrong:
+        return []
+    return [
+        Finding(
+            what=f"the triggers {', '.join(wrong)} are missing or changed: rows may have been edited by hand",
+            way_out='trust no verdict of this ledger; start a new one, or check runs with "rerun --check"',
+        )
+    ]
+
+
+def _triggers(ledger: Ledger) -> dict[str, str]:
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+    if ledger.backend != "sqlite":
+        query = "SELECT tgname, '' FROM pg_trigger WHERE NOT tgisinternal AND tgenabled = 'O'"
+    with ledger.engine.connect() as connection:
+        return {name: code for name, code in connection.execute(text(query))}
+
+
+def _claim_problems(ledger: Ledger) -> list[Finding]:
+    """Claims that do not match their hash, verdicts that the judge does not find again."""
+    with ledger.session() as session:
+        query = select(Claim, Verdict).outerjoin(Verdict, Verdict.claim_id == Claim.id).order_by(Claim.id)
+        pairs = [(claim, verdict) for claim, verdict in session.execute(query)]
+    if not pairs:
+        return []
+    from pydantic import ValidationError
+
+    from experiments.judging.judge import ClaimContent, judge
+
+    findings = []
+    for claim, verdict in pairs:
+        name = readable_id("k", claim.id)
+        try:
+            content = ClaimContent.model_validate(claim.content)
+        except ValidationError as error:
+            findings.append(Finding(what=f"claim {name} cannot be read ({error.error_count()} fields)", way_out="the ledger was edited by hand; do not trust it"))  # fmt: skip
+            continue
+        if content.content_hash != claim.content_hash:
+            findings.append(Finding(what=f"claim {name} does not match its hash", way_out="the ledger was edited by hand; do not trust its verdict"))  # fmt: skip
+        if verdict is not None:
+            again = judge(content, _evidence(ledger, claim.id))
+            if again.outcome != verdict.outcome:
+                findings.append(
+                    Finding(
+                        what=f"verdict {readable_id('v', verdict.id)} says {verdict.outcome}, its rows say {again.outcome}",
+                        way_out="the ledger was edited by hand or judged by other code; do not trust this verdict",
+                    )
+                )
+    return findings
+
+
+def _evidence(ledger: Ledger, claim: int) -> Any:
+    from experiments.campaign.claims import confirmation_rows
+
+    return confirmation_rows(ledger, claim)
+
+
+def _model_problems(ledger: Ledger, paths: Paths) -> list[Finding]:
+    """Recorded models whose file is gone or is another one; those that gc removed are expected to be gone."""
+    with ledger.session() as session:
+        gone = set(session.scalars(select(Tag.target).where(Tag.tag == REMOVED)))
+        artifacts = list(session.scalars(select(Artifact).where(Artifact.kind == "model").order_by(Artifact.id)))
+    findings = []
+    for artifact in artifacts:
+        if readable_id("r", artifact.run_id) in gone:
+            continue
+        file = paths.data / artifact.path
+        if not file.is_file():
+            what = f"{artifact.path} is missing"
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != artifact.sha256:
+            what = f"{artifact.path} is not the file that was recorded (its hash differs)"
+        else:
+            continue
+        again = f"train it again with: python main.py rerun {readable_id('r', artifact.run_id)}"
+        findings.append(Finding(what=what, way_out=again))
+    return findings
+
+
+def _stale(url: str, *, fix: bool) -> list[Finding]:
+    """Campaigns and runs that say they are being worked on, by processes that have ended."""
+    ledger = Ledger(url, read_only=not fix)
+    findings = []
+    with ledger.session() as session:
+        living = {c.id for c in session.scalars(select(Campaign)) if c.status == "running" and is_alive(c.holder)}
+        for campaign in session.scalars(select(Campaign).where(Campaign.status == "running").order_by(Campaign.id)):
+            if campaign.id in living:
+                continue
+            name = readable_id("c", campaign.id)
+            findings.append(
+                Finding(
+                    what=f"campaign {name} says it is running, held by {describe_holder(campaign.holder)}",
+                    way_out=f"python main.py resume {name}" if not fix else "marked as paused",
+                    fixed=fix,
+                )
+            )
+            if fix:
+                campaign.status, campaign.holder = "paused", None
+        query = select(Run).where(Run.status.in_(("running", "queued"))).order_by(Run.id)
+        for run in session.scalars(query):
+            if run.campaign_id is None:
+                last = run.heartbeat_at or run.created_at
+                if now() - last < SILENT:
+                    continue
+                resume = ""
+            elif run.campaign_id in living or run.status == "queued":
+                continue  # a campaign's queued runs wait for its resume
+            else:
+                resume = (
+                    f"python main.py resume {readable_id('c', run.campaign_id)} goes on with it from its checkpoint; "
+                )
+            what = f"run {readable_id('r', run.id)} is {run.status}, but nobody works on it"
+            way = "marked as crashed" if fix else f"{resume}doctor --fix gives it up (crashed)"
+            findings.append(Finding(what=what, way_out=way, fixed=fix))
+            if fix:
+                run.status, run.cause, run.ended_at = "crashed", "the process that worked on it ended", now()
+    ledger.close()
+    return findings

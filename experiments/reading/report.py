@@ -1,0 +1,328 @@
+"""The report: one self-contained HTML file and a Markdown one, made from ledger rows alone.
+
+`gather` reads the rows into a typed value in which every number stands beside the ids it came from; the templates only
+lay it out. What cannot be derived from rows is absent. Also writes the model card of a kept model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy import func, select
+
+from core.checkpoint import write_atomic
+from core.config import FrozenConfig
+from core.errors import InputError
+from env_runner.task_distributions import get_family
+from experiments.campaign.plan import Plan, format_count, format_seconds
+from experiments.campaign.question import Question, label
+from experiments.campaign.steering import HumanWord, human_words
+from experiments.campaign.waste import count_waste
+from experiments.judging.judge import ClaimContent, VerdictContent
+from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
+from experiments.ledger.store import Ledger, readable_id
+from experiments.reading.figures import campaign_sides, draw_all, span
+from experiments.runs.paths import Paths
+from experiments.vocabulary import FINISHED
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Trial(FrozenConfig):
+    """One search trial with who proposed it and why."""
+
+    run: str
+    arm: str
+    trial: int
+    status: str
+    cause: str | None
+    score: float | None
+    proposer: str
+    configuration: str
+    reasons: tuple[str, ...]
+
+
+class ArmRows(FrozenConfig):
+    """The runs of one arm and purpose with their mean score, from ledger rows."""
+
+    arm: str
+    purpose: str
+    runs: tuple[str, ...]
+    mean: float | None
+    finished: int
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its words and the rows it shows."""
+
+    title: str
+    caption: str
+    rows: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the templates lay out."""
+
+    campaign: Campaign
+    name: str
+    question: Question
+    plan: Plan
+    challenger: str
+    baseline: str
+    claim: ClaimContent | None
+    claim_id: str | None
+    claim_hash: str | None
+    verdict: VerdictContent | None
+    verdict_id: str | None
+    verdict_runs: str
+    trials: tuple[Trial, ...]
+    groups: tuple[ArmRows, ...]
+    failures: tuple[Trial, ...]
+    figures: tuple[Figure, ...]
+    spent: dict[str, str]
+    stronger: str
+    commands: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...]
+    events: dict[str, int]
+    steering: tuple[HumanWord, ...]
+
+
+def write_report(ledger: Ledger, campaign_id: int, paths: Paths) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` of a campaign and return their paths."""
+    data = gather(ledger, campaign_id)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "count": format_count, "seconds": format_seconds}
+    html = paths.report(campaign_id) / "report.html"
+    markdown = html.with_suffix(".md")
+    page = environment.overlay(autoescape=True).get_template("report.html.j2")
+    write_atomic(html, page.render(d=data).encode())
+    write_atomic(markdown, environment.get_template("report.md.j2").render(d=data, cell=_cell).encode())
+    return html, markdown
+
+
+def gather(ledger: Ledger, campaign_id: int) -> ReportData:
+    """Read a campaign's rows. Works at any stage; what is not there yet is None or empty."""
+    campaign = ledger.get_campaign(campaign_id)
+    question, plan = Question.model_validate(campaign.question), Plan.model_validate(campaign.plan)
+    runs = ledger.runs(campaign_id)
+    with ledger.session() as session:
+        claim = session.scalar(select(Claim).where(Claim.campaign_id == campaign_id))
+        verdict = session.scalar(select(Verdict).where(Verdict.claim_id == claim.id)) if claim else None
+        proposals = list(session.scalars(select(Proposal).where(Proposal.campaign_id == campaign_id, Proposal.superseded.is_(False)).order_by(Proposal.id)))  # fmt: skip
+        targets = [readable_id("c", campaign_id), *(readable_id("r", r.id) for r in runs)]
+        notes = [(n.author, n.text) for n in session.scalars(select(Note).where(Note.target.in_(targets)))]
+        counts = select(Event.kind, func.count()).where(Event.campaign_id == campaign_id).group_by(Event.kind)
+        steering = human_words(session, campaign_id)
+        events: dict[str, int] = {kind: number for kind, number in session.execute(counts)}
+    content = VerdictContent.model_validate(verdict.content) if verdict else None
+    trials = tuple(
+        _trial(run, proposals) for run in runs if run.trial is not None and run.purpose in ("baseline", "search")
+    )
+    name = readable_id("c", campaign_id)
+    return ReportData(
+        campaign=campaign,
+        name=name,
+        question=question,
+        plan=plan,
+        challenger=label(question.challenger),
+        baseline=label(question.baseline),
+        claim=ClaimContent.model_validate(claim.content) if claim else None,
+        claim_id=readable_id("k", claim.id) if claim else None,
+        claim_hash=claim.content_hash if claim else None,
+        verdict=content,
+        verdict_id=readable_id("v", verdict.id) if verdict else None,
+        verdict_runs=span(content.run_ids) if content else "",
+        trials=trials,
+        groups=_groups(runs, verdict is not None),
+        failures=tuple(
+            _trial(r, proposals) for r in runs if r.status in FINISHED and r.status not in ("done", "pruned")
+        ),
+        figures=_figures(ledger, campaign_id, verdict is not None),
+        spent=_spent(campaign, plan, runs, events) | _search_economy(ledger, campaign_id, runs),
+        stronger=_stronger(content),
+        commands=_commands(name, runs),
+        notes=tuple(notes),
+        events=events,
+        steering=steering,
+    )
+
+
+def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
+    own = [p for p in proposals if p.arm == run.arm and p.trial == run.trial]
+    values = {k: v for p in own for k, v in p.changes.items()}
+    return Trial(
+        run=readable_id("r", run.id),
+        arm=run.arm or "",
+        trial=run.trial or 0,
+        status=run.status,
+        cause=run.cause,
+        score=run.score,
+        proposer=run.proposer,
+        configuration=", ".join(f"{k.split('.', 1)[1]} {_number(v)}" for k, v in values.items()),
+        reasons=tuple(f"{p.role} ({p.source}, {readable_id('p', p.id)}): {p.reason}" for p in own if p.reason),
+    )
+
+
+def _groups(runs: Sequence[Run], judged: bool) -> tuple[ArmRows, ...]:
+    """Runs by purpose and arm; the mean of confirmation runs comes with the verdict, not before."""
+    groups = []
+    for purpose in ("baseline", "search", "selection", "confirmation"):
+        for arm in ("challenger", "baseline"):
+            own = [r for r in runs if r.purpose == purpose and r.arm == arm]
+            if own:
+                scores = [r.score for r in own if r.score is not None]
+                groups.append(
+                    ArmRows(
+                        arm=arm,
+                        purpose=purpose,
+                        runs=tuple(readable_id("r", r.id) for r in own),
+                        mean=float(np.mean(scores)) if scores and (judged or purpose != "confirmation") else None,
+                        finished=len(scores),
+                        env_steps=sum(r.env_steps for r in own),
+                    )
+                )
+    return tuple(groups)
+
+
+def _figures(ledger: Ledger, campaign_id: int, judged: bool) -> tuple[Figure, ...]:
+    if not judged:
+        return ()
+    from experiments.reading import plots
+
+    try:
+        drawn = draw_all(ledger, campaign_sides(ledger, campaign_id))
+    except InputError:  # a side has no finished run
+        return ()
+    again = f"python main.py plot {readable_id('c', campaign_id)} --what"
+    return tuple(Figure(d.title, d.caption, f"{d.rows}; {again} {d.what}", plots.svg(d.figure)) for d in drawn)
+
+
+def _search_economy(ledger: Ledger, campaign_id: int, runs: Sequence[Run]) -> dict[str, str]:
+    """What pruning saved and what came to nothing among the search trials, with the rows they are counted from."""
+    found = {"wasted trials": count_waste(ledger, campaign_id).sentence()}
+    pruned = [r for r in runs if r.status == "pruned"]
+    if pruned:
+        saved = sum(int(r.spec["env_steps"]) - r.env_steps for r in pruned)
+        found["pruned"] = (
+            f"{len(pruned)} search runs ended early, which saved {format_count(saved)} env steps ({span([r.id for r in pruned])})"
+        )
+    return found
+
+
+def _spent(campaign: Campaign, plan: Plan, runs: Sequence[Run], events: dict[str, int]) -> dict[str, str]:
+    wall = format_seconds(campaign.spent_s)
+    if plan.budget.wall_s is not None:
+        wall += f" of {format_seconds(plan.budget.wall_s)}"
+    steps = sum(r.env_steps for r in runs)
+    return {
+        "wall time": wall,
+        "env steps": f"{format_count(steps)} of {format_count(plan.env_steps_total)} planned",
+        "runs": f"{sum(r.status in FINISHED for r in runs)} of {plan.runs} planned",
+        "tool calls": str(events.get("tool_call", 0)),
+        "model calls": f"{events.get('llm_call', 0)} ({campaign.llm})",
+    }
+
+
+def _stronger(verdict: VerdictContent | None) -> str:
+    """What would make the evidence stronger, computed from the measured spread."""
+    if verdict is None or verdict.effect is None or verdict.interval is None or verdict.seeds < 2:
+        return ""
+    if verdict.outcome != "inconclusive":
+        return "More seeds would narrow the interval; other budgets and tasks are other questions."
+    beyond = verdict.effect - verdict.margin
+    spread = (verdict.minimum_detectable_effect or 0.0) and _spread(verdict)
+    if not beyond or not spread:
+        return "A longer budget, so that both sides learn the task."
+    needed = int(np.ceil(((1.96 + 0.84) * spread / abs(beyond)) ** 2))
+    if needed <= verdict.seeds:
+        return "A longer budget, so that the better side learns the task."
+    if needed > 500:
+        return (
+            f"The measured difference ({verdict.effect:+.2g}, spread {spread:.2g} a pair) is so small that no practical number "
+            "of seeds would show it; a longer budget asks another question."
+        )
+    return (
+        f"If the true difference is the measured one ({verdict.effect:+.1f}, spread {spread:.1f} a pair), about {needed} seeds a side "
+        f"would show it with 80 % power (normal approximation); {verdict.seeds} were used."
+    )
+
+
+def _spread(verdict: VerdictContent) -> float:
+    assert verdict.challenger is not None
+    assert verdict.baseline is not None
+    return float(np.std(np.subtract(verdict.challenger.seed_means, verdict.baseline.seed_means), ddof=1))
+
+
+def _commands(name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+    commands = [("this report", f"python main.py report {name}"), ("every run behind it", f"python main.py runs --campaign {name} --limit 200")]  # fmt: skip
+    done = [r for r in runs if r.status == "done"]
+    for purpose in ("confirmation", "selection", "search", "baseline"):
+        own = [r for r in done if r.purpose == purpose]
+        if own:
+            commands.append(
+                (f"a {purpose} run, exactly", f"python main.py rerun {readable_id('r', own[0].id)} --check")
+            )
+    return tuple(commands)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _cell(text: object) -> str:
+    """Text inside a Markdown table: no pipes, no line ends, no markup."""
+    words = " ".join(str(text).split())
+    for mark in ("\\", "|", "`", "<", ">", "*", "[", "]"):
+        words = words.replace(mark, "\\" + mark)
+    return words
+
+
+def keep_model(ledger: Ledger, campaign_id: int, paths: Paths) -> Path | None:
+    """Copy the best confirmation run of the better side to `saved_models/` with its model card; None without one."""
+    data = gather(ledger, campaign_id)
+    verdict = data.verdict
+    if verdict is None or verdict.challenger is None or verdict.baseline is None:
+        return None
+    arm = "challenger" if verdict.challenger.mean >= verdict.baseline.mean else "baseline"
+    result = getattr(verdict, arm)
+    runs = [r for r in ledger.runs(campaign_id, purpose="confirmation", arm=arm) if r.score is not None]
+    best = max(runs, key=lambda r: (r.score or 0.0, -r.id))
+    source = paths.model(best.id)
+    if not source.with_suffix(".safetensors").is_file():
+        return None
+    folder = paths.saved_models / f"{data.question.task}-{best.model}-{data.name}".replace(":", "-").replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(source.with_suffix(suffix), folder / f"model{suffix}")
+    write_atomic(folder / "spec.json", json.dumps(best.spec, indent=1).encode())
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "count": format_count}
+    card = environment.get_template("model_card.md.j2").render(
+        d=data,
+        run=best,
+        run_name=readable_id("r", best.id),
+        result=result,
+        arm=arm,
+        family=get_family(data.question.task),
+    )
+    write_atomic(folder / "README.md", card.encode())
+    return folder

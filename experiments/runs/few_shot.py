@@ -1,0 +1,64 @@
+"""Zero-shot and few-shot returns of a kept model on fixed tasks: one row a task, one column a number of shots.
+
+The protocol is `meta_rl.evaluate`'s, the same for every learner: shot k is what it earns after k episodes lived on the task
+(a memory) or k gradient steps, each on episodes of its own (a gradient learner).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from scipy import stats
+
+from core.errors import InputError, bad_value
+from env_runner.task_distributions import get_family
+from env_runner.task_family import Pool, check_pool
+from experiments.tables import Cell, TableView
+from meta_rl.evaluate import few_shot
+from meta_rl.learner import Learner
+
+SHOTS = (0, 1, 5, 10)
+
+
+def few_shot_table(
+    model: str | Path,
+    *,
+    shots: Sequence[int] = SHOTS,
+    pool: Pool = "search",
+    seed: int = 0,
+    deterministic: bool = True,
+) -> TableView:
+    """Raw returns of the model in a folder of `saved_models/`, or of any checkpoint, by task and number of shots.
+
+    Below the tasks: their mean, and half of its 95 % t interval. Raises InputError for a model that is not there.
+    """
+    path, check = Path(model), check_pool(pool)
+    if seed < 0:
+        raise bad_value("seed", seed, "0 or more")
+    if path.is_dir():
+        path = path / "model"
+    if not path.with_suffix(".safetensors").is_file():
+        raise InputError(f"model: {model} is no folder of saved_models/ and no checkpoint. See: ls saved_models")
+    learner = Learner.load(path)
+    family = get_family(learner.family_id)
+    tasks = family.eval_tasks(check)
+    result = few_shot(learner, tasks, shots=shots, seed=seed, deterministic=deterministic)
+    counts, returns = list(result.returns), np.stack(list(result.returns.values()), 1)
+    rows: list[tuple[Cell, ...]] = [
+        (", ".join(f"{value:.3g}" for value in task[:4]) + (", ..." if len(task) > 4 else ""), *_cells(row))
+        for task, row in zip(tasks, returns, strict=True)
+    ]
+    rows.append(("mean", *_cells(returns.mean(0))))
+    if len(tasks) > 1:
+        half = stats.t.ppf(0.975, len(tasks) - 1) * returns.std(0, ddof=1) / np.sqrt(len(tasks))
+        rows.append(("95 % interval, half", *_cells(half)))
+    names = ", ".join(family.param_names[:4]) + (", ..." if family.num_params > 4 else "")
+    note = f"{learner.kind} on {family.id}, {check} pool, {len(tasks)} tasks, one episode a task and shot."
+    return TableView(columns=(names, *(f"{k} shots" for k in counts)), rows=tuple(rows), note=note)
+
+
+def _cells(values: np.ndarray) -> tuple[Cell, ...]:
+    return tuple(cast(float, round(value, 2)) for value in values.tolist())

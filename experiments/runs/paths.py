@@ -1,0 +1,74 @@
+"""Where things are written: one data folder, and the folder of kept models. Nothing anywhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from core.errors import InputError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every place that is written to."""
+
+    data: Path
+    saved_models: Path
+
+    @classmethod
+    def of(cls, data_dir: str | Path | None) -> Paths:
+        """The default is `runs/` and `saved_models/` in the checkout; another data folder holds its kept models too."""
+        if data_dir is None:
+            root = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
+            return cls(root / "runs", root / "saved_models")
+        data = Path(data_dir).expanduser().resolve()
+        return cls(data, data / "saved_models")
+
+    def ensure(self) -> None:
+        """Create the data folder. InputError where it cannot be written to."""
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            probe = self.data / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"--data-dir: cannot write to {self.data} ({error.strerror}). Choose another with --data-dir"
+            ) from None
+
+    @property
+    def ledger_url(self) -> str:
+        return f"sqlite:///{self.data / 'ledger.db'}"
+
+    def checkpoint(self, run_id: int) -> Path:
+        return self.data / "checkpoints" / f"r-{run_id:04d}"
+
+    def model(self, run_id: int) -> Path:
+        return self.data / "models" / f"r-{run_id:04d}"
+
+    def log(self, run_id: int) -> Path:
+        return self.data / "logs" / f"r-{run_id:04d}.log"
+
+    def report(self, campaign_id: int) -> Path:
+        return self.data / "reports" / f"c-{campaign_id:04d}"
+
+    def environment(self) -> dict[str, str]:
+        """Variables that keep the caches of libraries inside the data folder, where nobody has set another place."""
+        cache = self.data / "cache"
+        places = {"NUMBA_CACHE_DIR": cache / f"numba-{_kernels()}", "MPLCONFIGDIR": cache / "matplotlib"}
+        return {name: os.environ.get(name, str(place)) for name, place in places.items()}
+
+
+@cache
+def _kernels() -> str:
+    """Hash of all code with kernels: numba compiles one anew when its own file changes, but not when one that it calls does."""
+    digest = hashlib.sha256()
+    for folder in ("core", "meta_rl"):
+        for file in sorted((CHECKOUT / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

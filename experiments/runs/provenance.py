@@ -1,0 +1,112 @@
+"""What a number depends on besides its specification: code, packages, machine.
+
+The patch of a tree that differs from its commit is kept once, in a file named by its hash: `provenance/SHA256.patch` in the
+data folder. `git checkout COMMIT && git apply that.patch` brings the code of a run back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.paths import CHECKOUT
+
+PACKAGES = (
+    "torch", "numpy", "mujoco", "gymnasium", "metaworld", "numba", "scipy", "optuna", "crewai", "langchain", "langchain-openai",
+    "sqlalchemy", "pydantic", "safetensors", "jaxtyping",
+)  # fmt: skip
+CODE = ("*.py", "*.json", "*.toml", "*.j2", "*.md")  # new files of other kinds, such as data, are not part of the patch
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Git commit, dirty flag and patch hash, package versions, machine, threads, command line; read once a process."""
+    commit, patch = tree(CHECKOUT)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "git_commit": commit,
+        "git_dirty": bool(patch),
+        "git_patch_sha256": hashlib.sha256(patch).hexdigest() if patch else None,
+        "python": platform.python_version(),
+        "packages": versions,
+        "machine": {
+            "system": platform.system(),
+            "release": platform.release(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+        },
+        "threads_per_run": 1,
+        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
+    }
+
+
+def keep_patch(data: Path) -> Path | None:
+    """Write the patch that `provenance()` names below the data folder, once; None where the tree is its commit's."""
+    digest = provenance()["git_patch_sha256"]
+    if digest is None:
+        return None
+    file = data / "provenance" / f"{digest}.patch"
+    if not file.is_file():
+        from core.checkpoint import write_atomic
+
+        _, patch = tree(CHECKOUT)
+        write_atomic(file, patch or b"")
+    return file
+
+
+@cache
+def tree(root: Path) -> tuple[str | None, bytes | None]:
+    """The commit of a checkout and what differs from it, new files of code included; (None, None) outside of git."""
+    commit, index = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "--git-path", "index")
+    if commit is None or index is None:
+        return None, None
+    present = root / os.fsdecode(index).strip()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "index"  # new files are marked in a copy, so that the real index stays as it is
+        if present.is_file():
+            shutil.copyfile(present, copy)
+        new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE) or b""
+        if new:
+            _git(root, "add", "--intent-to-add", "--", *filter(None, os.fsdecode(new).split("\0")), index=copy)
+        patch = _git(root, "diff", "--binary", "--no-ext-diff", "HEAD", index=copy)
+    return os.fsdecode(commit).strip(), patch or None
+
+
+def _git(root: Path, *arguments: str, index: Path | None = None) -> bytes | None:
+    environment = os.environ if index is None else {**os.environ, "GIT_INDEX_FILE": str(index)}
+    try:
+        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def without_password(word: str) -> str:
+    """An argument as it is recorded: a URL loses its password."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", word)
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

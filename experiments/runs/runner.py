@@ -1,0 +1,340 @@
+"""Runs of the ledger: queue a specification as a row, execute queued rows, hold a rerun against its original.
+
+The executor streams messages; this file, in the parent process, is the only one that writes a run's rows.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import select
+
+from core.config import FrozenConfig
+from env_runner.task_distributions import get_family
+from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
+from experiments.ledger.models import Artifact, Eval, Metric, Run
+from experiments.ledger.store import Ledger, join_value, now, readable_id, split_value
+from experiments.runs.machine import default_memory_limit_mb
+from experiments.runs.paths import Paths
+from experiments.runs.provenance import keep_patch, provenance
+from experiments.search.space import count_parameters
+from experiments.spec import RunSpec
+from experiments.vocabulary import FINISHED, Pool, Purpose
+from experiments.runs.worker import FRESH
+
+TIME_LIMIT_S = 6 * 3600.0
+
+
+class Paused(Exception):
+    """Work was asked to stop; everything is saved and continues with `resume`."""
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """What the live view shows of one run."""
+
+    run_id: int
+    arm: str | None
+    purpose: str
+    model: str
+    status: str
+    env_steps: int
+    env_steps_planned: int
+    steps_per_s: float | None
+    train_return: float | None
+    score: float | None
+
+
+ProgressListener = Callable[[RunProgress], None]
+Pruner = Callable[[Run, Rung], "str | None"]
+"""Why a search run that has come to a rung is pruned there, or None where it goes on."""
+RUNG_SCORE = "rung/score"
+"""The metric that holds a search run's score at a rung."""
+
+
+def queue_run(
+    ledger: Ledger,
+    spec: RunSpec,
+    *,
+    purpose: Purpose,
+    pool: Pool,
+    proposer: str,
+    campaign_id: int | None = None,
+    claim_id: int | None = None,
+    arm: str | None = None,
+    trial: int | None = None,
+    rerun_of: int | None = None,
+) -> int:
+    """Write a queued run and return its id."""
+    return ledger.add(
+        Run(
+            campaign_id=campaign_id,
+            claim_id=claim_id,
+            rerun_of=rerun_of,
+            purpose=purpose,
+            pool=pool,
+            arm=arm,
+            trial=trial,
+            proposer=proposer,
+            spec=spec.model_dump(mode="json"),
+            config_hash=spec.config_hash,
+            variant_hash=spec.variant_hash,
+            task=spec.task,
+            task_version=get_family(spec.task).version,
+            model=spec.policy.model.kind,
+            seed=spec.seed,
+            parameters=count_parameters(spec),
+            status="queued",
+            provenance=provenance(),
+            created_at=now(),
+        )
+    )
+
+
+class _Recorder:
+    """Turns one run's messages into its ledger rows."""
+
+    def __init__(
+        self, ledger: Ledger, paths: Paths, run: Run, listener: ProgressListener | None, prune: Pruner | None
+    ) -> None:
+        self.ledger, self.paths, self.run, self.listener, self.prune = ledger, paths, run, listener, prune
+        self.began = time.monotonic()
+        self.evaluated: Evaluated | None = None
+        self.rate: float | None = None
+        self.last_return: float | None = None
+        self.env_steps = run.env_steps
+
+    def handle(self, message: Message) -> str | None:
+        """Record a message; the answer to a rung is why the run is pruned there, or None."""
+        if isinstance(message, Started):
+            self._update(status="running", started_at=self.run.started_at or now(), heartbeat_at=now())
+            self._show("running")
+        elif isinstance(message, Report):
+            self.env_steps = message.env_steps
+            self.ledger.add_metrics(self.run.id, message.env_steps, message.metrics.items())
+            self._update(env_steps=message.env_steps, heartbeat_at=now())
+            self.rate = message.metrics.get("time/fps")
+            value = message.metrics.get("rollout/ep_rew_mean")
+            self.last_return = value if value is not None and math.isfinite(value) else self.last_return
+            self._show("running")
+        elif isinstance(message, Evaluated):
+            self.evaluated = message
+        elif isinstance(message, Rung):
+            return self._at_rung(message)
+        else:
+            self._end(message)
+        return None
+
+    def _at_rung(self, rung: Rung) -> str | None:
+        value, kind = split_value(rung.score)
+        with self.ledger.session() as session:
+            row = Metric(run_id=self.run.id, env_steps=rung.env_steps, name=RUNG_SCORE, value=value, kind=kind)
+            session.merge(row)
+        # Only a search run may be pruned: selection and confirmation are evidence, the baseline's seeds the noise floor.
+        return self.prune(self.run, rung) if self.prune is not None and self.run.purpose == "search" else None
+
+    def _end(self, message: Ended) -> None:
+        if message.status == "stopped":
+            self._update(status="queued", cause="paused")
+            self._show("paused")
+            return
+        score = None
+        with self.ledger.session() as session:
+            run = session.get_one(Run, self.run.id)
+            if self.evaluated is not None:
+                session.add_all(_eval_rows(run.id, self.evaluated))
+                first = np.asarray(self.evaluated.values["return"], dtype=np.float64)[:, 0]
+                score = float(first.mean()) if np.isfinite(first).all() else None
+            if message.memory_mb is not None:
+                steps = message.env_steps if message.env_steps is not None else self.env_steps
+                peak = Metric(run_id=run.id, env_steps=steps, name="memory/peak_mb", value=float(message.memory_mb))
+                session.add(peak)
+            if message.sha256 is not None:
+                path = self.paths.model(run.id).with_suffix(".safetensors")
+                session.add(
+                    Artifact(
+                        run_id=run.id,
+                        kind="model",
+                        path=str(path.relative_to(self.paths.data)),
+                        sha256=message.sha256,
+                        created_at=now(),
+                    )
+                )
+            session.flush()  # a finished run takes no more rows
+            run.status, run.cause, run.score = message.status, message.cause, score
+            run.env_steps = message.env_steps if message.env_steps is not None else self.env_steps
+            run.train_s, run.wall_s, run.ended_at = message.train_s, time.monotonic() - self.began, now()
+        checkpoint = self.paths.checkpoint(self.run.id)
+        for path in (checkpoint, checkpoint.with_name(checkpoint.name + FRESH)):
+            for suffix in (".safetensors", ".json"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        self._show(message.status, score)
+
+    def _update(self, **values: object) -> None:
+        with self.ledger.session() as session:
+            run = session.get_one(Run, self.run.id)
+            for name, value in values.items():
+                setattr(run, name, value)
+
+    def _show(self, status: str, score: float | None = None) -> None:
+        if self.listener is not None:
+            run = self.run
+            self.listener(
+                RunProgress(
+                    run_id=run.id,
+                    arm=run.arm,
+                    purpose=run.purpose,
+                    model=run.model,
+                    status=status,
+                    env_steps=self.env_steps,
+                    env_steps_planned=run.spec["env_steps"],
+                    steps_per_s=self.rate,
+                    train_return=self.last_return,
+                    score=score,
+                )
+            )
+
+
+def _eval_rows(run_id: int, evaluated: Evaluated) -> list[Eval]:
+    rows = []
+    for name, table in evaluated.values.items():
+        for task_index, episodes in enumerate(table):
+            for episode, raw in enumerate(episodes):
+                value, kind = split_value(raw)
+                rows.append(
+                    Eval(
+                        run_id=run_id,
+                        pool=evaluated.pool,
+                        task_index=task_index,
+                        episode=episode,
+                        name=name,
+                        value=value,
+                        kind=kind,
+                    )
+                )
+    return rows
+
+
+def execute_runs(
+    ledger: Ledger,
+    executor: Executor,
+    paths: Paths,
+    run_ids: Sequence[int],
+    *,
+    stop: threading.Event,
+    listener: ProgressListener | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
+    memory_limit_mb: int | None = None,
+    rungs: tuple[int, ...] = (),
+    prune: Pruner | None = None,
+) -> None:
+    """Execute those of `run_ids` that are not finished; raises Paused where `stop` was set meanwhile.
+
+    memory_limit_mb: MiB that each run may occupy; an equal part of most of the machine's memory where None.
+    rungs: env steps at which search runs and the baseline's are scored; prune: asked there about search runs alone.
+    """
+    memory_limit_mb = memory_limit_mb or default_memory_limit_mb(executor.workers)
+    keep_patch(paths.data)
+    with ledger.session() as session:
+        query = select(Run).where(Run.id.in_(run_ids), Run.status.not_in(FINISHED)).order_by(Run.id)
+        runs = list(session.scalars(query))
+    recorders = {run.id: _Recorder(ledger, paths, run, listener, prune) for run in runs}
+    jobs = [
+        Job(
+            run_id=run.id,
+            spec=RunSpec.model_validate(run.spec),
+            pool=run.pool,  # type: ignore[arg-type]
+            checkpoint=paths.checkpoint(run.id),
+            model=paths.model(run.id),
+            log=paths.log(run.id),
+            time_limit_s=time_limit_s,
+            memory_limit_mb=memory_limit_mb,
+            rungs=rungs if run.purpose in ("search", "baseline") else (),
+        )
+        for run in runs
+    ]
+    executor.run(jobs, lambda job, message: recorders[job.run_id].handle(message), stop)
+    if stop.is_set():
+        raise Paused
+
+
+def cancel_run(ledger: Ledger, run_id: int) -> bool:
+    """End an unfinished run that nobody will continue; False where it was finished."""
+    with ledger.session() as session:
+        run = session.get_one(Run, run_id)
+        if run.status in FINISHED:
+            return False
+        run.status, run.cause, run.ended_at = "cancelled", "stopped by the user", now()
+        return True
+
+
+class Difference(FrozenConfig):
+    """One number that is not the same in a rerun."""
+
+    where: str
+    recorded: str
+    rerun: str
+
+
+class RerunCheck(FrozenConfig):
+    """Whether a rerun reproduced the recorded numbers."""
+
+    original: str
+    rerun: str
+    matches: bool
+    compared: int
+    """Numbers compared: all evaluation returns and all training metrics but those of time."""
+    differences: tuple[Difference, ...]
+    """The first ten."""
+    reasons: tuple[str, ...]
+    """What differs in provenance, where numbers drifted."""
+
+
+def compare_reruns(ledger: Ledger, original_id: int, rerun_id: int) -> RerunCheck:
+    """Hold every recorded number of two runs of the same specification against each other, exactly."""
+    first, second = _numbers(ledger, original_id), _numbers(ledger, rerun_id)
+    pruned = ledger.get_run(original_id).status == "pruned"
+    if pruned:  # what a rerun trains beyond the rung has nothing to be held against
+        second = {where: value for where, value in second.items() if where in first}
+    differences = []
+    for where in sorted(first.keys() | second.keys()):
+        a, b = first.get(where), second.get(where)
+        same = a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+        if not same:
+            differences.append(Difference(where=where, recorded=str(a), rerun=str(b)))
+    original, rerun = ledger.get_run(original_id), ledger.get_run(rerun_id)
+    reasons = []
+    if differences:
+        old, new = original.provenance, rerun.provenance
+        for field in ("git_commit", "git_patch_sha256", "python", "packages", "machine"):
+            if old.get(field) != new.get(field):
+                reasons.append(f"{field}: {old.get(field)} then, {new.get(field)} now")
+        if original.task_version != rerun.task_version:
+            reasons.append(f"task version: {original.task_version} then, {rerun.task_version} now")
+        if original.status != rerun.status and not pruned:
+            reasons.append(f"status: {original.status} then, {rerun.status} now")
+    return RerunCheck(
+        original=readable_id("r", original_id),
+        rerun=readable_id("r", rerun_id),
+        matches=not differences,
+        compared=len(first),
+        differences=tuple(differences[:10]),
+        reasons=tuple(reasons),
+    )
+
+
+def _numbers(ledger: Ledger, run_id: int) -> dict[str, float]:
+    """Every number of a run that its specification determines."""
+    numbers = {
+        f"eval {row.name} task {row.task_index} episode {row.episode}": join_value(row.value, row.kind)
+        for row in ledger.evals([run_id], name=None)
+    }
+    for row in ledger.metrics(run_id):
+        if not row.name.startswith(("time/", "memory/", "rung/")):  # a rerun has no rungs
+            numbers[f"metric {row.name} at {row.env_steps}"] = join_value(row.value, row.kind)
+    return numbers

@@ -1,0 +1,166 @@
+"""One run in its own process: `python -m experiments.runs.worker`, started by the executor alone.
+
+The job comes as one JSON line on standard input; reports, evaluations and the end go out as JSON lines on standard
+output. A line `stop` asks for a checkpoint and an early end. At a rung the run sends its score and waits for `go on` or
+`prune CAUSE`, so where it ends does not depend on time. When standard input closes, the parent is gone and so is this
+process: no orphan is left. Numbers depend on the specification alone, never on time or on what else runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.machine import memory_used_mb
+
+FRESH = "-new"  # what a checkpoint's files are called until they are whole
+
+
+def main() -> None:
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
+    job = json.loads(sys.stdin.readline())
+    stop = threading.Event()
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    recorded = Recorded()
+    threading.Thread(target=_listen, args=(stop, answers, recorded), daemon=True).start()
+
+    def send(kind: str, **content: Any) -> None:
+        if kind == "end":
+            content["memory_mb"] = memory_used_mb(os.getpid())
+        channel.write(json.dumps({"kind": kind, **content}) + "\n")
+
+    try:
+        run(job, send, stop, answers, recorded)
+    except Exception as error:  # the one place where any failure becomes a status with its cause
+        import traceback
+
+        traceback.print_exc()
+        send("end", status="failed", cause=f"{type(error).__name__}: {error}")
+
+
+class Recorded:
+    """Up to which env step the parent has written this run's reports to the ledger.
+
+    A checkpoint must not be ahead of the ledger: where both processes were killed, its last report would be lost.
+    """
+
+    def __init__(self) -> None:
+        self._steps, self._changed = 0, threading.Condition()
+
+    def tell(self, env_steps: int) -> None:
+        with self._changed:
+            self._steps = max(self._steps, env_steps)
+            self._changed.notify_all()
+
+    def wait_for(self, env_steps: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._steps >= env_steps)
+
+
+def _listen(stop: threading.Event, answers: queue.SimpleQueue[str], recorded: Recorded) -> None:
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            stop.set()
+        elif line.startswith("recorded "):
+            recorded.tell(int(line.split()[1]))
+        else:
+            answers.put(line.strip())
+    os._exit(3)
+
+
+def save_checkpoint(learner: Any, checkpoint: Path) -> None:
+    """Write a training state so that a kill at any moment leaves the last whole one.
+
+    A state is two files. They are written beside the old ones and then moved one after the other; where a kill comes
+    between the two moves, `complete_checkpoint` makes the second.
+    """
+    fresh = checkpoint.with_name(checkpoint.name + FRESH)
+    learner.save(fresh)
+    for suffix in (".safetensors", ".json"):
+        os.replace(fresh.with_suffix(suffix), checkpoint.with_suffix(suffix))
+
+
+def complete_checkpoint(checkpoint: Path) -> None:
+    """Finish a `save_checkpoint` that was interrupted between its two moves."""
+    fresh = checkpoint.with_name(checkpoint.name + FRESH)
+    if fresh.with_suffix(".json").is_file() and not fresh.with_suffix(".safetensors").is_file():
+        os.replace(fresh.with_suffix(".json"), checkpoint.with_suffix(".json"))
+
+
+def run(
+    job: dict[str, Any], send: Any, stop: threading.Event, answers: queue.SimpleQueue[str], recorded: Recorded
+) -> None:
+    """Train, evaluate and save as the job says, sending every report."""
+    import torch
+
+    torch.set_num_threads(1)
+    from core.seeding import seed_sequence
+    from env_runner.task_distributions import get_family
+    from experiments.spec import RunSpec
+    from meta_rl.learner import DivergedError, Learner, build_learner
+
+    spec = RunSpec.model_validate(job["spec"])
+    checkpoint, final = Path(job["checkpoint"]), Path(job["model"])
+    complete_checkpoint(checkpoint)
+    if checkpoint.with_suffix(".json").is_file():
+        learner = Learner.load(checkpoint)
+    else:
+        learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
+    began, saved = time.monotonic(), time.monotonic()
+    env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
+    tasks = get_family(spec.task).eval_tasks(job["pool"])
+    seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
+    send("started", pid=os.getpid())
+    try:
+        for report in learner.train():
+            env_steps = report.env_steps
+            send("report", env_steps=env_steps, metrics=dict(report.metrics))
+            if job["probe"]:
+                send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
+                return
+            if env_steps in job["rungs"]:  # before any checkpoint of this iteration, so a resumed run asks again
+                # One episode only: this is a look at the run, and training must not notice it.
+                score = float(learner.evaluate(tasks, episodes=1, seed=seed).returns[:, 0].mean())
+                number = job["rungs"].index(env_steps) + 1
+                send("rung", number=number, env_steps=env_steps, score=score if math.isfinite(score) else -math.inf)
+                answer = answers.get()
+                if answer.startswith("prune "):
+                    sha256 = learner.save(final)
+                    train_s = time.monotonic() - began
+                    cause = answer.removeprefix("prune ")
+                    send("end", status="pruned", cause=cause, env_steps=env_steps, train_s=train_s, sha256=sha256)
+                    return
+            if stop.is_set():
+                recorded.wait_for(env_steps)
+                save_checkpoint(learner, checkpoint)
+                send("end", status="stopped", cause="asked to stop; continues from its checkpoint")
+                return
+            if time.monotonic() - saved > job["checkpoint_every_s"]:
+                recorded.wait_for(env_steps)
+                save_checkpoint(learner, checkpoint)
+                saved = time.monotonic()
+    except DivergedError as error:
+        learner.save(final)
+        send("end", status="diverged", cause=str(error), env_steps=env_steps, train_s=time.monotonic() - began)
+        return
+    train_s = time.monotonic() - began
+    result = learner.evaluate(tasks, episodes=spec.evaluation_episodes, seed=seed, deterministic=True)
+    sha256 = learner.save(final)
+    send(
+        "eval",
+        pool=job["pool"],
+        values={"return": result.returns.tolist(), **{k: v.tolist() for k, v in result.extras.items()}},
+    )
+    send("end", status="done", cause=None, env_steps=env_steps, train_s=train_s, sha256=sha256)
+
+
+if __name__ == "__main__":
+    main()

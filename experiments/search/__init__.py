@@ -1,0 +1,1 @@
+"""What may be searched and what is tried next."""

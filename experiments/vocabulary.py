@@ -1,0 +1,38 @@
+"""The words that rows, plans, tools and commands share, each written once: pools, arms, purposes, statuses, outcomes."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args, overload
+
+from core.pools import POOLS, Pool
+
+__all__ = ["ARMS", "FINISHED", "OUTCOMES", "POOLS", "POOL_OFFSET", "PURPOSES", "STATUSES", "Arm", "Outcome", "Pool", "Purpose", "RunStatus", "readable_id"]  # fmt: skip
+
+POOL_OFFSET: dict[Pool, int] = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
+"""Where the range of training seeds of each pool begins; the ranges are disjoint."""
+
+Arm = Literal["challenger", "baseline"]
+"""A side of a comparison: the one that is hoped to be better, and the one it is held against."""
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+Purpose = Literal["baseline", "search", "selection", "confirmation", "manual", "rerun"]
+"""Why a run was started."""
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+RunStatus = Literal["queued", "running", "done", "pruned", "diverged", "failed", "timeout", "crashed", "cancelled"]
+STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
+FINISHED: tuple[RunStatus, ...] = STATUSES[2:]
+"""Statuses of runs that never change again."""
+
+Outcome = Literal["confirmed", "refuted", "inconclusive", "invalid"]
+"""Of a claim."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+@overload
+def readable_id(prefix: str, number: int) -> str: ...
+@overload
+def readable_id(prefix: str, number: None) -> None: ...
+def readable_id(prefix: str, number: int | None) -> str | None:
+    """`readable_id("r", 42)` is `r-0042`."""
+    return None if number is None else f"{prefix}-{number:04d}"
