@@ -18,7 +18,7 @@ class Registry(Generic[T]):
 
     kind: the word used in error messages, such as "model".
     hint: what to run next when a name is unknown, such as "See: python main.py list models".
-    package: where entries register themselves: every module of it that fits `modules` is imported at the first look-up,
+    package: where entries register themselves: every module in its folders that fits `modules` is imported at the first look-up,
         so that a new entry is one new file and no other edit. A module that cannot be imported hides no other one; what is
         wrong with it is in `failures` and in the answer to every unknown name.
     """
@@ -30,7 +30,7 @@ class Registry(Generic[T]):
         self.modules = modules
         self._entries: dict[str, T] = {}
         self._failures: dict[str, str] = {}
-        self._discovered = package is None
+        self._searched: tuple[str, ...] = ()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds an entry; a name taken already is a programming error."""
@@ -71,17 +71,19 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def _discover(self) -> None:
-        """Import the package's modules, once."""
-        if self._discovered:
+        """Import the modules of the package's folders, each once."""
+        if self.package is None:
             return
-        self._discovered = True  # before the imports: they may look names up themselves
+        folders = tuple(importlib.import_module(self.package).__path__)
+        if folders == self._searched:
+            return
+        before, self._searched = self._searched, folders  # before the imports: they may look names up themselves
         try:
-            assert self.package is not None
-            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            for module in pkgutil.iter_modules(folders):
                 if fnmatch(module.name, self.modules) and not module.ispkg:
                     self._import(f"{self.package}.{module.name}")
         except BaseException:
-            self._discovered = False
+            self._searched = before
             raise
 
     def _import(self, module: str) -> None:

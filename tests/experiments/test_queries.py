@@ -190,7 +190,7 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     assert export(ledger, out, what="evals", format="jsonl") == 0
     assert export(ledger, out, what="runs", format="jsonl") == 2
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [None, None]
-    with pytest.raises(InputError, match="would show its score"):
+    with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         ledger.must_show(ledger.get_run(1))
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         draw(ledger, run_sides(ledger, [1, 2]), "profile")
