@@ -147,7 +147,8 @@ def research(
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
         raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
-    from experiments.campaign.plan import Budget, parse_count, parse_duration
+    from core.numbers import parse_count, parse_duration
+    from experiments.campaign.plan import Budget
 
     wanted = (
         Budget(env_steps=parse_count(env_steps)) if env_steps is not None else Budget(wall_s=parse_duration(budget or "30m"))
@@ -1040,7 +1041,7 @@ def _changed(
 ) -> Any:
     """A specification with what the flags change."""
     from core.errors import bad_value
-    from experiments.campaign.plan import parse_count
+    from core.numbers import parse_count
     from experiments.spec import set_fields
 
     if seed is not None and seeds is not None:
@@ -1062,7 +1063,7 @@ def _changed(
 
 def _show_intention(place: Place, ledger: Ledger | None, spec: Any, seeds: Sequence[int], pool: Any) -> int:
     """What a dry run says."""
-    from experiments.campaign.plan import format_count, format_seconds
+    from core.numbers import format_count, format_seconds
     from experiments.runs.by_hand import intention
 
     found = intention(ledger, spec, seeds, pool, min(_workers(), len(seeds)))
@@ -1268,7 +1269,7 @@ def tune(
     """
     from pathlib import Path
 
-    from experiments.campaign.plan import parse_count
+    from core.numbers import parse_count
     from experiments.presets import named_preset
     from experiments.runs.runner import Paused
     from experiments.runs.tuning import effort_text, keep_preset, tune, tuning_spaces, tuning_table
@@ -1386,7 +1387,7 @@ def _execute(ledger: Ledger, paths: Paths, numbers: Sequence[int], place: Place,
 
 def _memory_limit(memory: str | None) -> int | None:
     """MiB that a run may occupy, from what was typed."""
-    from experiments.campaign.plan import parse_memory
+    from core.numbers import parse_memory
 
     return None if memory is None else parse_memory(memory)
 

@@ -24,8 +24,8 @@ import numpy as np
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
+from core.numbers import parse_count
 from env_runner.task_distributions import get_family
-from experiments.campaign.plan import parse_count
 from experiments.judging.statistics import mean_interval
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec

@@ -21,6 +21,7 @@ import numpy as np
 from sqlalchemy import func, select
 
 from core.errors import InputError, bad_value, unknown_name
+from core.numbers import format_count, format_seconds
 from experiments.campaign.claims import claim_content, confirmation_rows
 from experiments.campaign.gate import (
     NEAR,
@@ -31,7 +32,7 @@ from experiments.campaign.gate import (
     static_problems,
 )
 from experiments.campaign.holder import describe_holder, is_alive, this_process
-from experiments.campaign.plan import MIN_ITERATIONS, Plan, format_count, format_seconds
+from experiments.campaign.plan import MIN_ITERATIONS, Plan
 from experiments.campaign.question import Question
 from experiments.campaign.trials import AGENT_SHARE, Trials, best_first
 from experiments.campaign.views import (

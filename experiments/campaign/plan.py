@@ -9,12 +9,12 @@ iterations of the largest configuration. Nothing is spent before the plan is sho
 from __future__ import annotations
 
 import math
-import re
 
 from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from core.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.pruning import Pruning, make_pruning
 
@@ -201,57 +201,3 @@ def _too_small(
         f"{given} is too small for any verdict: the smallest design trains {runs} runs of at least "
         f"{format_count(full)} env steps each. Nothing was spent. The smallest that works here: {needed}"
     )
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in `30m`, `1h30m`, `90s`, `45` (minutes are not assumed: a bare number is seconds)."""
-    match = re.fullmatch(
-        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower()
-    )
-    if not match or not any(match.groups()):
-        raise InputError(f"--budget: got {text!r}, allowed: a duration such as 30m, 1h30m or 90s")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    total = hours * 3600 + minutes * 60 + seconds
-    if not 0 < total <= 30 * 86400:
-        raise InputError(f"--budget: got {text!r}, allowed: more than 0s and at most 30 days")
-    return total
-
-
-def parse_count(text: str) -> int:
-    """An integer in `20M`, `500k`, `1e6`, `200000`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)", text.strip().lower().replace("_", "").replace(",", ""))
-    if not match:
-        raise InputError(f"--env-steps: got {text!r}, allowed: a count such as 20M, 500k or 200000")
-    number = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2]]
-    if not 1 <= number <= 1e12:
-        raise InputError(f"--env-steps: got {text!r}, allowed: from 1 to 1000G")
-    return int(number)
-
-
-def parse_memory(text: str) -> int:
-    """MiB in `4G`, `4GB`, `4GiB`, `800M` or `800` (a bare number is MiB)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mgt]?)(?:i?b)?", text.strip().lower())
-    number = float(match[1]) * {"": 1, "m": 1, "g": 1024, "t": 1024**2}[match[2]] if match else 0.0
-    if not 1 <= number <= 2**30:
-        raise InputError(f"--memory: got {text!r}, allowed: an amount such as 4G or 800M")
-    return int(number)
-
-
-def format_seconds(seconds: float) -> str:
-    """`1h30m`, `3m20s`, `45s`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m" if minutes else f"{hours}h"
-    if minutes:
-        return f"{minutes}m{left:02d}s" if left else f"{minutes}m"
-    return f"{left}s"
-
-
-def format_count(number: float) -> str:
-    """`2.5M`, `640k`, `123`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
+from core.numbers import parse_percent
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
 from experiments.search.space import ModelFamily
@@ -139,9 +140,7 @@ def _question(goal: str, kind: Literal["beat", "compare", "best", "improve"], fo
     named = found.get("x")
     challenger = parse_model(named) if named else model_families()["ssm"]
     if kind in ("best", "improve"):
-        percent = float((found.get("n") or "0").replace(",", "."))
-        if kind == "improve" and not 0 < percent <= 1000:
-            raise InputError(f"goal: got {percent:g} %, allowed: more than 0 and at most 1000 %")
+        percent = parse_percent(found.get("n") or "") if kind == "improve" else 0.0
         default = ModelFamily(name=challenger.kinds[0], kinds=challenger.kinds[:1])
         return Question(
             goal=goal, kind=kind, challenger=challenger, baseline=default, task=task, improvement_pct=percent

@@ -20,8 +20,9 @@ from sqlalchemy import func, select
 from core.checkpoint import write_atomic
 from core.config import FrozenConfig
 from core.errors import InputError
+from core.numbers import format_count, format_seconds
 from env_runner.task_distributions import get_family
-from experiments.campaign.plan import Plan, format_count, format_seconds
+from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question, label
 from experiments.campaign.steering import HumanWord, human_words
 from experiments.campaign.waste import count_waste

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from experiments.campaign.plan import DESIGNS, Budget, Plan, make_plan, parse_count, parse_duration
+from core.numbers import parse_count, parse_duration
+from experiments.campaign.plan import DESIGNS, Budget, Plan, make_plan
 
 CHEETAH = {"iteration_steps": 12_800, "horizon": 200, "workers": 2}
 
@@ -63,27 +64,3 @@ def test_the_smallest_budget_that_is_named_does_work(budget: dict[str, float]) -
         named = re.search(r"--env-steps ([\w.]+)$", str(caught.value))
         assert named is not None
         _plan(env_steps=parse_count(named[1]))
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("2h", 7200), ("45", 45)])
-def test_a_duration_is_read(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "count"), [("20M", 20_000_000), ("500k", 500_000), ("200000", 200_000), ("1e6", 10**6)]
-)
-def test_a_count_is_read(text: str, count: int) -> None:
-    assert parse_count(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-3m", "3 weeks", "0s", "m"])
-def test_a_wrong_duration_names_what_is_allowed(text: str) -> None:
-    with pytest.raises(InputError, match="allowed"):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize("text", ["", "many", "-1", "0", "3x"])
-def test_a_wrong_count_names_what_is_allowed(text: str) -> None:
-    with pytest.raises(InputError, match="allowed"):
-        parse_count(text)
