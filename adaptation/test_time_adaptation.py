@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -65,13 +66,29 @@ def check_fit(run: Callable[[], Tensor], x: Tensor, y: Tensor, *, compare: bool 
         raise bad_value("y", tuple(y.shape), f"the shape of the model's output, {tuple(output.shape)}")
 
 
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[set[str]]:
+    """Puts back at the end what the model's buffers held, such as batch norm's statistics; gives the names of those written to."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    written: set[str] = set()
+    try:
+        yield written
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, before[name]):
+                    written.add(name)
+                    buffer.copy_(before[name])
+
+
 class Adapter:
     """Adapts `model` in place, one call of `update_step` at a time.
 
     model: `model(x)`, or with memory `model(x, hidden) -> (output, next_hidden)`. device: where it is moved to.
     After each call `hidden_state` is the next hidden state under the adapted weights, detached; it is what a call
-    without a hidden state goes on from. `rollbacks` counts what the guard undid.
-    Raises InputError for a choice of parameters that selects none, for a device that is absent, and for data of a size
+    without a hidden state goes on from. `rollbacks` counts what the guard undid. Frozen parameters never move; buffers, such as
+    batch norm's statistics, follow the data of the steps taken and go back with the weights.
+    Raises InputError for a choice of parameters that selects none that may move, for a device that is absent, and for data of a size
     that the model does not take or give.
     """
 
@@ -95,6 +112,7 @@ class Adapter:
         self._compare_shapes = loss_fn is None
         self._fitting: set[tuple] = set()
         self._trained = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         self._window: deque[tuple[Tensor, Tensor, Tensor | None]] = deque(maxlen=self.config.guard_window)
         self._start()
 
@@ -110,7 +128,7 @@ class Adapter:
         x, y = x.detach().to(self.device), y.detach().to(self.device)
         hidden = self._incoming(hidden_state, len(x))
         if (x.shape, y.shape) not in self._fitting:
-            with torch.no_grad():
+            with kept_buffers(self.model), torch.no_grad():
                 check_fit(lambda: self._forward(x, hidden), x, y, compare=self._compare_shapes)
             self._fitting.add((x.shape, y.shape))
         self._window.append((x, y, hidden))
@@ -142,7 +160,7 @@ class Adapter:
                 self.rollbacks += 1
                 taken = 0
         if self.stateful:
-            with torch.no_grad():
+            with kept_buffers(self.model), torch.no_grad():
                 self.hidden_state = self.model(x, hidden)[1].detach()
         return loss_value, taken
 
@@ -151,6 +169,8 @@ class Adapter:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self._trained[name])
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(self._buffers[name])
         self.hidden_state, self.rollbacks = None, 0
         self._window.clear()
         self._start()
@@ -168,16 +188,18 @@ class Adapter:
         if self.config.parameters == "low-rank":
             generator = torch.Generator().manual_seed(0)  # B's start; A starts at zero, so nothing moves at first
             for name, weight in named.items():
-                if weight.ndim == 2:
+                if weight.ndim == 2 and weight.requires_grad:
                     rows, columns = weight.shape
                     rank = min(self.config.rank, rows, columns)
                     b = torch.randn(columns, rank, generator=generator).to(weight) / math.sqrt(columns)
                     self._low_rank[name] = (weight.new_zeros(rows, rank).requires_grad_(), b.requires_grad_())
             self._moving = [factor for pair in self._low_rank.values() for factor in pair]
         else:
-            self._moving = [named[name] for name in self._selected(list(named))]
+            self._moving = [named[name] for name in self._selected(list(named)) if named[name].requires_grad]
         if not self._moving:
-            raise bad_value("parameters", self.config.parameters, "a choice that this model has parameters for")
+            raise bad_value(
+                "parameters", self.config.parameters, "a choice that this model has parameters for that are not frozen"
+            )
         kind = torch.optim.Adam if self.config.optimizer == "adam" else torch.optim.SGD
         self._optimizer = kind(self._moving, lr=self.config.learning_rate)
 
@@ -217,21 +239,24 @@ class Adapter:
                     named[name].copy_(self._trained[name] + a @ b.T)
 
     def _window_loss(self) -> float:
-        with torch.no_grad():
+        with kept_buffers(self.model), torch.no_grad():
             losses = [float(self.loss_fn(self._forward(x, hidden), y)) for x, y, hidden in self._window]
         return sum(losses) / len(losses)
 
-    def _snapshot(self) -> tuple[list[Tensor], dict]:
+    def _snapshot(self) -> tuple[list[Tensor], dict[str, Tensor], dict]:
         state = self._optimizer.state_dict()
         copied = {
             k: {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()} for k, s in state["state"].items()
         }
-        return [p.detach().clone() for p in self._moving], {**state, "state": copied}
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return [p.detach().clone() for p in self._moving], buffers, {**state, "state": copied}
 
-    def _put_back(self, snapshot: tuple[list[Tensor], dict]) -> None:
-        values, state = snapshot
+    def _put_back(self, snapshot: tuple[list[Tensor], dict[str, Tensor], dict]) -> None:
+        values, buffers, state = snapshot
         with torch.no_grad():
             for parameter, value in zip(self._moving, values, strict=True):
                 parameter.copy_(value)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
         self._optimizer.load_state_dict(state)
         self._write_low_rank()

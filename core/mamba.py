@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from core.config import search
 from core.errors import bad_value
 from core.fused import Fused, decay, f32, fused_allowed, sigmoid
+from core.norm import LayerNorm
 from core.scan import JIT, as_numpy, split_scan
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.ssm import StateSpaceModel
@@ -340,7 +341,7 @@ class MambaBlock(nn.Module):
         width = config.hidden_dim
         inner, count, taps = max(1, round(config.expand * width)), config.states_per_channel, config.conv_width
         rank = config.dt_rank or math.ceil(width / 16)
-        norms = {"none": lambda: None, "layer": lambda: nn.LayerNorm(width), "rms": lambda: nn.RMSNorm(width)}
+        norms = {"none": lambda: None, "layer": lambda: LayerNorm(width), "rms": lambda: nn.RMSNorm(width)}
         self.norm = norms[config.norm]()
         self.project = linear(width, 2 * inner, generator, bias=False)
         self.conv_weight = nn.Parameter((torch.rand(taps, inner, generator=generator) * 2 - 1) / math.sqrt(taps))

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
+from core.norm import LayerNorm
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.stack import BLOCKS, BlockStack
 
@@ -33,9 +34,7 @@ class MLPBlock(nn.Module):
     def __init__(self, config: MLPConfig, generator: torch.Generator) -> None:
         super().__init__()
         width, expansion = config.hidden_dim, config.expansion
-        self.norm = (
-            nn.LayerNorm(width) if config.norm == "layer" else nn.RMSNorm(width) if config.norm == "rms" else None
-        )
+        self.norm = LayerNorm(width) if config.norm == "layer" else nn.RMSNorm(width) if config.norm == "rms" else None
         self.inner = linear(width, width * expansion, generator)
         self.outer = linear(width * expansion, width, generator)
 

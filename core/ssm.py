@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from core.config import search
 from core.errors import bad_value, unknown_name
 from core.fused import channel_system, dense_system, discretize, split, ssm_block
+from core.norm import LayerNorm
 from core.sequence_model import (
     MODELS,
     SequenceModelConfig,
@@ -278,7 +279,7 @@ class SSMBlock(nn.Module):
     def __init__(self, config: SSMConfig, generator: torch.Generator) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.norm = {"none": lambda: None, "layer": lambda: nn.LayerNorm(width), "rms": lambda: nn.RMSNorm(width)}[
+        self.norm = {"none": lambda: None, "layer": lambda: LayerNorm(width), "rms": lambda: nn.RMSNorm(width)}[
             config.norm
         ]()
         self.cell = CELLS[config.kind](config, generator)

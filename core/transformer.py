@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from core.config import search
 from core.fused import Native, decay, f32, fused_allowed
 from core.mlp import MLPConfig
+from core.norm import LayerNorm
 from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModelConfig, linear, register_model, transforms_active
 from core.stack import BLOCKS, BlockStack
@@ -76,7 +77,7 @@ class AttentionBlock(nn.Module):
         width, heads, context = config.hidden_dim, config.num_heads, config.context
         self.width, self.heads, self.context = width, heads, context
         self.state_size = 1 + 2 * context * width
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.project = linear(width, 3 * width, generator)
         self.merge = linear(width, width, generator)
         slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from adaptation.test_time_adaptation import check_fit
+from adaptation.test_time_adaptation import check_fit, kept_buffers
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
+from core.norm import LayerNorm
 from meta_rl.imaml import hessian_by_graph, hessian_by_transform, implicit_gradient
 from meta_rl.reptile import reptile_gradient
 
@@ -67,7 +68,7 @@ class MAMLConfig(FrozenConfig):
     multi_step_updates: int = Field(default=1000, ge=1)
     """MAML++: meta-updates over which the loss of the early inner steps fades out."""
     vectorize: bool | None = None
-    """Run tasks of equal shape under vmap. None: yes wherever the model allows it."""
+    """Run tasks of equal shape under vmap, where the model allows it. None: yes, and a loop where it fails."""
 
 
 class MetaMAML:
@@ -76,7 +77,9 @@ class MetaMAML:
     model: called as `model(x)` or, with memory, `model(x, hidden) -> (output, next_hidden)`; x is (B, D) or (B, T, D).
     inner_lr, outer_lr: rates alpha and (Adam's) beta. first_order: the same as the variant "fomaml", for any variant.
     Raises InputError, before anything is changed, for rates that are not positive, an empty support set, data of a size
-    that the model does not take or give, and an inner loop that explodes.
+    that the model does not take or give, a model whose parameters are all frozen, and an inner loop that explodes.
+    Statistics that the model keeps of its data (batch norm's) stay as they are, whatever is called: each forward pass gets
+    its own copy of them. In training mode, where batch norm does not read them, nothing else changes.
     """
 
     def __init__(
@@ -97,7 +100,15 @@ class MetaMAML:
         self.updates = 0
         self._vmap_works = True
         self._fitting: set[tuple] = set()
+        self._statistics: set[str] = set()  # buffers that a forward pass writes to
         self._theta: Params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not self._theta:
+            raise bad_value(
+                "model",
+                type(model).__name__,
+                "a model with a parameter that requires a gradient",
+                hint="All are frozen.",
+            )
         self._fast_names = self._which_move()
         self._rates = self._initial_rates()
         self._context = next(iter(self._theta.values())).new_zeros(self.config.context_dim)
@@ -113,6 +124,8 @@ class MetaMAML:
         weights = {name: value for name, value in params.items() if name != CONTEXT}
         if CONTEXT in params:
             x = torch.cat([x, params[CONTEXT].expand(*x.shape[:-1], -1)], dim=-1)
+        if self._statistics:
+            weights |= {n: b.clone() for n, b in self.model.named_buffers() if n in self._statistics}
         if not self.stateful:
             return functional_call(self.model, weights, (x,)), None
         return functional_call(self.model, weights, (x, hidden))
@@ -286,7 +299,7 @@ class MetaMAML:
 
         solve_one: Any = one
         same = len({tuple(part.shape for part in task) for task in tasks}) == 1
-        if same and len(tasks) > 1 and self._vmap_works and self.config.vectorize is not False:
+        if same and len(tasks) > 1 and self._may_vectorize():
             stacked = [torch.stack(parts) for parts in zip(*tasks, strict=True)]
             states: list[Any] = [None, None]
             if self.stateful:
@@ -302,6 +315,19 @@ class MetaMAML:
                 self._vmap_works = False
         each = [solve_one(GRAPH, theta, *task, *pair) for task, pair in zip(tasks, hidden, strict=True)]
         return tree_map(lambda *values: torch.stack(values), *each)
+
+    def _may_vectorize(self) -> bool:
+        """Whether vmap gives the same numbers: it does not where torch's own norms are differentiated twice.
+
+        Their batched backward takes mean and deviation as constants (torch 2.13: meta-gradients up to 5 % off, no error).
+        """
+        if not self._vmap_works or self.config.vectorize is False:
+            return False
+        return self._is_first_order() or not any(
+            isinstance(part, nn.modules.batchnorm._NormBase)
+            or (isinstance(part, nn.LayerNorm) and not isinstance(part, LayerNorm))
+            for part in self.model.modules()
+        )
 
     def _loss_on(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn | None) -> LossOf:
         """The loss on one set as a function of the weights."""
@@ -398,11 +424,12 @@ class MetaMAML:
 
     def _check_fit(self, x: Tensor, y: Tensor, hidden: Tensor | None, loss_fn: LossFn | None) -> None:
         """Try each new combination of shapes once, so that a wrong size is named and not met half-way."""
-        key = (x.shape, y.shape, None if hidden is None else hidden.shape, loss_fn is None)
+        key = (x.shape, y.shape, None if hidden is None else hidden.shape, loss_fn is None, self.model.training)
         if key in self._fitting:
             return
-        with torch.no_grad():
+        with kept_buffers(self.model) as written, torch.no_grad():
             check_fit(lambda: self.functional_forward(x, hidden, self.start())[0], x, y, compare=loss_fn is None)
+        self._statistics |= written
         self._fitting.add(key)
 
     def _check_finite(self, values: Sequence[Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -216,3 +217,48 @@ def test_bad_input_is_refused_by_name():
         Adapter(nn.Linear(1, 1)).update_step(torch.zeros(2, 1), torch.zeros(2))
     with pytest.raises(ValueError, match="learning_rate"):
         AdaptationConfig(learning_rate=0.0)
+
+
+def normalised() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_reset_puts_back_the_statistics_of_batch_norm():
+    model = normalised()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapter = Adapter(model, AdaptationConfig(num_steps=3))
+    adapter.update_step(torch.randn(6, 3) + 2.0, torch.randn(6, 2))
+    assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+    adapter.reset()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_step_that_the_guard_undoes_leaves_no_trace_in_the_statistics():
+    model = normalised()
+    adapter = Adapter(model, AdaptationConfig(learning_rate=1e3, num_steps=2, guard=True, max_grad_norm=None))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, taken = adapter.update_step(torch.randn(6, 3), torch.randn(6, 2))
+    assert (taken, adapter.rollbacks) == (0, 1)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("parameters", ["all", "low-rank"])
+def test_frozen_parameters_never_move(parameters: Literal["all", "low-rank"]):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, taken = Adapter(model, AdaptationConfig(parameters=parameters, learning_rate=0.1)).update_step(
+        torch.randn(6, 3), torch.randn(6, 2)
+    )
+    assert taken == 1
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("1.") for name in moved)
+
+
+def test_a_model_that_is_frozen_whole_is_refused():
+    with pytest.raises(InputError, match="not frozen"):
+        Adapter(nn.Linear(3, 2).requires_grad_(False))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from core.errors import InputError
+from core.sequence_model import MODELS, build_model, parse_model_config
 from core.ssm import StateSpaceModel
 from meta_rl.imaml import conjugate_gradient
 from meta_rl.meta_maml import MAMLConfig, MetaMAML, Task, Variant
@@ -454,3 +455,79 @@ def test_sinusoids_reach_the_published_errors():
         kept = after_ten[after_ten < 100.0]
         assert len(kept) >= 0.99 * len(after_ten)
         assert kept.mean() < more_steps
+
+
+def normalised_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("variant", ALL_VARIANTS)
+def test_nothing_that_is_called_changes_the_statistics_of_batch_norm(variant: Variant, training: bool):
+    inputs = 7 if variant == "cavia" else 2
+    network = normalised_network()
+    if variant == "cavia":
+        network[0] = nn.Linear(inputs, 5).double()
+    network.train(training)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    maml = MetaMAML(network, config=MAMLConfig(variant=variant, inner_steps=2))
+    generator = torch.Generator().manual_seed(1)
+    tasks = [sample_task(generator, [(4, 2), (4, 1), (4, 2), (4, 1)], torch.float64) for _ in range(3)]
+    maml.adapt_task(*tasks[0][:2])
+    maml.evaluate(tasks, num_steps=2)
+    maml.meta_update(tasks)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_batch_norm_in_training_mode_gives_the_gradient_of_batch_statistics():
+    network = normalised_network()
+    stateless = normalised_network()
+    stateless[1] = nn.BatchNorm1d(5, track_running_stats=False).double()
+    generator = torch.Generator().manual_seed(1)
+    tasks = [sample_task(generator, [(4, 2), (4, 1), (4, 2), (4, 1)], torch.float64) for _ in range(2)]
+    (loss, gradient), (plain_loss, plain) = (MetaMAML(model).meta_gradient(tasks) for model in (network, stateless))
+    assert loss == pytest.approx(plain_loss, rel=1e-12)
+    for name, value in plain.items():
+        torch.testing.assert_close(gradient[name], value)
+
+
+def test_a_model_that_is_frozen_whole_is_refused():
+    with pytest.raises(InputError, match="All are frozen"):
+        MetaMAML(small_network().requires_grad_(False))
+
+
+NORMS = {
+    "batch": lambda: nn.BatchNorm1d(6, track_running_stats=False),
+    "instance": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()),
+    "group": lambda: nn.GroupNorm(2, 6),
+    "layer": lambda: nn.LayerNorm(6),
+    "rms": lambda: nn.RMSNorm(6),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_meta_gradient_through_a_norm_does_not_depend_on_how_tasks_are_run(norm: str):
+    results = []
+    for vectorize in (None, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 6), NORMS[norm](), nn.Tanh(), nn.Linear(6, 1)).double()
+        generator = torch.Generator().manual_seed(1)
+        tasks = [sample_task(generator, [(4, 2), (4, 1), (4, 2), (4, 1)], torch.float64) for _ in range(2)]
+        results.append(MetaMAML(model, inner_lr=0.1, config=MAMLConfig(vectorize=vectorize)).meta_gradient(tasks))
+    torch.testing.assert_close(flat(results[0][1]), flat(results[1][1]), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_every_models_meta_gradient_is_the_same_vectorized_or_looped(kind: str):
+    norm = {"norm": "layer"} if "norm" in MODELS[kind].config_type.model_fields else {}
+    results = []
+    for vectorize in (None, False):
+        config = parse_model_config({"kind": kind, "hidden_dim": 8, "num_layers": 1} | norm)
+        model = build_model(config, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+        maml = MetaMAML(model, inner_lr=0.05, config=MAMLConfig(inner_steps=1, vectorize=vectorize))
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(2, 5, 3), (2, 5, 2), (2, 5, 3), (2, 5, 2)]
+        results.append(maml.meta_gradient([sample_task(generator, shapes, torch.float64) for _ in range(2)]))
+    torch.testing.assert_close(flat(results[0][1]), flat(results[1][1]), atol=1e-9, rtol=1e-6)
