@@ -79,6 +79,8 @@ class Report:
 
     env_steps: int
     metrics: Mapping[str, float]
+    train_s: float | None = None
+    """Seconds since the report before, or since this process began to train."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Ended:
     cause: str | None
     env_steps: int | None = None
     train_s: float | None = None
+    """Seconds that this process trained."""
     sha256: str | None = None
     memory_mb: int | None = None
     """The most memory that the process occupied, in MiB; None where it could not be measured."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
@@ -53,6 +54,8 @@ class RunProgress:
 ProgressListener = Callable[[RunProgress], None]
 Pruner = Callable[[Run, Rung], "str | None"]
 """Why a search run that has come to a rung is pruned there, or None where it goes on."""
+SPENT = "time/train_s"
+"""The metric that holds the seconds from one report of a run to the next, so that its training time survives a resume."""
 RUNG_SCORE = "rung/score"
 """The metric that holds a search run's score at a rung."""
 
@@ -108,6 +111,8 @@ class _Recorder:
         self.rate: float | None = None
         self.last_return: float | None = None
         self.env_steps = run.env_steps
+        self.resumed_at: int | None = None
+        """Env steps of this process's first report; what is recorded below it was trained by earlier processes."""
 
     def handle(self, message: Message) -> str | None:
         """Record a message; the answer to a rung is why the run is pruned there, or None."""
@@ -116,7 +121,10 @@ class _Recorder:
             self._show("running")
         elif isinstance(message, Report):
             self.env_steps = message.env_steps
-            self.ledger.add_metrics(self.run.id, message.env_steps, message.metrics.items())
+            if self.resumed_at is None:
+                self.resumed_at = message.env_steps
+            spent = {} if message.train_s is None else {SPENT: message.train_s}
+            self.ledger.add_metrics(self.run.id, message.env_steps, [*message.metrics.items(), *spent.items()])
             self._update(env_steps=message.env_steps, heartbeat_at=now())
             self.rate = message.metrics.get("time/fps")
             value = message.metrics.get("rollout/ep_rew_mean")
@@ -165,15 +173,24 @@ class _Recorder:
                         created_at=now(),
                     )
                 )
+            earlier_s, wall_s = self._earlier_s(session), time.monotonic() - self.began
             session.flush()  # a finished run takes no more rows
             run.status, run.cause, run.score = message.status, message.cause, score
             run.env_steps = message.env_steps if message.env_steps is not None else self.env_steps
-            run.train_s, run.wall_s, run.ended_at = message.train_s, time.monotonic() - self.began, now()
+            run.train_s = None if message.train_s is None else earlier_s + message.train_s
+            run.wall_s, run.ended_at = earlier_s + wall_s, now()
         checkpoint = self.paths.checkpoint(self.run.id)
         for path in (checkpoint, checkpoint.with_name(checkpoint.name + FRESH)):
             for suffix in (".safetensors", ".json"):
                 path.with_suffix(suffix).unlink(missing_ok=True)
         self._show(message.status, score)
+
+    def _earlier_s(self, session: Session) -> float:
+        """Seconds that earlier processes trained up to the checkpoint that this one went on from."""
+        query = select(func.sum(Metric.value)).where(Metric.run_id == self.run.id, Metric.name == SPENT)
+        if self.resumed_at is not None:
+            query = query.where(Metric.env_steps < self.resumed_at)
+        return session.scalar(query) or 0.0
 
     def _update(self, **values: object) -> None:
         with self.ledger.session() as session:

@@ -114,15 +114,15 @@ def run(
         learner = Learner.load(checkpoint)
     else:
         learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
-    began, saved = time.monotonic(), time.monotonic()
+    began = saved = reported = time.monotonic()
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     tasks = get_family(spec.task).eval_tasks(job["pool"])
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
     send("started", pid=os.getpid())
     try:
         for report in learner.train():
-            env_steps = report.env_steps
-            send("report", env_steps=env_steps, metrics=dict(report.metrics))
+            env_steps, before, reported = report.env_steps, reported, time.monotonic()
+            send("report", env_steps=env_steps, metrics=dict(report.metrics), train_s=reported - before)
             if job["probe"]:
                 send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
                 return
