@@ -1,4 +1,4 @@
-"""Many MuJoCo worlds advanced by native code, and the vector environment of a locomotion family on top of them.
+"""Many MuJoCo worlds advanced by native code; `env_runner.locomotion` makes task environments of them.
 
 Two ways to step, chosen by what a robot's observation needs:
   `RolloutPhysics`  one `mujoco.rollout` call advances all worlds by a whole control step (frame skip inside, a native
@@ -23,23 +23,17 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import gymnasium.envs.mujoco
 import mujoco
 import mujoco.rollout
 import numpy as np
-from gymnasium import spaces
 from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 
-from core.errors import InputError, bad_value
-from env_runner.task_family import EnvOptions, TaskVectorEnv, make_box
-
-if TYPE_CHECKING:
-    from env_runner.robots import Robot
-    from env_runner.task_distributions import LocomotionFamily
+from core.errors import bad_value
 
 FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
 # Where MuJoCo counts the three ways in which it gives up on a world and resets it.
@@ -237,112 +231,3 @@ class LoopPhysics:
         """Stop the threads."""
         if self._executor is not None:
             self._executor.shutdown()
-
-
-class MujocoTaskEnv(TaskVectorEnv):
-    """N worlds of a locomotion family: physics, the robot's observation, the family's reward, mid-episode changes.
-
-    `infos` of a step holds x_velocity (N,) m/s, y_velocity (N,) m/s where the robot has one, `tasks` (N, P) in force in
-    that step where a switch is asked for, and `unstable` (N,) where MuJoCo gave up on a world. Such a world is
-    truncated with the reward of standing still under the action sent, its `final_obs` is its last good observation, and
-    `unstable_count` goes up by one.
-    """
-
-    def __init__(self, family: LocomotionFamily, num_envs: int, num_threads: int, options: EnvOptions | None) -> None:
-        self.robot: Robot = family.robot
-        self.options = _check_options(options or EnvOptions(), family)
-        model = family.base_model
-        low, high = model.actuator_ctrlrange.T
-        action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-        super().__init__(family, num_envs, make_box(family.obs_dim), action_space)
-        # The float32 bounds of the space differ from the model's own for +-0.4 (Humanoid): clip to the model's.
-        self._action_low, self._action_high = low.copy(), high.copy()
-        self.locomotion = family
-        self.physics: RolloutPhysics | LoopPhysics
-        threads = check_threads(num_threads)
-        if self.robot.derived_fields:
-            self.physics = LoopPhysics(model, num_envs, self.robot.frame_skip, threads, self.robot.derived_fields)
-        else:
-            self.physics = RolloutPhysics(model, num_envs, self.robot.frame_skip, threads)
-        self._base_model = model
-        self._dt = model.opt.timestep * self.robot.frame_skip
-        self.active_tasks = self.tasks
-        self._failed = np.zeros(num_envs, dtype=np.int64)
-        self._switched = np.zeros((num_envs, family.num_params))
-
-    @property
-    def dt(self) -> float:
-        """Seconds of one control step."""
-        return self._dt
-
-    def _apply_tasks(self) -> None:
-        if self.locomotion.changes_model:
-            self.physics.set_models([self.locomotion.world_model(task) for task in self.tasks])
-
-    def _start(self, worlds: ndarray) -> None:
-        robot, model = self.robot, self._base_model
-        qpos, qvel = np.empty((len(worlds), model.nq)), np.empty((len(worlds), model.nv))
-        for row, world in enumerate(worlds.tolist()):
-            qpos[row], qvel[row] = robot.start_noise(self.world_rngs[world], model.nq, model.nv)
-            qpos[row] += self.physics.models[world].qpos0
-        self.physics.start(worlds, qpos, qvel)
-        self._position = robot.position(self.physics)
-        self._draw_changes(worlds)
-
-    def _draw_changes(self, worlds: ndarray) -> None:
-        options = self.options
-        self.active_tasks = self.tasks
-        if options.failure_step is not None:
-            for world in worlds.tolist():
-                drawn = self.world_rngs[world].integers(self._base_model.nu)
-                self._failed[world] = drawn if options.failed_actuator is None else options.failed_actuator
-        if options.switch_step is not None:
-            for world in worlds.tolist():
-                drawn = self.family.sample_tasks(self.world_rngs[world], 1)[0]
-                self._switched[world] = drawn if options.switch_task is None else options.switch_task
-
-    def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
-        options, robot, physics = self.options, self.robot, self.physics
-        ctrl = actions
-        if options.failure_step is not None:
-            ctrl = actions.copy()
-            (failing,) = np.nonzero(self.elapsed >= options.failure_step)
-            ctrl[failing, self._failed[failing]] *= options.failure_scale
-        if options.switch_step is not None:
-            self.active_tasks = np.where((self.elapsed >= options.switch_step)[:, None], self._switched, self.tasks)
-        before = self._position
-        unstable = physics.step(ctrl)
-        self._position = robot.position(physics)
-        velocity = (self._position - before) / self._dt
-        healthy = robot.healthy(physics)
-        rewards = self.locomotion.reward(physics, velocity, actions, healthy, self.active_tasks)
-        infos: dict[str, Any] = {"x_velocity": velocity[:, 0]}
-        if velocity.shape[1] > 1:
-            infos["y_velocity"] = velocity[:, 1]
-        if options.switch_step is not None:
-            infos["tasks"] = self.active_tasks
-        if unstable is not None:
-            infos["unstable"] = unstable
-        terminated = np.zeros(self.num_envs, dtype=bool) if healthy is None else ~healthy
-        return rewards, terminated, infos
-
-    def _observe(self) -> ndarray:
-        return self.robot.observe(self.physics)
-
-    def close_extras(self, **kwargs: Any) -> None:
-        self.physics.close()
-
-
-def _check_options(options: EnvOptions, family: LocomotionFamily) -> EnvOptions:
-    """The options if they fit the family, else InputError."""
-    if options.switch_step is not None and family.changes_model:
-        raise InputError(f"switch_step: {family.id} changes the model, not the goal; allowed for goal families only")
-    if options.switch_step is not None and options.switch_step >= family.horizon:
-        raise bad_value("switch_step", options.switch_step, f"below the horizon of {family.id}, {family.horizon}")
-    if options.failure_step is not None and options.failure_step >= family.horizon:
-        raise bad_value("failure_step", options.failure_step, f"below the horizon of {family.id}, {family.horizon}")
-    if options.switch_task is not None and len(options.switch_task) != family.num_params:
-        raise bad_value("switch_task", options.switch_task, f"{family.num_params} numbers for {family.id}")
-    if options.failed_actuator is not None and options.failed_actuator >= family.action.size:
-        raise bad_value("failed_actuator", options.failed_actuator, f"0 to {family.action.size - 1}")
-    return options

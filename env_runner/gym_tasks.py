@@ -21,16 +21,13 @@ from env_runner.task_family import (
     check_count,
     check_pool,
     make_box,
+    register_family,
+    register_resolver,
 )
 
 LISTED = ("CartPole-v1", "Pendulum-v1")
 DEFAULT_HORIZON = 1000
 EVAL_STARTS = 20
-
-
-def is_gymnasium_id(name: str) -> bool:
-    """Whether Gymnasium knows this id. Ids of the form module:id are not looked up: they would import the module."""
-    return name in gymnasium.registry
 
 
 class GymnasiumVectorEnv(TaskVectorEnv):
@@ -139,7 +136,16 @@ class GymnasiumTask(TaskFamily):
         return np.zeros((EVAL_STARTS, 1))
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
-        if options is not None and options.changes_anything:
-            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        self.refuse_changes(options)
         check_count("num_threads", num_threads, 0)
         return GymnasiumVectorEnv(self, num_envs)
+
+
+for _id in LISTED:
+    register_family(GymnasiumTask(_id))
+
+
+@register_resolver("MountainCarContinuous-v0")
+def gymnasium_task(family_id: str) -> GymnasiumTask | None:
+    """The family of any id that Gymnasium knows. Ids of the form module:id are not looked up: they would import the module."""
+    return GymnasiumTask(family_id) if family_id in gymnasium.registry else None

@@ -29,6 +29,8 @@ from env_runner.task_family import (
     check_count,
     check_pool,
     make_box,
+    register_family,
+    register_resolver,
 )
 
 INSTALL = 'pip install -e ".[metaworld]"'
@@ -175,8 +177,7 @@ class MetaWorldFamily(TaskFamily):
         return self._grid(1, 1, range(0, GOALS, 5)) if self._kind == "ml1" else self._grid(1, 5, range(0, GOALS, 10))
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
-        if options is not None and options.changes_anything:
-            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        self.refuse_changes(options)
         load_metaworld()
         return MetaWorldVectorEnv(self, num_envs, check_threads(num_threads))
 
@@ -299,3 +300,13 @@ class MetaWorldVectorEnv(TaskVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         for worker in self._workers:
             worker.close()
+
+
+for _id in LISTED:
+    register_family(MetaWorldFamily(_id))
+
+
+@register_resolver("metaworld-ml1:reach-v3")
+def one_manipulation(family_id: str) -> MetaWorldFamily | None:
+    """The family of `metaworld-ml1:<task>`."""
+    return MetaWorldFamily(family_id) if family_id.startswith("metaworld-ml1:") else None

@@ -25,6 +25,10 @@ class Robot:
     name: ClassVar[str]
     xml: ClassVar[str]
     gymnasium_id: ClassVar[str]
+    obs_dim: ClassVar[int]
+    """D, the size of Gymnasium's observation."""
+    num_motors: ClassVar[int]
+    """A, the size of the action."""
     frame_skip: int
     reset_noise: ClassVar[float]
     velocity_noise: ClassVar[Literal["normal", "uniform"]]
@@ -95,6 +99,7 @@ class HalfCheetah(Robot):
     name = "HalfCheetah"
     xml = "half_cheetah.xml"
     gymnasium_id = "HalfCheetah-v5"
+    obs_dim, num_motors = 17, 6
     frame_skip: int = 5
     reset_noise = 0.1
     velocity_noise = "normal"
@@ -102,18 +107,25 @@ class HalfCheetah(Robot):
 
 
 @dataclass(frozen=True)
-class Walker2d(Robot):
-    """Walker2d-v5: planar, two legs, six motors; dt = 0.008 s at frame skip 4."""
+class PlanarLegs(Robot):
+    """What Walker2d-v5 and Hopper-v5 share; dt = 0.008 s at frame skip 4."""
 
-    name = "Walker2d"
-    xml = "walker2d_v5.xml"
-    gymnasium_id = "Walker2d-v5"
     frame_skip: int = 4
     reset_noise = 5e-3
     velocity_noise = "uniform"
     max_observed_speed = 10.0
     control_cost_weight = 1e-3
     healthy_reward = 1.0
+
+
+@dataclass(frozen=True)
+class Walker2d(PlanarLegs):
+    """Walker2d-v5: planar, two legs, six motors."""
+
+    name = "Walker2d"
+    xml = "walker2d_v5.xml"
+    gymnasium_id = "Walker2d-v5"
+    obs_dim, num_motors = 17, 6
     end = "Terminates when the torso's height leaves (0.8, 2.0) m or its angle leaves (-1, 1) rad."
 
     def healthy(self, physics: Physics) -> Bool[ndarray, " N"]:
@@ -122,18 +134,13 @@ class Walker2d(Robot):
 
 
 @dataclass(frozen=True)
-class Hopper(Robot):
-    """Hopper-v5: planar, one leg, three motors; dt = 0.008 s."""
+class Hopper(PlanarLegs):
+    """Hopper-v5: planar, one leg, three motors."""
 
     name = "Hopper"
     xml = "hopper.xml"
     gymnasium_id = "Hopper-v5"
-    frame_skip: int = 4
-    reset_noise = 5e-3
-    velocity_noise = "uniform"
-    max_observed_speed = 10.0
-    control_cost_weight = 1e-3
-    healthy_reward = 1.0
+    obs_dim, num_motors = 11, 3
     end = (
         "Terminates when the torso's height is 0.7 m or less, its angle leaves (-0.2, 0.2) rad, or any other position or "
         "velocity leaves (-100, 100)."
@@ -152,6 +159,7 @@ class Ant(Robot):
     name = "Ant"
     xml = "ant.xml"
     gymnasium_id = "Ant-v5"
+    obs_dim, num_motors = 105, 8
     frame_skip: int = 5
     reset_noise = 0.1
     velocity_noise = "normal"
@@ -188,6 +196,7 @@ class Humanoid(Robot):
     name = "Humanoid"
     xml = "humanoid.xml"
     gymnasium_id = "Humanoid-v5"
+    obs_dim, num_motors = 348, 17
     frame_skip: int = 5
     reset_noise = 1e-2
     velocity_noise = "uniform"

@@ -1,5 +1,8 @@
 """What a task family and its batched environment are: the two contracts every other file here fulfils.
 
+A new family is one new file of this folder that registers it (`register_family`); ids that cannot be listed, such as those
+of another library's environments, are made by a function (`register_resolver`).
+
 Glossary: N worlds stepped together, D observation size, A action size, P task parameters, H horizon (control steps).
 A family is a distribution of tasks; a task is one row of P numbers; a world lives on one task until it is given another.
 """
@@ -9,8 +12,8 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -120,8 +123,38 @@ class TaskFamily(ABC):
             raise bad_value("tasks", "NaN or infinity", "finite numbers")
         return array
 
+    def refuse_changes(self, options: EnvOptions | None) -> None:
+        """For `make` of a family without mid-episode changes: raises InputError where one is asked for."""
+        if options is not None and options.changes_anything:
+            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
 
-FAMILIES: Registry[TaskFamily] = Registry("task family", hint="See: python main.py list tasks.")
+
+# Which families there are --------------------------------------------------------------------------------------------
+Resolver = Callable[[str], TaskFamily | None]
+"""The family of an id, or None for an id that is not of its kind."""
+
+FAMILIES: Registry[TaskFamily] = Registry("task family", hint="See: python main.py list tasks.", package="env_runner")
+"""The families that are listed, by id: all that the files of this folder register."""
+RESOLVERS: Registry[Resolver] = Registry("kind of task family ids", package="env_runner")
+"""How families that are not listed are made, each under one id of its kind, which the contract tests try."""
+
+F = TypeVar("F", bound="TaskFamily | type[TaskFamily]")
+
+
+def register_family(family: F) -> F:
+    """List a family: a decorator for a class that is made without arguments, or a call with an instance."""
+    listed = family() if isinstance(family, type) else family
+    FAMILIES.register(listed.id)(listed)
+    return family
+
+
+def register_resolver(example: str) -> Callable[[Resolver], Resolver]:
+    """Decorator for a function that makes the families of a whole kind of ids, such as `metaworld-ml1:<task>`.
+
+    It is asked for every id that is not listed, so it must be quick to say None; no id may be of two kinds.
+    example: one id of its kind, such as `metaworld-ml1:reach-v3`.
+    """
+    return RESOLVERS.register(example)
 
 
 def check_pool(pool: str) -> Pool:

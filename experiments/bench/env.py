@@ -38,14 +38,12 @@ from core.config import FrozenConfig
 from core.errors import bad_value
 from env_runner.batched_mujoco import (
     FULL_PHYSICS,
-    MujocoTaskEnv,
     RolloutPhysics,
     available_cores,
     silence_mujoco,
 )
+from env_runner.locomotion import FiniteLocomotion, MujocoTaskEnv
 from env_runner.robots import Ant, HalfCheetah, Humanoid, Robot, Walker2d
-from env_runner.task_distributions import FiniteLocomotion
-from env_runner.task_family import ActionInfo
 from experiments.runs.provenance import processor
 
 
@@ -117,19 +115,12 @@ class StockFamily(FiniteLocomotion):
     param_names = ("task",)
     tasks = ((0.0,),)
 
-    def __init__(self, robot: Robot, obs_dim: int) -> None:
-        self.id = robot.gymnasium_id
-        self.robot = robot
-        self.obs_dim = obs_dim
-        self.action = ActionInfo("gaussian", int(self.base_model.nu))
+    def __init__(self, robot: Robot) -> None:
+        self.id, self.robot = robot.gymnasium_id, robot
+        super().__init__()
 
 
-FAMILIES = {
-    "HalfCheetah": (HalfCheetah(), 17),
-    "Ant": (Ant(), 105),
-    "Walker2d": (Walker2d(), 17),
-    "Humanoid": (Humanoid(), 348),
-}
+ROBOTS: dict[str, Robot] = {robot.name: robot for robot in (HalfCheetah(), Ant(), Walker2d(), Humanoid())}
 PER_CORE_ENVS, ALL_CORES_ENVS, GYMNASIUM_ENVS = 64, 256, 16
 SEED = 0
 SHARE = "time in MuJoCo / whole step"
@@ -145,7 +136,7 @@ TARGETS = {
 
 def bench_env(
     *,
-    robots: Sequence[str] = tuple(FAMILIES),
+    robots: Sequence[str] = tuple(ROBOTS),
     rounds: int = 5,
     seconds: float = 1.0,
     quick: bool = False,
@@ -157,8 +148,8 @@ def bench_env(
     about as long a run. quick: two rounds of 0.2 s and no processes of Gymnasium's. progress: told what comes next.
     Raises InputError for an unknown robot or fewer than one round.
     """
-    if unknown := set(robots) - set(FAMILIES):
-        raise bad_value("robots", sorted(unknown), ", ".join(FAMILIES))
+    if unknown := set(robots) - set(ROBOTS):
+        raise bad_value("robots", sorted(unknown), ", ".join(ROBOTS))
     if rounds < 1:
         raise bad_value("rounds", rounds, "at least 1")
     if quick:
@@ -232,8 +223,8 @@ def _bench_robot(
     name: str, rounds: int, seconds: float, quick: bool, progress: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int], list[float]]:
     """Rates of every engine (a list over rounds), its number of worlds and of cores; shares of time in MuJoCo."""
-    robot, obs_dim = FAMILIES[name]
-    family = StockFamily(robot, obs_dim)
+    robot = ROBOTS[name]
+    family = StockFamily(robot)
     threads = min(2, available_cores())
     # A first short run says how many steps make `seconds`.
     env = _ours(family, PER_CORE_ENVS, 0)
@@ -446,7 +437,7 @@ def as_text(benchmark: EnvBenchmark) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments.bench.env [--quick] [--json] [robot ...]`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    robots = [word for word in words if not word.startswith("--")] or list(FAMILIES)
+    robots = [word for word in words if not word.startswith("--")] or list(ROBOTS)
     benchmark = bench_env(
         robots=robots, quick="--quick" in words, progress=lambda text: print(text, file=sys.stderr, flush=True)
     )

@@ -10,8 +10,8 @@ import pytest
 
 from core.errors import InputError
 from env_runner.anchors import measure_anchor
-from env_runner.batched_mujoco import MujocoTaskEnv
-from env_runner.task_distributions import LOCOMOTION, LocomotionFamily, get_family
+from env_runner.locomotion import LocomotionFamily, MujocoTaskEnv, Step
+from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import EnvOptions
 
 
@@ -84,12 +84,13 @@ def test_in_the_classic_variant_running_fast_is_best_whatever_the_task():
     still, none = np.zeros((5, 6)), None
     for speed in (2.5, 6.0):
         velocity = np.full((5, 1), speed)
-        rewards = family.reward(make(family.id, 5).physics, velocity, still, none, family.eval_tasks("search"))
+        step = Step(make(family.id, 5).physics, velocity, still, none, family.eval_tasks("search"))
+        rewards = family.reward(step)
         np.testing.assert_allclose(rewards, 0.5 * family.eval_tasks("search")[:, 0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family_id", [family.id for family in LOCOMOTION])
+@pytest.mark.parametrize("family_id", [name for name in FAMILIES if isinstance(FAMILIES[name], LocomotionFamily)])
 def test_measured_anchors_can_be_measured_again(family_id: str):
     family = get_family(family_id)
     for policy in ("stand_still", "random"):
@@ -102,9 +103,8 @@ def test_measured_anchors_can_be_measured_again(family_id: str):
 def rewards_of(family_id: str, velocity, action, healthy, task) -> float:
     env = make(family_id, 1)
     env.reset(seed=0)
-    family = env.locomotion
-    got = family.reward(env.physics, np.array([velocity]), np.array([action]), np.array([healthy]), np.array([task]))
-    return float(got[0])
+    step = Step(env.physics, np.array([velocity]), np.array([action]), np.array([healthy]), np.array([task]))
+    return float(env.locomotion.reward(step)[0])
 
 
 def test_goal_rewards_have_the_stated_constants():

@@ -34,6 +34,12 @@ def test_tasks_out_of_range_are_refused():
             get_family("metaworld-ml1:reach-v3").check_tasks([task], 1)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("metaworld") is not None, reason="Meta-World is installed")
+def test_a_missing_extra_names_the_pip_command():
+    with pytest.raises(InputError, match=r'pip install -e "\.\[metaworld\]"'):
+        get_family("metaworld-ml1:reach-v3").make(1)
+
+
 @needs_metaworld
 def test_ml1_test_goals_are_none_of_the_training_goals():
     family = get_family("metaworld-ml1:reach-v3")

@@ -94,6 +94,13 @@ def test_start_states_are_gymnasiums_from_the_same_generator(robot: Robot):
     np.testing.assert_array_equal(env.data.qvel, qvel)
 
 
+@pytest.mark.parametrize("robot", ROBOTS, ids=NAMES)
+def test_sizes_are_those_of_gymnasiums_spaces(robot: Robot):
+    env = gymnasium.make(robot.gymnasium_id)
+    assert (robot.obs_dim,) == env.observation_space.shape
+    assert (robot.num_motors,) == env.action_space.shape
+
+
 def test_models_without_textures_have_the_same_physics():
     for robot in ROBOTS:
         ours, theirs = compile_model(model_xml(robot.xml)), gymnasium.make(robot.gymnasium_id).unwrapped.model

@@ -14,7 +14,6 @@ from gymnasium import spaces
 from jaxtyping import Float64
 from numpy import ndarray
 
-from core.errors import InputError
 from core.seeding import numpy_stream
 from env_runner.task_family import (
     ActionInfo,
@@ -27,6 +26,7 @@ from env_runner.task_family import (
     check_count,
     check_pool,
     make_box,
+    register_family,
 )
 
 
@@ -37,8 +37,7 @@ class ToyFamily(TaskFamily):
     engine_packages = ("numpy",)
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
-        if options is not None and options.changes_anything:
-            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        self.refuse_changes(options)
         check_count("num_threads", num_threads, 0)
         return self.env_type(self, num_envs)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
@@ -68,6 +67,7 @@ class PointRobotEnv(TaskVectorEnv):
         return self._position.copy()
 
 
+@register_family
 class PointRobot(ToyFamily, ContinuousTasks):
     """## Description
     A point in the plane looks for a hidden goal on the unit half-circle, from the reward alone.
@@ -130,6 +130,7 @@ class BanditEnv(TaskVectorEnv):
         return np.ones((self.num_envs, 1))
 
 
+@register_family
 class Bandit(ToyFamily, ContinuousTasks):
     """## Description
     Five arms with hidden chances of paying 1. Explore, then exploit.
@@ -203,6 +204,7 @@ class TabularMDPEnv(TaskVectorEnv):
         return np.eye(TabularMDP.STATES)[self._state]
 
 
+@register_family
 class TabularMDP(ToyFamily):
     """## Description
     A random Markov decision process: learn where the reward is, then go there.
@@ -252,7 +254,7 @@ class TabularMDP(ToyFamily):
         check_count("n", n, 0)
         rewards = rng.normal(1.0, 1.0, (n, self.STATES * self.ACTIONS))
         chances = rng.dirichlet(np.ones(self.STATES), (n, self.STATES * self.ACTIONS))
-        return np.concatenate((rewards, chances.reshape(n, -1)), axis=1)
+        return np.concatenate((rewards, chances.reshape(n, self.STATES * self.ACTIONS * self.STATES)), axis=1)
 
     def eval_tasks(self, pool: Pool) -> Float64[ndarray, "M P"]:
         count = 40 if check_pool(pool) == "confirmation" else 20
@@ -285,6 +287,7 @@ class TMazeEnv(TaskVectorEnv):
         return np.stack((cue, junction.astype(np.float64), np.ones(self.num_envs)), axis=1)
 
 
+@register_family
 class TMaze(ToyFamily, FiniteTasks):
     """## Description
     Walk down a corridor of 10 places and turn to the side that a cue showed at the very first step. Pure memory.
@@ -332,6 +335,3 @@ class TMaze(ToyFamily, FiniteTasks):
     param_names = ("side",)
     tasks = ((1.0,), (-1.0,))
     anchors: Mapping[str, float] = {"task_blind": 0.0, "ceiling": 1.0}
-
-
-TOYS: tuple[type[ToyFamily], ...] = (PointRobot, Bandit, TabularMDP, TMaze)
