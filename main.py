@@ -213,9 +213,10 @@ def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: P
     from experiments.campaign.lab import plan_unit
     from experiments.campaign.plan import make_plan
     from experiments.search.space import SearchSpace
+    from meta_rl.learner import LEARNERS
 
     families = [question.challenger, question.baseline]
-    spaces = [SearchSpace(family, question.task) for family in families]
+    spaces = [SearchSpace(family, question.task, learner=question.learner) for family in families]
     workers = _workers()
     rate = startup = None
     if budget.wall_s is not None:
@@ -235,6 +236,7 @@ def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: P
         workers=workers,
         steps_per_s=rate,
         memory_limit_mb=memory_limit_mb,
+        learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
         **({} if startup is None else {"startup_s": startup}),
     )
 

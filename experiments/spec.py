@@ -27,7 +27,7 @@ class RunSpec(FrozenConfig):
     learner: AnyLearnerConfig
     """Learning algorithm and its settings."""
     evaluation_episodes: int = Field(default=2, ge=1, le=20)
-    """Episodes lived on each evaluation task with memory kept; the first one is the score."""
+    """Columns of the evaluation on each task, parted by the learner's `shot`; the first one, zero-shot, is the score."""
     env_steps: int = Field(ge=1)
     """Training budget in environment steps."""
     seed: int = Field(ge=0)

@@ -442,7 +442,7 @@ def load_policies(paths: Sequence[str], scale: Scale, seed: int) -> list[RL2]:
             raise bad_value("--policy", path, f"a checkpoint of an rl2 learner on {FAMILY}")
         learners.append(learner)
     if not learners:
-        spec = preset(FAMILY, "s5")
+        spec = preset(FAMILY, "s5", RL2.kind)
         learner = build_learner(FAMILY, spec.policy, spec.learner, env_steps=scale.policy_steps, seed=seed)
         assert isinstance(learner, RL2)
         for _ in learner.train():

@@ -151,12 +151,16 @@ class CollaborativeLearning:
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.paths import Paths
         from experiments.search.space import SearchSpace
+        from meta_rl.learner import LEARNERS
         from multi_agent.llm.choose import choose_llm
         from multi_agent.workflows.research_workflow import run_research
 
         question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task)
         choice = choose_llm(self.llm)
-        spaces = [SearchSpace(family, question.task) for family in (question.challenger, question.baseline)]
+        spaces = [
+            SearchSpace(family, question.task, learner=question.learner)
+            for family in (question.challenger, question.baseline)
+        ]
         plan = make_plan(
             Budget(env_steps=env_steps),
             iteration_steps=plan_unit(spaces),
@@ -164,6 +168,7 @@ class CollaborativeLearning:
             tuned_arms=2 if question.baseline_is_tuned else 1,
             workers=2,
             steps_per_s=None,
+            learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
         )
         paths = Paths.of(self.data_dir)
         paths.ensure()

@@ -11,8 +11,8 @@ from experiments.search.space import ROLES, SearchSpace, count_parameters, size_
 from experiments.spec import RunSpec, parse_spec, set_fields
 
 QUESTION = parse_goal("beat LSTM on point-robot")
-CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task)
-BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task)
+CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task, learner=QUESTION.learner)
+BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task, learner=QUESTION.learner)
 
 
 def _spec(space: SearchSpace = CHALLENGER, **values: float | str) -> RunSpec:
