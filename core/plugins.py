@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
-_registered: dict[str, list[tuple[str, str]]] = {}
+_registered: dict[str, list[tuple[str, str, Callable[[], object]]]] = {}
 _failures: dict[str, str] = {}
 _is_loading = False
 _all_are_loaded = False
@@ -117,16 +117,19 @@ def plugin_failures() -> dict[str, str]:
     return dict(_failures)
 
 
-def note_registration(kind: str, name: str, module: str) -> None:
-    """Remember what a module registers: `kind` is the registry's word, such as "model"."""
-    _registered.setdefault(module, []).append((kind, name))
+def note_registration(kind: str, name: str, module: str, undo: Callable[[], object]) -> None:
+    """Remember what a module registers, and how that is undone where the module fails later.
+
+    kind: the registry's word, such as "model".
+    """
+    _registered.setdefault(module, []).append((kind, name, undo))
 
 
 def registrations(plugin: Plugin) -> dict[str, list[str]]:
     """What a plugin registered, by kind: {"model": ["mgu"]}."""
     found: dict[str, list[str]] = {}
     for module, entries in _registered.items():
-        for kind, name in entries if plugin.holds(module) else ():
+        for kind, name, _ in entries if plugin.holds(module) else ():
             found.setdefault(kind, []).append(name)
     return {kind: sorted(names) for kind, names in sorted(found.items())}
 
@@ -153,9 +156,9 @@ def unlike_recorded(recorded: Mapping[str, str], sources: Mapping[str, str] | No
             )
         elif present[name].sha256 != digest:
             now = present[name]
-            problems.append(
-                f"the plugin {name!r} was changed: sha256 {digest[:12]} then, {now.sha256[:12]} now ({now.source}): give it as it was"
-            )
+            words = f"the plugin {name!r} was changed: sha256 {digest[:12]} then, {now.sha256[:12]} now ({now.source})"
+            where = f" (the data folder keeps it as provenance/{digest}/{name}.py)" if now.name != now.module else ""
+            problems.append(f"{words}: give it as it was{where}")
     return problems
 
 
@@ -201,7 +204,8 @@ def _load_file(source: str | Path) -> Plugin:
         exec(compile(code, str(path), "exec", dont_inherit=True), module.__dict__)  # the very bytes that were hashed
     except Exception as error:
         sys.modules.pop(plugin.module, None)
-        _registered.pop(plugin.module, None)
+        for _, _, undo in _registered.pop(plugin.module, ()):
+            undo()
         raise _could_not_be_loaded(plugin.source, path, error) from error
     return _keep(plugin)
 

@@ -50,11 +50,11 @@ class Registry(Generic[T]):
             module = _registering_module(sys._getframe(1))
             if not module.startswith(f"{self.package}."):
                 self._search_tree()  # so that a name of the tree is taken already
-            taken_by = self._origins.get(name, "")
-            if name in self._entries and taken_by in sys.modules:  # a plugin that failed to load has gone
-                raise RuntimeError(f"{self.kind} {name!r} is registered twice: by {taken_by} and by {module}")
+            if name in self._entries:
+                other = self._origins[name]
+                raise RuntimeError(f"{self.kind} {name!r} is registered twice: by {other} and by {module}")
             self._entries[name], self._origins[name] = entry, module
-            plugins.note_registration(self.kind, name, module)
+            plugins.note_registration(self.kind, name, module, lambda: self._entries.pop(name))
             return entry
 
         return add

@@ -45,6 +45,7 @@ from core.policy import PolicyInput
 from core.seeding import numpy_stream, torch_stream
 from core.sequence_model import parse_model_config
 from env_runner.task_family import EnvOptions, TaskFamily, TaskVectorEnv
+from experiments.bench.registered import register_bench
 from experiments.presets import preset
 from meta_rl.learner import Learner, build_learner
 from meta_rl.rl2 import RL2
@@ -451,6 +452,7 @@ def load_policies(paths: Sequence[str], scale: Scale, seed: int) -> list[RL2]:
     return learners
 
 
+@register_bench("adapt")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench adapt", description=(__doc__ or "").splitlines()[0])

@@ -26,6 +26,7 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
 from core.numbers import parse_count
 from env_runner.task_distributions import get_family
+from experiments.bench.registered import register_bench
 from experiments.judging.statistics import mean_interval
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec
@@ -171,6 +172,7 @@ def _one(value: float) -> float:
     return round(value, 1)
 
 
+@register_bench("learning")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing and print the table."""
     from rich.console import Console

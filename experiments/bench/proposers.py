@@ -16,6 +16,7 @@ from typing import Any
 
 from core.errors import unknown_name
 from experiments.bench.recorded_table import RecordedTable, load_table, record
+from experiments.bench.registered import register_bench
 from experiments.bench.searches import RULES, ArmResult, RealWorld, Searcher, TableWorld, World, compare, run_searches
 from experiments.campaign.question import parse_goal, parse_model, parse_task
 from experiments.search.space import SearchSpace, count_parameters
@@ -27,6 +28,7 @@ DEFAULT_ARMS = "default,random,tpe,optimizer"
 SIZES = {"env_steps": 5_120, "configurations": 257}
 
 
+@register_bench("proposers")
 def main(arguments: Sequence[str], agent_arms: AgentArms | None = None, agent_arm_names: Sequence[str] = ()) -> int:
     """Run the command. agent_arms: makes the searches of `agent_arm_names`."""
     options = parse(arguments, agent_arm_names)

@@ -76,6 +76,11 @@ class Question(FrozenConfig):
     """What trains both sides; left out of the JSON where the goal names none, as it was before goals could."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every registered name that the campaign works with: models, task and learner."""
+        return (*self.challenger.kinds, *self.baseline.kinds, self.task, self.learner)
+
+    @property
     def baseline_is_tuned(self) -> bool:
         """Whether both sides are tuned; "best" and "improve" hold a tuned model against its own default."""
         return self.kind in ("beat", "compare")

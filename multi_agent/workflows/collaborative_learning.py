@@ -17,7 +17,7 @@ import numpy as np
 from core.config import FrozenConfig
 from core.errors import unknown_name
 from experiments.judging.statistics import mean_interval
-from multi_agent.agents.agent import AgentSpec, crew_members
+from multi_agent.agents.agent import AGENTS, AgentSpec, crew_members
 from multi_agent.communication.message_broker import EVERYONE
 
 if TYPE_CHECKING:
@@ -117,11 +117,10 @@ class CollaborativeLearning:
         llm: str = "auto",
         data_dir: str | Path | None = None,
     ) -> None:
-        known = {member.name: member for member in crew_members()}
-        chosen = [m for m in known if m != COORDINATOR] if agents is None else [_name(agent) for agent in agents]
+        everyone = [member.name for member in crew_members() if member.name != COORDINATOR]
+        chosen = everyone if agents is None else [_name(agent) for agent in agents]
         for name in (*chosen, _name(coordinator)):
-            if name not in known:
-                raise unknown_name("agent", name, known)
+            AGENTS[name]  # an unknown one raises, and says which file of an agent could not be imported
         if _name(coordinator) != COORDINATOR:
             raise unknown_name("coordinator", _name(coordinator), [COORDINATOR])
         self.agents = tuple(chosen)
