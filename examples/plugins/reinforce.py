@@ -34,7 +34,7 @@ from meta_rl.rollout import family_action, rollout
 LEARNS = (
     "point-robot",
     {"kind": "reinforce", "num_worlds": 32, "learning_rate": 1e-2, "gamma": 0.8},
-    51_200,
+    25_600,
 )
 """Task, settings and env steps within which it learns: the contract suite holds it to that."""
 

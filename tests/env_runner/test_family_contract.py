@@ -40,6 +40,10 @@ def live(family: TaskFamily, num_threads: int, seed: int, steps: int = 25) -> li
     return seen
 
 
+def test_every_file_with_a_family_can_be_imported():
+    assert FAMILIES.failures == {}
+
+
 @pytest.mark.parametrize("family_id", IDS)
 def test_same_seed_gives_same_tasks_starts_and_returns_whatever_the_threads(family_id: str):
     family = get_family(family_id)

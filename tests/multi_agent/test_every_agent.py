@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+from instant_lab import instant_lab
 
+import multi_agent.agents
+from core.errors import InputError
 from experiments.search.space import ALL_SLICES, ROLES
 from multi_agent.agents.agent import AGENTS, crew_members, list_agents, prompt_hash, read_prompt
+from multi_agent.llm.choose import choose_llm
+from multi_agent.workflows.collaborative_learning import CollaborativeLearning
+from multi_agent.workflows.research_workflow import Crew
 
 EVERY = AGENTS.names()
 PROPOSES = {"propose", "suggest", "check_feasibility", "describe_search_space"}
@@ -15,6 +23,25 @@ PROPOSES = {"propose", "suggest", "check_feasibility", "describe_search_space"}
 
 def test_every_file_with_an_agent_can_be_imported() -> None:
     assert AGENTS.failures == {}
+
+
+@pytest.mark.usefixtures("plugins_loaded")
+def test_a_file_of_an_agent_that_is_broken_is_named_by_the_crew_the_list_and_whoever_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_agent.py").write_text("import no_such_package\n")
+    monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(tmp_path)])
+    words = (
+        "multi_agent.agents.broken_agent could not be imported: ModuleNotFoundError: No module named 'no_such_package'."
+    )
+    assert words in list_agents().note
+    with pytest.raises(InputError, match="could not be imported"):
+        CollaborativeLearning(["Broken"])
+    said: list[Any] = []
+    lab = instant_lab(tmp_path / "data")
+    Crew(lab, choose_llm("offline"), tmp_path, said.append, None, None, "sequential", None, None)
+    assert f"{words} The crew works without it." in [event.text for event in said]
+    lab.ledger.close()
 
 
 def test_the_coordinator_speaks_last() -> None:
