@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from core.errors import InputError
+from core.plugins import plugins_from
 from core.pools import Pool
 
 if TYPE_CHECKING:
@@ -213,9 +214,10 @@ def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: P
     from experiments.campaign.lab import plan_unit
     from experiments.campaign.plan import make_plan
     from experiments.search.space import SearchSpace
+    from meta_rl.learner import LEARNERS
 
     families = [question.challenger, question.baseline]
-    spaces = [SearchSpace(family, question.task) for family in families]
+    spaces = [SearchSpace(family, question.task, learner=question.learner) for family in families]
     workers = _workers()
     rate = startup = None
     if budget.wall_s is not None:
@@ -235,6 +237,7 @@ def _make_plan(question: Any, budget: Any, memory_limit_mb: int | None, paths: P
         workers=workers,
         steps_per_s=rate,
         memory_limit_mb=memory_limit_mb,
+        learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
         **({} if startup is None else {"startup_s": startup}),
     )
 
@@ -913,7 +916,7 @@ def rerun(
     from core.errors import bad_value
     from experiments.runs.by_hand import fresh_seeds
     from experiments.runs.runner import queue_run
-    from experiments.spec import RunSpec
+    from experiments.spec import recorded_spec
 
     ledger, paths = place.open()
     number = ledger.resolve(run, "run")
@@ -921,7 +924,8 @@ def rerun(
     ledger.must_show(original)
     if check and (set or seed is not None or seeds is not None):
         raise bad_value("--check", "with --set, --seed or --seeds", "the recorded configuration unchanged")
-    spec = _changed(RunSpec.model_validate(original.spec), set, seed=seed, seeds=seeds)
+    recorded = recorded_spec(original.spec, f"r-{number:04d}", original.provenance)
+    spec = _changed(recorded, set, seed=seed, seeds=seeds)
     changed = bool(set) or seed is not None
     pool: Any = "search" if changed else original.pool
     chosen = (spec.seed,) if seeds is None else fresh_seeds(ledger, spec, pool, seeds)
@@ -1138,19 +1142,32 @@ def plot(
 
 
 @app.command(name="list")
-def list_names(what: Literal["tasks", "models", "learners", "presets"], *, place: Place | None = None) -> int:
+def list_names(
+    what: Literal["tasks", "models", "learners", "presets", "agents", "benches", "plugins"],
+    *,
+    place: Place | None = None,
+) -> int:
     """List what can be named in a goal, a specification or a command.
 
     Parameters
     ----------
     what
-        tasks, models, learners or presets.
+        tasks, models, learners, presets, agents, benches, or plugins: what is loaded from outside the tree.
     """
     place = place or Place()
-    from experiments.reading.queries import list_registered
+    if what == "agents":
+        from multi_agent.agents.agent import list_agents
 
-    found = list_registered(what)
-    _show_table(place, found.columns, found.rows, found.note)
+        found = list_agents()
+    elif what == "benches":
+        from experiments.bench.registered import list_benches
+
+        found = list_benches()
+    else:
+        from experiments.reading.queries import list_registered
+
+        found = list_registered(what)
+    _show_found(place, found)
     return 0
 
 
@@ -1206,7 +1223,7 @@ def evaluate(
 
 @app.command
 def bench(
-    what: Literal["models", "env", "train", "learning", "maml", "sinusoid", "adapt", "ledger", "proposers", "curves"],
+    what: str,
     /,
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
 ) -> int:
@@ -1215,18 +1232,18 @@ def bench(
     Parameters
     ----------
     what
-        models (forward and backward, one acting step), env (control steps), train (the whole RL2 loop), learning (what presets reach on held-out tasks), maml, sinusoid (errors of the MAML family), adapt (what adapting at test time mends), ledger, or proposers (who chooses configurations best).
+        Which measurement, such as models, env or train; `list benches` shows all.
     options
         Passed on, such as --quick or --help.
     """
-    import importlib
+    from experiments.bench.registered import BENCHES
 
+    measure = BENCHES[what]
     if what == "proposers":
-        from experiments.bench.proposers import main as bench_proposers
         from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
 
-        return bench_proposers(list(options), agent_arms, AGENT_ARMS)
-    return importlib.import_module(f"experiments.bench.{what}").main(list(options)) or 0
+        return measure(list(options), agent_arms, AGENT_ARMS) or 0
+    return measure(list(options)) or 0
 
 
 @app.command
@@ -1501,7 +1518,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     try:
-        return app(arguments, exit_on_error=False, print_error=False) or 0
+        words, _ = plugins_from(sys.argv[1:] if arguments is None else arguments)
+        return app(words, exit_on_error=False, print_error=False) or 0
     except CycloptsError as error:
         print(f"error: {error}\nSee: python main.py --help", file=sys.stderr)
         return 2

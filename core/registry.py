@@ -1,14 +1,24 @@
-"""Named things that a new file adds by registering: models, families, learners, agents, benches."""
+"""Named things that a new file adds by registering: models, families, learners, agents, benches.
+
+A file of the tree is found because it lies in the registry's package, one from elsewhere because it is named as a plugin
+(`core/plugins.py`). `ConfigOf` makes the configuration of any registered kind a field that pydantic validates.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Generic, TypeVar
+from types import FrameType
+from typing import Any, Generic, TypeVar
 
-from core.errors import InputError, unknown_name
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+from core import plugins
+from core.errors import InputError, bad_value, unknown_name
 
 T = TypeVar("T")
 
@@ -29,6 +39,7 @@ class Registry(Generic[T]):
         self.package = package
         self.modules = modules
         self._entries: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._searched: tuple[str, ...] = ()
 
@@ -36,9 +47,14 @@ class Registry(Generic[T]):
         """Decorator that adds an entry; a name taken already is a programming error."""
 
         def add(entry: T) -> T:
+            module = _registering_module(sys._getframe(1))
+            if not module.startswith(f"{self.package}."):
+                self._search_tree()  # so that a name of the tree is taken already
             if name in self._entries:
-                raise RuntimeError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = entry
+                other = self._origins[name]
+                raise RuntimeError(f"{self.kind} {name!r} is registered twice: by {other} and by {module}")
+            self._entries[name], self._origins[name] = entry, module
+            plugins.note_registration(self.kind, name, module, lambda: self._entries.pop(name))
             return entry
 
         return add
@@ -47,20 +63,27 @@ class Registry(Generic[T]):
     def failures(self) -> dict[str, str]:
         """Module -> why it could not be imported."""
         self._discover()
-        return dict(self._failures)
+        return self._failures | plugins.plugin_failures()
+
+    def failures_in_words(self) -> str:
+        """What could not be imported and why, a sentence each; empty where all is well."""
+        return " ".join(f"{module} could not be imported: {why}." for module, why in self.failures.items())
+
+    def plugin_of(self, name: str) -> plugins.Plugin | None:
+        """The plugin that registered a name; None for a name of the tree and for one that is not registered."""
+        self._discover()
+        return plugins.plugin_of(self._origins.get(name, ""))
 
     def __getitem__(self, name: str) -> T:
         self._discover()
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            error = unknown_name(self.kind, name, self._entries, hint=self.hint)
-        broken = "".join(f" {module} could not be imported: {why}." for module, why in self._failures.items())
-        raise InputError(f"{error}{broken}")
+            error = unknown_name(self.kind, name, self.names(), hint=self.hint)
+        raise InputError(f"{error} {self.failures_in_words()}".rstrip())
 
     def __contains__(self, name: object) -> bool:
-        self._discover()
-        return name in self._entries
+        return name in self.names()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -71,7 +94,11 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def _discover(self) -> None:
-        """Import the modules of the package's folders, each once."""
+        """Import the modules of the package's folders and load the plugins, each once."""
+        self._search_tree()
+        plugins.load_named_and_installed()
+
+    def _search_tree(self) -> None:
         if self.package is None:
             return
         folders = tuple(importlib.import_module(self.package).__path__)
@@ -91,3 +118,49 @@ class Registry(Generic[T]):
             importlib.import_module(module)
         except Exception as error:
             self._failures[module] = f"{type(error).__name__}: {error}"
+
+
+def _registering_module(frame: FrameType | None) -> str:
+    """Name of the module whose top-level code is being executed: the innermost one on the stack."""
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_globals.get("__name__", ""))
+
+
+class ConfigOf:
+    """Pydantic annotation of a field that holds the configuration of any registered kind.
+
+    `Annotated[LearnerConfig, ConfigOf(LEARNERS, LearnerConfig)]` takes what `parse` takes, looks the configuration class up
+    in the registry, and writes all of its fields. Entries of the registry have a `config_type`.
+    """
+
+    def __init__(self, registry: Registry[Any], base: type[BaseModel]) -> None:
+        self.registry = registry
+        self.base = base
+
+    def parse(self, value: object) -> Any:
+        """A configuration from a configuration, a kind's name, or a mapping with a "kind". Raises InputError."""
+        kind = self.registry.kind
+        if isinstance(value, self.base):
+            if type(value) is self.base:
+                raise bad_value(kind, value, "the configuration class of a registered kind")
+            return value
+        if isinstance(value, str):
+            return self.registry[value].config_type(kind=value)
+        if isinstance(value, Mapping):
+            if "kind" not in value:
+                raise bad_value(kind, value, f"a dict with 'kind', one of {', '.join(self.registry)}")
+            return self.registry[value["kind"]].config_type.model_validate(dict(value))
+        raise bad_value(kind, value, f"a {kind} configuration, a dict or one of {', '.join(self.registry)}")
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda config, info: config.model_dump(mode=info.mode), info_arg=True
+            ),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        entries = [self.registry[name] for name in self.registry]
+        return {"anyOf": [handler(entry.config_type.__pydantic_core_schema__) for entry in entries]}

@@ -14,15 +14,14 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
-from pydantic_core import core_schema
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import FrozenConfig, search
 from core.errors import InputError, bad_value
-from core.registry import Registry
+from core.registry import ConfigOf, Registry
 
 ModelT = TypeVar("ModelT", bound="SequenceModel")
 SelfT = TypeVar("SelfT", bound="SequenceModel")  # typing.Self is not understood by the tests' shape checker
@@ -63,41 +62,14 @@ def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callabl
     return add
 
 
+_ANY = ConfigOf(MODELS, SequenceModelConfig)
+AnyModelConfig = Annotated[SequenceModelConfig, _ANY]
+"""Pydantic field type: any registered model's configuration, validated through the registry, JSON round trip."""
+
+
 def parse_model_config(value: object) -> SequenceModelConfig:
     """A configuration from a configuration, a kind's name, or a dict with a "kind". Raises InputError."""
-    if isinstance(value, SequenceModelConfig):
-        if type(value) is SequenceModelConfig:
-            raise bad_value("model", value, "the configuration class of a registered kind", hint="Use default_config.")
-        return value
-    if isinstance(value, str):
-        return default_config(value)
-    if isinstance(value, dict):
-        fields: dict[str, Any] = {str(name): field for name, field in value.items()}
-        if "kind" not in fields:
-            raise bad_value("model", value, f"a dict with 'kind', one of {', '.join(MODELS)}")
-        return MODELS[fields["kind"]].config_type.model_validate(fields)
-    raise bad_value("model", value, f"a model configuration, a dict or one of {', '.join(MODELS)}")
-
-
-class _AnyModelSchema:
-    """Tells pydantic to look the configuration class up in the registry, and to write all of its fields."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            parse_model_config,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda config, info: config.model_dump(mode=info.mode), info_arg=True
-            ),
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
-        return {"anyOf": [handler(MODELS[kind].config_type.__pydantic_core_schema__) for kind in MODELS]}
-
-
-AnyModelConfig = Annotated[SequenceModelConfig, _AnyModelSchema]
-"""Pydantic field type: any registered model's configuration, validated through the registry, JSON round trip."""
+    return _ANY.parse(value)
 
 
 def default_config(kind: str) -> SequenceModelConfig:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
+from core.plugins import unlike_recorded
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS
-from env_runner.task_distributions import get_family
+from env_runner.task_distributions import FAMILIES, get_family
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
 
 
@@ -27,11 +28,30 @@ class RunSpec(FrozenConfig):
     learner: AnyLearnerConfig
     """Learning algorithm and its settings."""
     evaluation_episodes: int = Field(default=2, ge=1, le=20)
-    """Episodes lived on each evaluation task with memory kept; the first one is the score."""
+    """Columns of the evaluation on each task, parted by the learner's `shot`; the first one, zero-shot, is the score."""
     env_steps: int = Field(ge=1)
     """Training budget in environment steps."""
     seed: int = Field(ge=0)
     """Seed of every random stream of the run."""
+    plugins: dict[str, str] = Field(default_factory=dict, exclude_if=lambda named: not named)
+    """Name -> SHA-256 of the plugins that the model, learner and task come from; found by code, never chosen. Left out of the
+    JSON, and so of the hashes, where all three come from the tree."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recorded_plugins_are_here(cls, data: Any) -> Any:
+        """A specification that names plugins is read only where these very plugins are loaded."""
+        recorded = data.get("plugins") if isinstance(data, Mapping) else None
+        if isinstance(recorded, Mapping):
+            problems = unlike_recorded({str(name): str(digest) for name, digest in recorded.items()})
+            if problems:
+                raise InputError("; ".join(problems))
+        return data
+
+    @model_validator(mode="after")
+    def _name_plugins(self) -> RunSpec:
+        object.__setattr__(self, "plugins", _plugins_behind(self))
+        return self
 
     @property
     def config_hash(self) -> str:
@@ -44,8 +64,40 @@ class RunSpec(FrozenConfig):
         return _hash(self.model_dump(mode="json", exclude={"seed", "env_steps", "evaluation_episodes"}))
 
 
+def _plugins_behind(spec: RunSpec) -> dict[str, str]:
+    """Name -> SHA-256 of the plugins that registered the task family, the learner, or a model that `spec` names."""
+    used = [FAMILIES.plugin_of(spec.task), LEARNERS.plugin_of(spec.learner.kind)]
+    used += [MODELS.plugin_of(word) for word in _words_in(spec.policy.model.model_dump())]
+    return {plugin.name: plugin.sha256 for plugin in sorted(filter(None, used), key=lambda plugin: plugin.name)}
+
+
+def _words_in(value: Any) -> Iterator[str]:
+    """Every text among the values of a configuration: its kind, and kinds of parts of it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _words_in(part)
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def recorded_spec(content: Mapping[str, Any], name: str, provenance: Mapping[str, Any]) -> RunSpec:
+    """The RunSpec of a recorded or queued run, to be trained.
+
+    content: the row's `spec`. name: what the run is called. provenance: the row's, which says where its plugins lay.
+    InputError in words where a plugin is missing or was changed since, or where this code knows no such configuration.
+    """
+    sources = {plugin["name"]: plugin["source"] for plugin in provenance.get("plugins", ())}
+    problems = unlike_recorded(content.get("plugins", {}), sources)
+    if problems:
+        raise InputError(f"{name} needs its plugins as they were: {'; '.join(problems)}")
+    try:
+        return RunSpec.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain_validation(error)}") from None
 
 
 def parse_spec(text: str, source: str) -> RunSpec:
@@ -89,7 +141,7 @@ def _fields_at(data: dict[str, Any], place: tuple[str, ...]) -> Iterable[str]:
     for part in place:
         node = node.get(part) if isinstance(node, dict) else None
     if place == ():
-        return RunSpec.model_fields
+        return [name for name in RunSpec.model_fields if name != "plugins"]
     if place == ("policy",):
         return PolicyConfig.model_fields
     kind = str(node.get("kind")) if isinstance(node, dict) else ""

@@ -3,26 +3,27 @@
 Where it sits: the lab (`experiments/`) builds a learner from a run's specification, draws reports from `train()`, saves
 where it likes and asks `evaluate()` for raw returns. A learner prints nothing, opens no database and holds no clock but
 the one for `time/fps`. A new learner is one file with a config class, a `Learner` subclass and `@register_learner`.
+What a plan has to know before anything is trained (env steps of an iteration, what an evaluation shows) is said by the config.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import core_schema
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.policy import PolicyConfig
-from core.registry import Registry
+from core.registry import ConfigOf, Registry
 
 
 class DivergedError(RuntimeError):
@@ -32,11 +33,46 @@ class DivergedError(RuntimeError):
     """
 
 
+DEFAULT_LEARNER = "rl2"
+"""What trains where nobody names a learner: presets and goals without one."""
+
+
 class LearnerConfig(FrozenConfig):
-    """The base of a learner's settings; the subclass stands beside its learner."""
+    """The base of a learner's settings; the subclass stands beside its learner.
+
+    A subclass implements `iteration_steps`, names the fields behind it in `size_fields`, and says in `shot` and
+    `evaluation_episodes` what an evaluation of the learner shows.
+    """
+
+    size_fields: ClassVar[tuple[str, ...]] = ()
+    """Whole-numbered fields that an iteration's env steps grow with. Fewer of them make a run shorter and need less memory;
+    one that is searched has choices, so that run lengths can be found that fit all of them."""
+    shot: ClassVar[str] = "episode lived on the task"
+    """What lies between two columns of an evaluation: column k is what the learner earns after k of these."""
+    learning_episodes: ClassVar[int] = 3_000
+    """Training episodes from which on a run has learned enough to be compared: a plan makes its design smaller before a run
+    is shorter. Measured for RL2 on locomotion families; a learner that needs more, or less, says so."""
 
     kind: str
     """Which learner: a name in the registry, such as "rl2"."""
+
+    def iteration_steps(self, horizon: int) -> int:
+        """Env steps of one training iteration on a family whose episodes last `horizon` steps: the least budget."""
+        raise NotImplementedError
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """Columns of an evaluation that show all that these settings train for."""
+        return 1
+
+    def unit_steps(self, horizon: int, choices: Mapping[str, Sequence[int]]) -> int:
+        """The least env steps that are whole iterations whichever of `choices` (by name of a size field) is taken."""
+        options = {name: choices.get(name, (getattr(self, name),)) for name in self.size_fields}
+        sizes = [
+            self.model_copy(update=dict(zip(options, values, strict=True))).iteration_steps(horizon)
+            for values in itertools.product(*options.values())
+        ]
+        return math.lcm(*sizes)
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,10 @@ LearnerT = TypeVar("LearnerT", bound="type[Learner]")
 
 def register_learner(kind: str, config_type: type[LearnerConfig]) -> Callable[[LearnerT], LearnerT]:
     """Class decorator: makes a learner available under `kind` with its config class."""
+    if config_type.iteration_steps is LearnerConfig.iteration_steps:
+        raise TypeError(
+            f"{config_type.__name__} must implement iteration_steps(horizon): no plan can be made without it"
+        )
 
     def add(learner: LearnerT) -> LearnerT:
         learner.kind = kind
@@ -64,40 +104,14 @@ def register_learner(kind: str, config_type: type[LearnerConfig]) -> Callable[[L
     return add
 
 
+_ANY = ConfigOf(LEARNERS, LearnerConfig)
+AnyLearnerConfig = Annotated[LearnerConfig, _ANY]
+"""Pydantic field type: any registered learner's configuration, validated through the registry, JSON round trip."""
+
+
 def parse_learner_config(value: object) -> LearnerConfig:
     """A configuration from a configuration, a kind's name, or a dict with a "kind". Raises InputError."""
-    if isinstance(value, LearnerConfig):
-        if type(value) is LearnerConfig:
-            raise bad_value("learner", value, "the configuration class of a registered kind")
-        return value
-    if isinstance(value, str):
-        return LEARNERS[value].config_type(kind=value)
-    if isinstance(value, Mapping):
-        if "kind" not in value:
-            raise bad_value("learner", value, f"a dict with 'kind', one of {', '.join(LEARNERS)}")
-        return LEARNERS[value["kind"]].config_type.model_validate(dict(value))
-    raise bad_value("learner", value, f"a learner configuration, a dict or one of {', '.join(LEARNERS)}")
-
-
-class _AnyLearnerSchema:
-    """Tells pydantic to look the configuration class up in the registry, and to write all of its fields."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            parse_learner_config,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda config, info: config.model_dump(mode=info.mode), info_arg=True
-            ),
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
-        return {"anyOf": [handler(LEARNERS[kind].config_type.__pydantic_core_schema__) for kind in LEARNERS]}
-
-
-AnyLearnerConfig = Annotated[LearnerConfig, _AnyLearnerSchema]
-"""Pydantic field type: any registered learner's configuration, validated through the registry, JSON round trip."""
+    return _ANY.parse(value)
 
 
 @dataclass(frozen=True)

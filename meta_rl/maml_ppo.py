@@ -15,7 +15,7 @@ import copy
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ Params = dict[str, Tensor]
 
 class MAMLPPOConfig(LearnerConfig):
     """Settings of MAML with a PPO outer loop."""
+
+    size_fields: ClassVar[tuple[str, ...]] = ("tasks_per_update", "episodes_per_task", "inner_steps")
+    shot: ClassVar[str] = "gradient step on episodes of its own"
 
     kind: Literal["maml-ppo"] = "maml-ppo"
     tasks_per_update: int = Field(default=8, ge=1, le=1000)
@@ -66,6 +69,15 @@ class MAMLPPOConfig(LearnerConfig):
     """Discount a step."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalized advantage estimation."""
+
+    def iteration_steps(self, horizon: int) -> int:
+        """Env steps of a meta-update: every task's episodes before each inner step and after the last."""
+        return self.tasks_per_update * self.episodes_per_task * (self.inner_steps + 1) * horizon
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """Zero-shot, and after each inner step."""
+        return self.inner_steps + 1
 
 
 @dataclass(frozen=True)
@@ -115,9 +127,7 @@ class MAMLPPO(Learner):
     ) -> None:
         super().__init__(family_id, policy, config, env_steps=env_steps, seed=seed)
         self.family = get_family(family_id)
-        rounds = self.config.inner_steps + 1
-        self.worlds_per_round = self.config.tasks_per_update * self.config.episodes_per_task
-        self.steps_per_iteration = self.worlds_per_round * self.family.horizon * rounds
+        self.steps_per_iteration = self.config.iteration_steps(self.family.horizon)
         self.iterations = self.env_steps // self.steps_per_iteration
         if self.iterations < 1:
             raise bad_value("env_steps", env_steps, f"{self.steps_per_iteration} or more")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
 class RL2Config(PPOConfig):
     """Settings of RL2 with recurrent PPO."""
 
+    size_fields: ClassVar[tuple[str, ...]] = ("num_worlds", "episodes_per_trial")
+
     kind: Literal["rl2"] = "rl2"
     num_worlds: int = Field(
         default=32, ge=1, le=4096, json_schema_extra=search(choices=(16, 32, 64), role="environment")
@@ -55,6 +57,15 @@ class RL2Config(PPOConfig):
     privileged_critic: bool = False
     """Give the task's parameters to the critic (never to the actor) while training."""
 
+    def iteration_steps(self, horizon: int) -> int:
+        """Env steps of an iteration of whole trials."""
+        return self.num_worlds * self.episodes_per_trial * horizon
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """A whole trial."""
+        return self.episodes_per_trial
+
 
 LAST_WHOLE = 0.1  # share of the iterations, at the end, whose trials are all whole
 
@@ -71,7 +82,7 @@ class RL2(Learner):
         super().__init__(family_id, policy, config, env_steps=env_steps, seed=seed)
         self.family = get_family(family_id)
         self.trial_steps = self.config.episodes_per_trial * self.family.horizon
-        self.steps_per_iteration = self.config.num_worlds * self.trial_steps
+        self.steps_per_iteration = self.config.iteration_steps(self.family.horizon)
         self.short_steps = max(self.trial_steps // 2, 1)
         if self.env_steps < self.steps_per_iteration:
             raise bad_value(

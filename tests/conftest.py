@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,48 @@ os.environ.setdefault("NUMBA_CACHE_DIR", CACHE)
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+class LoadedPlugins:
+    """What is registered and loaded in this process, to be put back: for tests that load plugins."""
+
+    def __init__(self) -> None:
+        from core import plugins
+        from core.sequence_model import MODELS
+        from env_runner.task_distributions import FAMILIES
+        from experiments.bench.registered import BENCHES
+        from meta_rl.learner import LEARNERS
+        from multi_agent.agents.agent import AGENTS
+
+        registries = (MODELS, LEARNERS, FAMILIES, AGENTS, BENCHES)
+        for registry in registries:
+            registry.names()  # what is of the tree comes first
+        self.state = plugins
+        kept = [(r, name) for r in registries for name in ("_entries", "_origins", "_failures")]
+        kept += [(plugins, name) for name in ("_loaded", "_registered", "_failures", "_all_are_loaded")]
+        self.kept = [(holder, name, copy.deepcopy(getattr(holder, name)) if name == "_registered" else copy.copy(getattr(holder, name))) for holder, name in kept]  # fmt: skip
+        self.named = os.environ.get(plugins.VARIABLE)
+
+    def forget(self) -> None:
+        """As if no plugin had been loaded since."""
+        from env_runner.task_distributions import get_family
+
+        for holder, name, value in self.kept:
+            setattr(holder, name, copy.deepcopy(value) if name == "_registered" else copy.copy(value))
+        for module in [name for name in sys.modules if name.startswith("plugin_")]:
+            del sys.modules[module]
+        os.environ.pop(self.state.VARIABLE, None)
+        if self.named is not None:
+            os.environ[self.state.VARIABLE] = self.named
+        get_family.cache_clear()
+
+
+@pytest.fixture
+def plugins_loaded() -> Iterator[LoadedPlugins]:
+    """Plugins that a test loads are gone after it; `forget()` makes them go before."""
+    loaded = LoadedPlugins()
+    yield loaded
+    loaded.forget()
 
 
 @pytest.fixture(autouse=True)

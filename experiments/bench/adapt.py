@@ -45,6 +45,7 @@ from core.policy import PolicyInput
 from core.seeding import numpy_stream, torch_stream
 from core.sequence_model import parse_model_config
 from env_runner.task_family import EnvOptions, TaskFamily, TaskVectorEnv
+from experiments.bench.registered import register_bench
 from experiments.presets import preset
 from meta_rl.learner import Learner, build_learner
 from meta_rl.rl2 import RL2
@@ -442,7 +443,7 @@ def load_policies(paths: Sequence[str], scale: Scale, seed: int) -> list[RL2]:
             raise bad_value("--policy", path, f"a checkpoint of an rl2 learner on {FAMILY}")
         learners.append(learner)
     if not learners:
-        spec = preset(FAMILY, "s5")
+        spec = preset(FAMILY, "s5", RL2.kind)
         learner = build_learner(FAMILY, spec.policy, spec.learner, env_steps=scale.policy_steps, seed=seed)
         assert isinstance(learner, RL2)
         for _ in learner.train():
@@ -451,6 +452,7 @@ def load_policies(paths: Sequence[str], scale: Scale, seed: int) -> list[RL2]:
     return learners
 
 
+@register_bench("adapt")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench adapt", description=(__doc__ or "").splitlines()[0])

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from experiments.bench.registered import register_bench
 from experiments.campaign.curves import RETURN, analyse_curve
 from experiments.ledger.store import Ledger, join_value
 
 LEAST = 16  # points of a curve that is used
 
 
+@register_bench("curves")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print, by task and share seen: curves, share of ends within the 95 % interval, root mean squared error."""
     parser = argparse.ArgumentParser(prog="bench curves", description=__doc__)

@@ -44,6 +44,7 @@ from env_runner.batched_mujoco import (
 )
 from env_runner.locomotion import FiniteLocomotion, MujocoTaskEnv
 from env_runner.robots import Ant, HalfCheetah, Humanoid, Robot, Walker2d
+from experiments.bench.registered import register_bench
 from experiments.runs.provenance import processor
 
 
@@ -434,6 +435,7 @@ def as_text(benchmark: EnvBenchmark) -> str:
     return "\n".join([*lines, *(f"skipped {text}" for text in benchmark.skipped)])
 
 
+@register_bench("env")
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m experiments.bench.env [--quick] [--json] [robot ...]`."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -26,10 +26,12 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
 from core.numbers import parse_count
 from env_runner.task_distributions import get_family
+from experiments.bench.registered import register_bench
 from experiments.judging.statistics import mean_interval
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec
 from experiments.tables import TableView, table
+from meta_rl.learner import DEFAULT_LEARNER
 
 FIRST_SEED = 900_000_001  # far from the seeds that any campaign or tuning draws
 MARKS = 6  # evaluations on the way, evenly spread
@@ -170,6 +172,7 @@ def _one(value: float) -> float:
     return round(value, 1)
 
 
+@register_bench("learning")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing and print the table."""
     from rich.console import Console
@@ -199,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made_with = provenance()
     commit = f"{made_with['git_commit'] or 'no git'}{'+changes' if made_with['git_dirty'] else ''}"
     wanted = [
-        preset(task, model).model_copy(update={"env_steps": steps, "seed": FIRST_SEED + k})
+        preset(task, model, DEFAULT_LEARNER).model_copy(update={"env_steps": steps, "seed": FIRST_SEED + k})
         for task in options.tasks
         for k in range(options.seeds)
         for model in options.models

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.bench.registered import register_bench
 from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign, Run
 from experiments.ledger.store import now
@@ -27,6 +28,7 @@ TARGET_RUNS_S = 0.5
 TARGET_ROWS_PER_S = 20_000
 
 
+@register_bench("ledger")
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py bench ledger", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the rows")

@@ -28,6 +28,7 @@ from torch import nn
 from torch.func import functional_call
 
 from core.config import FrozenConfig
+from experiments.bench.registered import register_bench
 from meta_rl.meta_maml import MAMLConfig, MetaMAML, Task
 from meta_rl.sinusoid import sinusoid_network, sinusoid_tasks
 
@@ -224,6 +225,7 @@ def draw_memory(rows: Sequence[MAMLMemory], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
+@register_bench("maml")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench maml", description=(__doc__ or "").splitlines()[0])

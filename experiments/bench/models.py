@@ -39,6 +39,7 @@ from core.sequence_model import (
     size_to_budget,
     with_width,
 )
+from experiments.bench.registered import register_bench
 
 RIVAL = "torch nn.LSTM"
 LENGTHS = (64, 200, 1000, 4096)
@@ -346,6 +347,7 @@ def as_text(benchmark: ModelBenchmark) -> str:
     return "\n".join(lines)
 
 
+@register_bench("models")
 def main(words: list[str]) -> None:
     """`python -m experiments.bench.models [--device cuda] [--quick] [--json]`."""
     device = words[words.index("--device") + 1] if "--device" in words[:-1] else "cpu"

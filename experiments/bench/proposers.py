@@ -16,9 +16,11 @@ from typing import Any
 
 from core.errors import unknown_name
 from experiments.bench.recorded_table import RecordedTable, load_table, record
+from experiments.bench.registered import register_bench
 from experiments.bench.searches import RULES, ArmResult, RealWorld, Searcher, TableWorld, World, compare, run_searches
 from experiments.campaign.question import parse_goal, parse_model, parse_task
 from experiments.search.space import SearchSpace, count_parameters
+from meta_rl.learner import DEFAULT_LEARNER
 
 AgentArms = Callable[[argparse.Namespace, Sequence[str], Callable[[str], None]], Mapping[str, Searcher]]
 """(options, names of the wanted arms, where to write remarks) -> their searches."""
@@ -26,6 +28,7 @@ DEFAULT_ARMS = "default,random,tpe,optimizer"
 SIZES = {"env_steps": 5_120, "configurations": 257}
 
 
+@register_bench("proposers")
 def main(arguments: Sequence[str], agent_arms: AgentArms | None = None, agent_arm_names: Sequence[str] = ()) -> int:
     """Run the command. agent_arms: makes the searches of `agent_arm_names`."""
     options = parse(arguments, agent_arm_names)
@@ -56,8 +59,8 @@ def main(arguments: Sequence[str], agent_arms: AgentArms | None = None, agent_ar
     else:
         trials = options.trials if options.trials is not None else 8
         task, model = parse_task(options.task), parse_model(options.model)
-        space = SearchSpace(model, task)
-        rival = SearchSpace(parse_goal(f"beat LSTM on {task}").baseline, task)
+        space = SearchSpace(model, task, learner=DEFAULT_LEARNER)
+        rival = SearchSpace(parse_goal(f"beat LSTM on {task}").baseline, task, learner=DEFAULT_LEARNER)
         size = count_parameters(rival.spec({}, env_steps=1, seed=0, parameters=None))
         steps = options.env_steps or SIZES["env_steps"]
         say(f"Every trial trains {model.name} on {task} for {steps:,} env steps.")

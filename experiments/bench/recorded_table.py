@@ -29,6 +29,7 @@ from experiments.campaign.question import parse_goal, parse_model
 from experiments.runs.provenance import provenance
 from experiments.search.space import Parameter, SearchSpace, Value, count_parameters
 from experiments.spec import RunSpec
+from meta_rl.learner import DEFAULT_LEARNER
 
 FOLDER = Path(__file__).parent / "data"
 EVALUATED_ON = ("search", "selection")
@@ -74,7 +75,7 @@ class RecordedTable:
 
     def __init__(self, header: TableHeader, runs: list[TableRun]) -> None:
         self.header = header
-        self.space = SearchSpace(parse_model(header.model), header.task)
+        self.space = SearchSpace(parse_model(header.model), header.task, learner=DEFAULT_LEARNER)
         self.space.parameters = header.parameters
         by_number: dict[int, list[TableRun]] = {}
         for run in runs:
@@ -154,13 +155,15 @@ def record(
 
     Files of several beginnings, one a process, make one table: a header, then the runs of all.
     """
-    space = SearchSpace(parse_model(model), task)
+    space = SearchSpace(parse_model(model), task, learner=DEFAULT_LEARNER)
     if path.is_file():
         lines = path.read_text().splitlines()
         header, runs = TableHeader.model_validate_json(lines[0]), [TableRun.model_validate_json(x) for x in lines[1:]]
     else:
         question = parse_goal(f"beat LSTM on {task}")
-        rival = SearchSpace(question.baseline, task).spec({}, env_steps=1, seed=0, parameters=None)
+        rival = SearchSpace(question.baseline, task, learner=DEFAULT_LEARNER).spec(
+            {}, env_steps=1, seed=0, parameters=None
+        )
         header = TableHeader(
             task=task,
             model=model,

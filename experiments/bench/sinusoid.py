@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from core.config import FrozenConfig
 from core.seeding import torch_stream
+from experiments.bench.registered import register_bench
 from meta_rl.meta_maml import MAMLConfig, MetaMAML
 from meta_rl.sinusoid import CopiedNetworks, score_on_sinusoids, sinusoid_network, train_on_sinusoids
 
@@ -162,6 +163,7 @@ def draw(rows: Sequence[SinusoidRow], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
+@register_bench("sinusoid")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and draw where asked."""
     parser = argparse.ArgumentParser(prog="bench sinusoid", description=(__doc__ or "").splitlines()[0])

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from core.config import FrozenConfig
+from experiments.bench.registered import register_bench
 
 FAMILY, WORLDS, HORIZON, EPOCHS, MINIBATCHES, WIDTH = "halfcheetah-vel", 32, 200, 8, 8, 64
 TARGET = 8.0
@@ -180,6 +181,7 @@ def as_text(benchmark: TrainBenchmark) -> str:
     return "\n".join([*lines, *(f"skipped {text}" for text in benchmark.skipped)])
 
 
+@register_bench("train")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench train", description=(__doc__ or "").splitlines()[0])

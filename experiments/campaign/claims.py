@@ -11,6 +11,7 @@ from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, s
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, join_value
 from experiments.search.space import count_parameters
+from meta_rl.learner import DEFAULT_LEARNER
 
 
 def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimContent:
@@ -46,10 +47,11 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     }
     seeds = trials.seeds("confirmation")
     margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
+    trained = "" if question.learner == DEFAULT_LEARNER else f" trained by {question.learner}"
     tuned = "" if question.baseline_is_tuned else "default "
     return ClaimContent(
         hypothesis=f"{label(question.challenger)} beats the {tuned}{label(question.baseline)}{margin} on {question.task} "
-        f"after {env_steps:,} env steps",
+        f"after {env_steps:,} env steps{trained}",
         task=question.task,
         task_version=family.version,
         challenger=arms["challenger"],

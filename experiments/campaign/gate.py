@@ -56,8 +56,8 @@ def static_problems(
     problems = []
     if iteration_steps(spec) > spec.env_steps:
         problems.append(
-            f"one iteration takes {iteration_steps(spec):,} env steps, a search run has {spec.env_steps:,}: choose fewer "
-            "learner.num_worlds or learner.episodes_per_trial"
+            f"one iteration takes {iteration_steps(spec):,} env steps, a search run has {spec.env_steps:,}: "
+            f"{_what_to_shrink(spec)}"
         )
     count = count_parameters(spec)
     if abs(count - parameters) > PARAMETER_TOLERANCE * max(count, parameters):
@@ -106,20 +106,28 @@ def probe(
         if stop.is_set():
             raise Paused
         return [
-            Probe(config_hash=s.config_hash, problem=_in_words(ends[i]), memory_mb=ends[i].memory_mb)
+            Probe(config_hash=s.config_hash, problem=_in_words(s, ends[i]), memory_mb=ends[i].memory_mb)
             for i, s in enumerate(specs)
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_words(end: Ended) -> str | None:
+def _what_to_shrink(spec: RunSpec) -> str:
+    """Which fields make an iteration of `spec` smaller: its learner says so."""
+    names = [f"learner.{name}" for name in spec.learner.size_fields]
+    if not names:
+        return "choose other settings of the learner"
+    return "choose fewer " + " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _in_words(spec: RunSpec, end: Ended) -> str | None:
     """Why a configuration whose first iteration ended so cannot be trained, and what to change; None where it can."""
     if end.status == "done":
         return None
     cause = end.cause or ""
     if "out of memory" in cause:
-        change = "choose fewer learner.num_worlds or learner.episodes_per_trial, or a smaller model.state_dim"
+        change = f"{_what_to_shrink(spec)}, or a smaller model.state_dim"
     elif end.status == "diverged":
         change = "choose a smaller learner.learning_rate"
     elif end.status == "timeout":

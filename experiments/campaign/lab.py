@@ -56,7 +56,7 @@ from experiments.ledger.store import Ledger, now, readable_id
 from experiments.runs.executor import Executor, Rung
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
-from experiments.runs.provenance import provenance
+from experiments.runs.provenance import provenance, require_plugins
 from experiments.runs.runner import TIME_LIMIT_S, Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
 from experiments.search.space import (
@@ -130,6 +130,7 @@ class Lab:
         self.campaign_id = readable_id("c", campaign_id)
         row = ledger.get_campaign(campaign_id)
         self.question = Question.model_validate(row.question)
+        require_plugins(row.provenance, self.question.names, self.campaign_id, unchanged=row.stage != "done")
         self.plan = Plan.model_validate(row.plan)
         self.stop_event = threading.Event()
         self._lock = threading.RLock()

@@ -17,9 +17,9 @@ from core.errors import InputError
 from core.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.pruning import Pruning, make_pruning
+from meta_rl.learner import LearnerConfig
 
 MIN_ITERATIONS = 2
-LEARNING_EPISODES = 3_000  # from here on RL2 on a locomotion family adapts; below it a design is made smaller
 STARTUP_S = 4.0  # a run's process start, imports and evaluation where it was not measured
 OVERHEAD_S = 20.0  # planning, crew, judging and report
 SHARE = 0.88  # of the wall time that is planned; the rest is room for a slower moment of the machine
@@ -134,15 +134,17 @@ def make_plan(
     steps_per_s: float | None,
     startup_s: float = STARTUP_S,
     memory_limit_mb: int | None = None,
+    learning_episodes: int = LearnerConfig.learning_episodes,
 ) -> Plan:
     """The richest design that fits. InputError where not even the smallest does, with the budget that would.
 
     iteration_steps: env steps of one training iteration; run lengths are whole multiples of it.
     memory_limit_mb: MiB that one run may occupy; an equal part of most of this machine's memory where None.
+    learning_episodes: what the learner's configuration says; a design is made smaller before a run has fewer of them.
     """
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
-    learning = max(LEARNING_EPISODES * horizon, MIN_ITERATIONS * iteration_steps)
+    learning = max(learning_episodes * horizon, MIN_ITERATIONS * iteration_steps)
     for design in DESIGNS:
         full = (
             _full_length(budget, design, tuned_arms, workers, steps_per_s, startup_s)

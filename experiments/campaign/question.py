@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from pydantic import Field
+
 from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
 from core.numbers import parse_percent
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
 from experiments.search.space import ModelFamily
+from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 SSM_KINDS = ("s5", "lru", "s4d")  # the default comes first
 EXAMPLES = (
@@ -37,6 +40,7 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _TAIL = re.compile(r"\s+(?:please|model|models|policy|policies|network|networks|architecture|memory|task|family|env)$")
+_LEARNER = re.compile(r",?\s+trained\s+(?:by|with|using)\s+(?:the\s+)?(?P<learner>\S+)$", re.IGNORECASE)
 _ON = r"\s+(?:on|in|for|at|with|over)\s+"
 _PATTERNS: tuple[tuple[Literal["beat", "compare", "best", "improve"], str], ...] = (
     ("improve", rf"(?:improve|raise|boost)\s+(?:on\s+|upon\s+)?(?P<x>.+?){_ON}(?P<t>\S+)\s+by\s+(?P<n>[\d.,]+)\s*(?:%|percent|per cent)"),
@@ -68,6 +72,13 @@ class Question(FrozenConfig):
     direction: Literal["maximize"] = "maximize"
     improvement_pct: float = 0.0
     """How much better the challenger must be, in percent of the baseline's absolute score."""
+    learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
+    """What trains both sides; left out of the JSON where the goal names none, as it was before goals could."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every registered name that the campaign works with: models, task and learner."""
+        return (*self.challenger.kinds, *self.baseline.kinds, self.task, self.learner)
 
     @property
     def baseline_is_tuned(self) -> bool:
@@ -77,12 +88,14 @@ class Question(FrozenConfig):
     def sentence(self) -> str:
         """What was understood, in one sentence."""
         c, b = label(self.challenger), label(self.baseline)
-        return {
+        trained = "" if self.learner == DEFAULT_LEARNER else f" Trained by {self.learner}."
+        asked = {
             "beat": f"Does {c} reach a higher return than {b} on {self.task}, both tuned equally?",
             "compare": f"Which reaches the higher return on {self.task}, {c} or {b}, both tuned equally?",
             "best": f"Which {c} configuration is best on {self.task}, and does it beat the default {b}?",
             "improve": f"Can {c} on {self.task} be improved by {self.improvement_pct:g} % over its default?",
         }[self.kind]
+        return asked + trained
 
 
 def label(family: ModelFamily) -> str:
@@ -123,15 +136,28 @@ def parse_task(words: str) -> str:
         raise unknown_name("task", name, FAMILIES, hint="See: python main.py list tasks") from None
 
 
+def parse_learner(word: str) -> str:
+    """The learner that a word names; InputError with the nearest and the list."""
+    name = word.lower()
+    if name not in LEARNERS:
+        raise unknown_name("learner", name, LEARNERS, hint="See: python main.py list learners")
+    return name
+
+
 def parse_goal(goal: str) -> Question:
-    """The question behind `goal`. InputError says what was missing, with three examples."""
+    """The question behind `goal`; "..., trained by maml-ppo" names another learner than the usual one.
+
+    InputError says what was missing, with three examples.
+    """
     words = re.sub(r"\s+", " ", goal.strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
-    kept = _without_fillers(words)
+    trained = _LEARNER.search(words)
+    learner = DEFAULT_LEARNER if trained is None else parse_learner(trained["learner"])
+    kept = _without_fillers(_LEARNER.sub("", words))
     for kind, pattern in _PATTERNS:
         match = re.fullmatch(pattern, kept, re.IGNORECASE)
         if match:
-            return _question(goal, kind, match.groupdict())
+            return _question(goal, kind, match.groupdict()).model_copy(update={"learner": learner})
     raise InputError(_what_is_missing(words))
 
 

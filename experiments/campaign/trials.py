@@ -56,8 +56,8 @@ class Trials:
         self.ledger, self.number, self.plan, self.seed = ledger, number, plan, seed
         self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
         self.spaces = {
-            "challenger": SearchSpace(question.challenger, question.task),
-            "baseline": SearchSpace(question.baseline, question.task),
+            "challenger": SearchSpace(question.challenger, question.task, learner=question.learner),
+            "baseline": SearchSpace(question.baseline, question.task, learner=question.learner),
         }
         default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
         self.parameters = count_parameters(default)

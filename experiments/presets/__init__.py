@@ -16,15 +16,15 @@ from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
 from experiments.spec import RunSpec
 from experiments.tables import TableView
-from meta_rl.learner import LEARNERS
+from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 FOLDER = Path(__file__).parent
 UNTUNED = "the class's defaults, untuned"
 ENV_STEPS = 1_000_000
 
 
-def preset(task: str, kind: str, learner: str = "rl2") -> RunSpec:
-    """The default RunSpec of a model kind on a task; its budget and seed are placeholders for the caller to set."""
+def preset(task: str, kind: str, learner: str) -> RunSpec:
+    """The default RunSpec of a model kind on a task with a learner; its budget and seed are placeholders for the caller to set."""
     for content in _files(task, kind):
         if content["learner"]["kind"] == learner:
             return _spec(task, content["policy"], content["learner"])
@@ -54,7 +54,7 @@ def named_preset(name: str) -> RunSpec:
     except InputError:
         raise unknown_name("task in --preset", task, FAMILIES, hint="See: python main.py list presets") from None
     found = next(_files(task, kind), None)
-    return preset(task, kind) if found is None else _spec(task, found["policy"], found["learner"])
+    return preset(task, kind, DEFAULT_LEARNER) if found is None else _spec(task, found["policy"], found["learner"])
 
 
 def list_presets() -> TableView:

@@ -332,23 +332,46 @@ def list_registered(what: str) -> TableView:
             for f in families
         )
         columns = ("task", "obs", "action", "steps", "held-out tasks", "anchors")
-        return TableView(columns=columns, rows=rows, note="Any Gymnasium id is a one-task family too.")
+        note = f"Any Gymnasium id is a one-task family too. {FAMILIES.failures_in_words()}"
+        return TableView(columns=columns, rows=rows, note=note.rstrip())
     if what == "models":
         from core.sequence_model import MODELS, default_config
         from experiments.presets import effort
 
         rows = tuple((kind, type(default_config(kind)).__doc__ or "", effort("", kind)) for kind in MODELS)
-        return TableView(columns=("model", "what it is", "tuning of the default"), rows=rows, note="ssm in a goal means s5, lru and s4d.")  # fmt: skip
+        note = f"ssm in a goal means s5, lru and s4d. {MODELS.failures_in_words()}"
+        return TableView(columns=("model", "what it is", "tuning of the default"), rows=rows, note=note.rstrip())
     if what == "learners":
         from meta_rl.learner import LEARNERS
 
-        rows = tuple((kind, (LEARNERS[kind].learner.__doc__ or "").split("\n")[0]) for kind in LEARNERS)
-        return TableView(columns=("learner", "what it is"), rows=rows)
+        entries = [(kind, LEARNERS[kind]) for kind in LEARNERS]
+        rows = tuple((kind, (e.learner.__doc__ or "").split("\n")[0], e.config_type.shot) for kind, e in entries)
+        return TableView(columns=("learner", "what it is", "a shot"), rows=rows, note=LEARNERS.failures_in_words())
     if what == "presets":
         from experiments.presets import list_presets
 
         return list_presets()
-    raise InputError(f"list: got {what!r}, allowed: tasks, models, learners, presets")
+    if what == "plugins":
+        return _list_plugins()
+    raise InputError(f"list: got {what!r}, allowed: tasks, models, learners, presets, plugins")
+
+
+def _list_plugins() -> TableView:
+    """What is loaded from outside the tree, and installed plugins that could not be."""
+    from core.plugins import loaded_plugins, plugin_failures, registrations
+
+    rows = tuple(
+        (
+            plugin.name,
+            "; ".join(f"{kind} {', '.join(names)}" for kind, names in registrations(plugin).items()) or "nothing",
+            plugin.sha256[:12],
+            plugin.source,
+        )
+        for plugin in loaded_plugins()
+    )
+    notes = [f"{module} could not be loaded: {why}" for module, why in plugin_failures().items()]
+    note = "\n".join(notes if rows else ["None. Add some with --plugin FILE|MODULE; see docs/extending.md.", *notes])
+    return TableView(columns=("plugin", "registers", "sha256", "from"), rows=rows, note=note)
 
 
 def _anchors(family: Any) -> str:

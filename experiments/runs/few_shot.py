@@ -56,7 +56,10 @@ def few_shot_table(
         half = stats.t.ppf(0.975, len(tasks) - 1) * returns.std(0, ddof=1) / np.sqrt(len(tasks))
         rows.append(("95 % interval, half", *_cells(half)))
     names = ", ".join(family.param_names[:4]) + (", ..." if family.num_params > 4 else "")
-    note = f"{learner.kind} on {family.id}, {check} pool, {len(tasks)} tasks, one episode a task and shot."
+    note = (
+        f"{learner.kind} on {family.id}, {check} pool, {len(tasks)} tasks, one episode a task and shot. A shot: one "
+        f"{learner.config.shot}."
+    )
     return TableView(columns=(names, *(f"{k} shots" for k in counts)), rows=tuple(rows), note=note)
 
 

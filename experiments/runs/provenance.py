@@ -1,7 +1,8 @@
 """What a number depends on besides its specification: code, packages, machine.
 
 The patch of a tree that differs from its commit is kept once, in a file named by its hash: `provenance/SHA256.patch` in the
-data folder. `git checkout COMMIT && git apply that.patch` brings the code of a run back.
+data folder. `git checkout COMMIT && git apply that.patch` brings the code of a run back. Plugins lie beside it as they were:
+`provenance/SHA256/NAME.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.errors import InputError
+from core.plugins import loaded_plugins, registrations, unlike_recorded
 from experiments.runs.paths import CHECKOUT
 
 PACKAGES = (
@@ -28,9 +32,44 @@ PACKAGES = (
 CODE = ("*.py", "*.json", "*.toml", "*.j2", "*.md")  # new files of other kinds, such as data, are not part of the patch
 
 
-@cache
 def provenance() -> dict[str, Any]:
-    """Git commit, dirty flag and patch hash, package versions, machine, threads, command line; read once a process."""
+    """Git commit, dirty flag and patch hash, package versions, machine, threads, command line, and plugins where there are any.
+
+    Each plugin: its name, what was given to `--plugin`, SHA-256, and what it registers. The rest is read once a process.
+    """
+    plugins = [
+        {"name": p.name, "source": p.source, "sha256": p.sha256, "registers": registrations(p)}
+        for p in loaded_plugins()
+    ]
+    return checkout_and_machine() | ({"plugins": plugins} if plugins else {})
+
+
+def plugin_names(recorded: Mapping[str, Any]) -> str:
+    """The plugins of a provenance with the first digits of their hashes, in words."""
+    return ", ".join(f"{p['name']} {p['sha256'][:12]}" for p in recorded.get("plugins", ())) or "none"
+
+
+def require_plugins(recorded: Mapping[str, Any], used: Collection[str], name: str, *, unchanged: bool = True) -> None:
+    """Refuse to go on with recorded work whose plugins are not here.
+
+    recorded: its provenance. used: the models, task and learner that it works with; agents always count. name: what it is called.
+    unchanged: whether they must also be what they were. Raises InputError that says which plugin to give.
+    """
+    needed = {
+        plugin["name"]: plugin
+        for plugin in recorded.get("plugins", ())
+        if any(kind == "agent" or set(names) & set(used) for kind, names in plugin["registers"].items())
+    }
+    present = {plugin.name for plugin in loaded_plugins()}
+    digests = {n: p["sha256"] for n, p in needed.items() if unchanged or n not in present}
+    problems = unlike_recorded(digests, {n: p["source"] for n, p in needed.items()})
+    if problems:
+        raise InputError(f"{name} needs its plugins as they were: {'; '.join(problems)}")
+
+
+@cache
+def checkout_and_machine() -> dict[str, Any]:
+    """What `provenance` says of all runs of a process."""
     commit, patch = tree(CHECKOUT)
     versions = {}
     for name in PACKAGES:
@@ -67,6 +106,22 @@ def keep_patch(data: Path) -> Path | None:
         _, patch = tree(CHECKOUT)
         write_atomic(file, patch or b"")
     return file
+
+
+def keep_plugins(data: Path) -> list[Path]:
+    """Keep every plugin that is one file below the data folder as `provenance/SHA256/NAME.py`, once."""
+    kept = []
+    for plugin in loaded_plugins():
+        source, file = Path(plugin.source), data / "provenance" / plugin.sha256 / f"{plugin.name}.py"
+        if not source.is_file():
+            continue
+        code = source.read_bytes()
+        if not file.is_file() and hashlib.sha256(code).hexdigest() == plugin.sha256:  # it may be edited meanwhile
+            from core.checkpoint import write_atomic
+
+            write_atomic(file, code)
+        kept.append(file)
+    return kept
 
 
 @cache

@@ -22,10 +22,10 @@ from experiments.ledger.store import Ledger, join_value, now, readable_id, split
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
-from experiments.runs.provenance import keep_patch, provenance
+from experiments.runs.provenance import keep_patch, keep_plugins, plugin_names, provenance
 from experiments.runs.worker import FRESH
 from experiments.search.space import count_parameters
-from experiments.spec import RunSpec
+from experiments.spec import RunSpec, recorded_spec
 from experiments.vocabulary import FINISHED, Pool, Purpose
 
 TIME_LIMIT_S = 6 * 3600.0
@@ -257,6 +257,7 @@ def execute_runs(
     """
     memory_limit_mb = memory_limit_mb or default_memory_limit_mb(executor.workers)
     keep_patch(paths.data)
+    keep_plugins(paths.data)
     with ledger.session() as session:
         query = select(Run).where(Run.id.in_(run_ids), Run.status.not_in(FINISHED)).order_by(Run.id)
         runs = list(session.scalars(query))
@@ -264,7 +265,7 @@ def execute_runs(
     jobs = [
         Job(
             run_id=run.id,
-            spec=RunSpec.model_validate(run.spec),
+            spec=recorded_spec(run.spec, readable_id("r", run.id), run.provenance),
             pool=run.pool,  # type: ignore[arg-type]
             checkpoint=paths.checkpoint(run.id),
             model=paths.model(run.id),
@@ -331,6 +332,8 @@ def compare_reruns(ledger: Ledger, original_id: int, rerun_id: int) -> RerunChec
         for field in ("git_commit", "git_patch_sha256", "python", "packages", "machine"):
             if old.get(field) != new.get(field):
                 reasons.append(f"{field}: {old.get(field)} then, {new.get(field)} now")
+        if plugin_names(old) != plugin_names(new):
+            reasons.append(f"plugins: {plugin_names(old)} then, {plugin_names(new)} now")
         if original.task_version != rerun.task_version:
             reasons.append(f"task version: {original.task_version} then, {rerun.task_version} now")
         if original.status != rerun.status and not pruned:

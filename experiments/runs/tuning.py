@@ -24,6 +24,7 @@ from experiments.search.optimizer import Tried, best_trial, suggest
 from experiments.search.space import ModelFamily, SearchSpace, Value
 from experiments.spec import RunSpec
 from experiments.tables import TableView
+from meta_rl.learner import DEFAULT_LEARNER
 
 Execute = Callable[[Sequence[int]], None]
 """Trains queued runs, given by their ids; raises where it is stopped."""
@@ -61,12 +62,13 @@ def tuning_spaces(
     for model in models:
         if model not in MODELS:
             raise unknown_name("model", model, MODELS)
-        start = preset(task, model)
+        start = preset(task, model, DEFAULT_LEARNER)
         if like is not None:
             memory = default_config(model).model_copy(update={"num_layers": like.policy.model.num_layers})
             policy = like.policy.model_copy(update={"model": memory})
             start = like.model_copy(update={"task": task, "policy": policy})
-        space = SearchSpace(ModelFamily(name=model, kinds=(model,)), task, defaults={model: start})
+        family = ModelFamily(name=model, kinds=(model,))
+        space = SearchSpace(family, task, learner=start.learner.kind, defaults={model: start})
         spaces[model] = space
     if only:
         known = sorted({p.name for space in spaces.values() for p in space.parameters})

@@ -104,10 +104,10 @@ def run(
     torch.set_num_threads(1)
     from core.seeding import seed_sequence
     from env_runner.task_distributions import get_family
-    from experiments.spec import RunSpec
+    from experiments.spec import recorded_spec
     from meta_rl.learner import DivergedError, Learner, build_learner
 
-    spec = RunSpec.model_validate(job["spec"])
+    spec = recorded_spec(job["spec"], "the run", {})
     checkpoint, final = Path(job["checkpoint"]), Path(job["model"])
     complete_checkpoint(checkpoint)
     if checkpoint.with_suffix(".json").is_file():

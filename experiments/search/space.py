@@ -30,6 +30,7 @@ from core.sequence_model import width_multiple, with_width
 from env_runner.task_distributions import get_family
 from experiments.presets import preset
 from experiments.spec import RunSpec, explain_validation
+from meta_rl.learner import parse_learner_config
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
 ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "environment")
@@ -148,11 +149,11 @@ class SearchSpace:
     """The parameters of one arm and how their values become a RunSpec.
 
     family: the arm's model kinds. task: task family. learner: which learner's fields are searched.
-    defaults: trial 0 of each kind, where it is not the kind's preset.
+    defaults: trial 0 of each kind, where it is not the kind's preset for the learner.
     """
 
     def __init__(
-        self, family: ModelFamily, task: str, *, learner: str = "rl2", defaults: dict[str, RunSpec] | None = None
+        self, family: ModelFamily, task: str, *, learner: str, defaults: dict[str, RunSpec] | None = None
     ) -> None:
         self.family = family
         self.task = task
@@ -245,13 +246,23 @@ class SearchSpace:
                 continue
             section, field = name.split(".", 1)
             sections[section][field] = value
-        if data["learner"].get("episodes_per_trial", 1) > data["evaluation_episodes"]:
-            data["evaluation_episodes"] = data["learner"]["episodes_per_trial"]
         try:
+            shown = parse_learner_config(data["learner"]).evaluation_episodes
+            data["evaluation_episodes"] = max(data["evaluation_episodes"], shown)
             spec = RunSpec.model_validate(data)
         except ValidationError as error:
             raise InputError(f"configuration: {explain_validation(error)}") from None
         return spec if parameters is None else size_policy(spec, parameters)
+
+    def unit_steps(self) -> int:
+        """The least env steps that are whole training iterations of every configuration of the space."""
+        learner = self.spec({}, env_steps=1, seed=0, parameters=None).learner
+        choices: dict[str, tuple[int, ...]] = {}
+        for parameter in self.parameters:
+            section, field = parameter.name.split(".", 1)
+            if section == "learner" and field in learner.size_fields and parameter.choices:
+                choices[field] = tuple(int(choice) for choice in parameter.choices)
+        return learner.unit_steps(get_family(self.task).horizon, choices)
 
 
 def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
@@ -318,21 +329,9 @@ def size_policy(spec: RunSpec, parameters: int) -> RunSpec:
 
 def iteration_steps(spec: RunSpec) -> int:
     """Env steps of one training iteration of `spec`."""
-    return get_family(spec.task).horizon * spec.learner.num_worlds * spec.learner.episodes_per_trial  # type: ignore[attr-defined]
+    return spec.learner.iteration_steps(get_family(spec.task).horizon)
 
 
 def plan_unit(spaces: Sequence[SearchSpace]) -> int:
-    """The least common multiple of one training iteration's env steps over every choice of worlds and episodes."""
-    sizes = {1}
-    for space in spaces:
-        by_name = {p.name: p for p in space.parameters}
-        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
-        horizon = get_family(space.task).horizon
-        options: dict[str, set[int]] = {}
-        for field in ("num_worlds", "episodes_per_trial"):
-            parameter = by_name.get(f"learner.{field}")
-            present = getattr(spec.learner, field)
-            choices = parameter.choices if parameter and parameter.choices else (present,)
-            options[field] = {int(c) for c in choices}
-        sizes |= {horizon * w * k for w in options["num_worlds"] for k in options["episodes_per_trial"]}
-    return math.lcm(*sizes)
+    """The least env steps that are whole training iterations of every configuration of every space."""
+    return math.lcm(*(space.unit_steps() for space in spaces))

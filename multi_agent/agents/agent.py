@@ -9,6 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from core.registry import Registry
+from experiments.tables import TableView
 from multi_agent.tools.tool import Tool, ToolContext
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class AgentSpec:
     """Role whose hyperparameters it proposes; None for one that proposes nothing."""
     tools: tuple[Tool, ...]
     prompt: str
-    """File in `prompts/`: a heading (the role), a paragraph (the goal), the rest (the backstory)."""
+    """File in `prompts/`, or the text itself: a heading (the role), a paragraph (the goal), the rest (the backstory)."""
     turn: int
     """Agents speak in this order within a stage."""
 
@@ -42,14 +43,30 @@ def crew_members() -> list[AgentSpec]:
     return sorted((AGENTS[name] for name in AGENTS), key=lambda spec: (spec.turn, spec.name))
 
 
-def read_prompt(file: str, **values: Any) -> str:
-    """A prompt file with its `$names` filled in."""
-    return Template((PROMPTS / file).read_text(encoding="utf-8")).substitute(values)
+def list_agents() -> TableView:
+    """The crew in the order in which it speaks: what each proposes, and the goal of its prompt."""
+    rows = tuple((member.name, member.slice or "nothing", _parts(member.prompt)[1]) for member in crew_members())
+    return TableView(columns=("agent", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
 
 
-def prompt_hash(file: str) -> str:
+def read_prompt(prompt: str, **values: Any) -> str:
+    """A prompt, given as the name of a file in `prompts/` or as its own text, with its `$names` filled in."""
+    return Template(_bytes(prompt).decode()).substitute(values)
+
+
+def prompt_hash(prompt: str) -> str:
     """Identifies the wording an agent ran with."""
-    return hashlib.sha256((PROMPTS / file).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(_bytes(prompt)).hexdigest()[:16]
+
+
+def _bytes(prompt: str) -> bytes:
+    return prompt.encode() if "\n" in prompt else (PROMPTS / prompt).read_bytes()
+
+
+def _parts(prompt: str) -> tuple[str, str, str]:
+    """Role, goal and backstory."""
+    heading, goal, backstory = read_prompt(prompt).strip().split("\n\n", 2)
+    return heading.removeprefix("# ").strip(), " ".join(goal.split()), backstory.strip()
 
 
 def build_agent(spec: AgentSpec, llm: LangChainLLM, context: ToolContext, max_calls: int = MAX_MODEL_CALLS) -> Agent:
@@ -58,11 +75,11 @@ def build_agent(spec: AgentSpec, llm: LangChainLLM, context: ToolContext, max_ca
 
     from multi_agent.tools.crewai_wrapper import to_crewai
 
-    heading, goal, backstory = read_prompt(spec.prompt).split("\n\n", 2)
+    role, goal, backstory = _parts(spec.prompt)
     return Agent(
-        role=heading.removeprefix("# ").strip(),
-        goal=" ".join(goal.split()),
-        backstory=backstory.strip(),
+        role=role,
+        goal=goal,
+        backstory=backstory,
         llm=llm,
         tools=[to_crewai(tool, context) for tool in spec.tools],
         max_iter=max_calls,

@@ -17,7 +17,7 @@ import numpy as np
 from core.config import FrozenConfig
 from core.errors import unknown_name
 from experiments.judging.statistics import mean_interval
-from multi_agent.agents.agent import AgentSpec, crew_members
+from multi_agent.agents.agent import AGENTS, AgentSpec, crew_members
 from multi_agent.communication.message_broker import EVERYONE
 
 if TYPE_CHECKING:
@@ -117,11 +117,10 @@ class CollaborativeLearning:
         llm: str = "auto",
         data_dir: str | Path | None = None,
     ) -> None:
-        known = {member.name: member for member in crew_members()}
-        chosen = [m for m in known if m != COORDINATOR] if agents is None else [_name(agent) for agent in agents]
+        everyone = [member.name for member in crew_members() if member.name != COORDINATOR]
+        chosen = everyone if agents is None else [_name(agent) for agent in agents]
         for name in (*chosen, _name(coordinator)):
-            if name not in known:
-                raise unknown_name("agent", name, known)
+            AGENTS[name]  # an unknown one raises, and says which file of an agent could not be imported
         if _name(coordinator) != COORDINATOR:
             raise unknown_name("coordinator", _name(coordinator), [COORDINATOR])
         self.agents = tuple(chosen)
@@ -151,12 +150,16 @@ class CollaborativeLearning:
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.paths import Paths
         from experiments.search.space import SearchSpace
+        from meta_rl.learner import LEARNERS
         from multi_agent.llm.choose import choose_llm
         from multi_agent.workflows.research_workflow import run_research
 
         question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task)
         choice = choose_llm(self.llm)
-        spaces = [SearchSpace(family, question.task) for family in (question.challenger, question.baseline)]
+        spaces = [
+            SearchSpace(family, question.task, learner=question.learner)
+            for family in (question.challenger, question.baseline)
+        ]
         plan = make_plan(
             Budget(env_steps=env_steps),
             iteration_steps=plan_unit(spaces),
@@ -164,6 +167,7 @@ class CollaborativeLearning:
             tuned_arms=2 if question.baseline_is_tuned else 1,
             workers=2,
             steps_per_s=None,
+            learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
         )
         paths = Paths.of(self.data_dir)
         paths.ensure()

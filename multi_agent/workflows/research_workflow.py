@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from experiments.campaign.lab import Paused
 from experiments.campaign.trials import AGENT_SHARE
-from multi_agent.agents.agent import MAX_MODEL_CALLS, AgentSpec, build_agent, crew_members, prompt_hash, read_prompt
+from multi_agent.agents.agent import (
+    AGENTS,
+    MAX_MODEL_CALLS,
+    AgentSpec,
+    build_agent,
+    crew_members,
+    prompt_hash,
+    read_prompt,
+)
 from multi_agent.communication.message_broker import EVERYONE, Message, MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory
 from multi_agent.llm.choose import LLMChoice, redact
@@ -139,6 +147,8 @@ class Crew:
             approve_each=self.approvals.each,
             prompts={m.name: prompt_hash(m.prompt) for m in self.members},
         )
+        if broken := AGENTS.failures_in_words():
+            self.emit("stage", WORKFLOW, f"{broken} The crew works without it.")
         if max_usd is not None and self.meter.price is None and choice.kind == "langchain":
             self.emit(
                 "stage",

@@ -60,6 +60,10 @@ def unrolled(
 kinds = pytest.mark.parametrize("kind", MODELS.names())
 
 
+def test_every_file_with_a_model_can_be_imported() -> None:
+    assert MODELS.failures == {}
+
+
 @kinds
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])

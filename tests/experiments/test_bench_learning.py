@@ -17,7 +17,7 @@ from experiments.presets import preset
 def test_a_row_ends_with_the_score_on_the_held_out_tasks_that_the_learner_itself_gives() -> None:
     from meta_rl.learner import build_learner
 
-    spec = preset("point-robot", "mlp").model_copy(update={"env_steps": 12_800, "seed": 3})
+    spec = preset("point-robot", "mlp", "rl2").model_copy(update={"env_steps": 12_800, "seed": 3})
     row = train_once(spec, "here")
     learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
     for _ in learner.train():
@@ -33,7 +33,7 @@ def test_a_row_ends_with_the_score_on_the_held_out_tasks_that_the_learner_itself
 
 def test_a_second_call_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.jsonl"
-    spec = preset("point-robot", "mlp").model_copy(update={"env_steps": 6_400, "seed": 900_000_001})
+    spec = preset("point-robot", "mlp", "rl2").model_copy(update={"env_steps": 6_400, "seed": 900_000_001})
     file.write_text(train_once(spec, "here").model_dump_json() + "\n")
     before = file.read_text()
     command = ["--tasks", "point-robot", "--models", "mlp", "--seeds", "1", "--env-steps", "6400", "--out", str(file), "--json"]  # fmt: skip

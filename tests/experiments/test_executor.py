@@ -28,7 +28,7 @@ ITERATION = 640  # 32 worlds x 20 steps of the point robot
 
 
 def _spec(iterations: int = 3, **learner: object) -> RunSpec:
-    spec = preset("point-robot", "lstm")
+    spec = preset("point-robot", "lstm", "rl2")
     changed = spec.learner.model_copy(update=learner)
     return spec.model_copy(update={"env_steps": iterations * ITERATION, "seed": 5, "learner": changed})
 

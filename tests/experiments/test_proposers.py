@@ -27,8 +27,8 @@ from experiments.search.optimizer import (
 from experiments.search.space import SearchSpace, Value
 
 QUESTION = parse_goal("beat LSTM on point-robot")
-CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task)
-BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task)
+CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task, learner=QUESTION.learner)
+BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task, learner=QUESTION.learner)
 
 
 @pytest.fixture(scope="module")

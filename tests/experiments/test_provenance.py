@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from experiments.runs import provenance as module
-from experiments.runs.provenance import keep_patch, provenance, tree, without_password
+from experiments.runs.provenance import checkout_and_machine, keep_patch, provenance, tree, without_password
 
 
 def _git(folder: Path, *arguments: str) -> None:
@@ -56,7 +56,7 @@ def test_a_dirty_tree_comes_back_from_its_commit_and_its_patch(tmp_path: Path) -
 
 def test_the_patch_is_kept_once_under_its_hash(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "tree", lambda root: ("c" * 40, b"a patch\n"))
-    provenance.cache_clear()
+    checkout_and_machine.cache_clear()
     try:
         file = keep_patch(tmp_path)
         assert file is not None
@@ -65,7 +65,7 @@ def test_the_patch_is_kept_once_under_its_hash(tmp_path: Path, monkeypatch) -> N
         assert keep_patch(tmp_path) == file
         assert file.stat().st_mtime_ns == moment
     finally:
-        provenance.cache_clear()
+        checkout_and_machine.cache_clear()
 
 
 def test_everything_that_a_number_depends_on_is_recorded_and_is_json() -> None:

@@ -7,7 +7,7 @@ import pytest
 from core.errors import InputError
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
-from experiments.campaign.question import parse_goal
+from experiments.campaign.question import Question, parse_goal
 
 SSM = ("s5", "lru", "s4d")
 
@@ -54,11 +54,27 @@ def test_an_improvement_has_its_percentage() -> None:
     assert parse_goal("improve LRU on point-robot by 12.5 %").improvement_pct == 12.5
 
 
+@pytest.mark.parametrize("words", ["beat LSTM with lru on point-robot{}", "improve LRU on point-robot by 10 %{}"])
+def test_a_goal_may_say_what_trains_both_sides_and_is_recorded_as_before_where_it_does_not(words: str) -> None:
+    plain = parse_goal(words.format(""))
+    assert plain.learner == "rl2"
+    assert "learner" not in plain.model_dump(mode="json")
+    assert Question.model_validate(plain.model_dump(mode="json")) == plain
+    for ending in (", trained by maml-ppo", " trained with the MAML-PPO."):
+        question = parse_goal(words.format(ending))
+        assert question.learner == "maml-ppo"
+        assert question.model_copy(update={"learner": "rl2", "goal": plain.goal}) == plain
+        assert Question.model_validate(question.model_dump(mode="json")) == question
+        assert question.sentence() == f"{plain.sentence()} Trained by maml-ppo."
+        assert question.names == (*plain.names[:-1], "maml-ppo")
+
+
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
         ("beat LTSM on halfcheetah-vel", ["'ltsm'", "Did you mean 'lstm'", "Allowed:"]),
         ("beat LSTM on halfcheeta-vel", ["'halfcheeta-vel'", "Did you mean 'halfcheetah-vel'", "Allowed:"]),
+        ("beat LSTM on point-robot, trained by maml", ["unknown learner 'maml'", "Did you mean 'maml-ppo'"]),
         ("make it good", ["what to do", "a model", "the task", "Examples:"]),
         ("beat lstm", ["the task", "Examples:"]),
         ("improve lru on point-robot", ["by how many percent", "Examples:"]),

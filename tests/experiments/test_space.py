@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from core.errors import InputError
+from experiments.campaign.gate import static_problems
 from experiments.campaign.question import parse_goal
-from experiments.search.space import ROLES, SearchSpace, count_parameters, size_policy
+from experiments.search.space import ROLES, SearchSpace, count_parameters, iteration_steps, plan_unit, size_policy
 from experiments.spec import RunSpec, parse_spec, set_fields
+from meta_rl.learner import parse_learner_config
 
 QUESTION = parse_goal("beat LSTM on point-robot")
-CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task)
-BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task)
+CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task, learner=QUESTION.learner)
+BASELINE = SearchSpace(QUESTION.baseline, QUESTION.task, learner=QUESTION.learner)
 
 
 def _spec(space: SearchSpace = CHALLENGER, **values: float | str) -> RunSpec:
@@ -30,6 +34,45 @@ def test_the_slices_of_the_roles_are_disjoint_and_cover_the_space() -> None:
 def test_both_arms_search_the_same_learner_fields() -> None:
     learner = [[p.name for p in s.parameters if p.name.startswith("learner.")] for s in (CHALLENGER, BASELINE)]
     assert learner[0] == learner[1]
+
+
+def test_run_lengths_are_whole_iterations_of_every_choice_for_every_learner() -> None:
+    horizon = 20
+    assert plan_unit([CHALLENGER, BASELINE]) == 64 * 2 * horizon  # 16, 32 or 64 worlds of 1 or 2 episodes
+    maml = SearchSpace(QUESTION.challenger, QUESTION.task, learner="maml-ppo")
+    assert plan_unit([maml]) == 8 * 4 * (1 + 1) * horizon  # nothing of it is searched
+    assert plan_unit([CHALLENGER, maml]) == math.lcm(64 * 2 * horizon, 8 * 4 * 2 * horizon)
+    for space in (CHALLENGER, maml):
+        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
+        assert plan_unit([space]) % iteration_steps(spec) == 0
+
+
+def test_an_evaluation_shows_all_that_the_learner_trains_for() -> None:
+    assert _spec().evaluation_episodes == 2
+    default = BASELINE.defaults["lstm"]
+    for learner, episodes in (
+        ({"kind": "rl2", "episodes_per_trial": 3}, 3),
+        ({"kind": "rl2"}, 2),
+        ({"kind": "maml-ppo", "inner_steps": 4}, 5),
+    ):
+        start = default.model_copy(update={"learner": parse_learner_config(learner)})
+        space = SearchSpace(QUESTION.baseline, QUESTION.task, learner=start.learner.kind, defaults={"lstm": start})
+        assert _spec(space).evaluation_episodes == episodes
+
+
+@pytest.mark.parametrize(
+    ("learner", "fields"),
+    [
+        ("rl2", "choose fewer learner.num_worlds or learner.episodes_per_trial"),
+        ("maml-ppo", "choose fewer learner.tasks_per_update, learner.episodes_per_task or learner.inner_steps"),
+    ],
+)
+def test_a_run_that_is_too_short_for_an_iteration_names_the_fields_of_its_own_learner(
+    learner: str, fields: str
+) -> None:
+    spec = SearchSpace(QUESTION.baseline, QUESTION.task, learner=learner).spec({}, env_steps=9, seed=0, parameters=None)
+    (problem,) = static_problems(spec, count_parameters(spec), memory_limit_mb=10_000, expected_s=None, left_s=None)
+    assert problem == f"one iteration takes {iteration_steps(spec):,} env steps, a search run has 9: {fields}"
 
 
 def test_a_value_lands_in_the_specification() -> None:

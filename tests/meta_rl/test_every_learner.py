@@ -1,11 +1,16 @@
-"""What holds for every registered learner: it repeats, resumes, survives divergence, and learns only with the right sign."""
+"""What holds for every registered learner: it says what it costs, repeats, resumes, survives divergence, learns with the right sign.
+
+The suite is for learners from elsewhere too (`docs/extending.md`): their file's `LEARNS` says what they learn.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +20,15 @@ from core.errors import InputError
 from core.policy import PolicyConfig
 from env_runner.task_distributions import get_family
 from env_runner.task_family import FAMILIES
-from meta_rl.learner import LEARNERS, DivergedError, Learner, TrainReport, build_learner, parse_learner_config
+from meta_rl.learner import (
+    LEARNERS,
+    DivergedError,
+    Learner,
+    LearnerConfig,
+    TrainReport,
+    build_learner,
+    parse_learner_config,
+)
 
 SMALL = PolicyConfig.model_validate(
     {"model": {"kind": "lru", "hidden_dim": 8, "state_dim": 8, "num_layers": 1}, "encoder_dim": 8, "head_dim": 8}
@@ -24,16 +37,19 @@ TINY = {
     "rl2": {"kind": "rl2", "num_worlds": 4, "epochs": 2, "minibatches": 2},
     "maml-ppo": {"kind": "maml-ppo", "tasks_per_update": 2, "episodes_per_task": 2, "epochs": 2},
 }
-"""By kind: settings with which an iteration costs milliseconds. A new learner adds its own."""
+"""By kind: settings with which an iteration costs milliseconds; any other learner is made small by its size fields."""
 EVERY = sorted(LEARNERS)
 ITERATIONS = 4
 
 
+def tiny(kind: str) -> LearnerConfig:
+    sizes = dict.fromkeys(LEARNERS[kind].config_type.size_fields, 2)
+    return parse_learner_config(TINY.get(kind, {"kind": kind, **sizes}))
+
+
 def make(kind: str, iterations: int = ITERATIONS, seed: int = 0) -> Learner:
-    config = parse_learner_config(TINY[kind])
-    with pytest.raises(InputError) as refused:  # the message names the steps of one iteration
-        build_learner("point-robot", SMALL, config, env_steps=1, seed=seed)
-    steps = int(str(refused.value).split("allowed: ")[1].split()[0])
+    config = tiny(kind)
+    steps = config.iteration_steps(get_family("point-robot").horizon)
     return build_learner("point-robot", SMALL, config, env_steps=iterations * steps, seed=seed)
 
 
@@ -48,6 +64,57 @@ def same_state(a: tuple[dict, dict], b: tuple[dict, dict]) -> bool:
 
 def numbers(report: TrainReport) -> dict[str, float]:
     return {name: value for name, value in report.metrics.items() if not name.startswith("time/")}
+
+
+def test_every_file_with_a_learner_can_be_imported():
+    assert LEARNERS.failures == {}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_one_iteration_lives_the_env_steps_that_its_configuration_says_and_less_is_refused(kind: str):
+    config, family = tiny(kind), get_family("point-robot")
+    steps = config.iteration_steps(family.horizon)
+    with pytest.raises(InputError, match=f"env_steps: got {steps - 1}, allowed: {steps} or more"):
+        build_learner("point-robot", SMALL, config, env_steps=steps - 1, seed=0)
+    assert [report.env_steps for report in make(kind, 1).train()] == [steps]
+    assert [report.env_steps for report in make(kind, 3).train()] == [steps, 2 * steps, 3 * steps]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_fewer_of_its_size_fields_make_an_iteration_shorter_and_their_choices_are_known(kind: str):
+    config_type = LEARNERS[kind].config_type
+    config = config_type(kind=kind)
+    assert config_type.size_fields
+    for name in config_type.size_fields:
+        value = getattr(config, name)
+        larger = config.model_copy(update={name: 2 * value})
+        assert config.iteration_steps(10) < larger.iteration_steps(10)
+        extra = config_type.model_fields[name].json_schema_extra
+        marked: Any = extra.get("search") if isinstance(extra, dict) else None
+        assert marked is None or all(isinstance(choice, int) for choice in marked["choices"])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_unit_is_whole_iterations_of_every_choice_and_nothing_smaller_is(kind: str):
+    config = tiny(kind)
+    choices = {name: (1, 2, 3) for name in config.size_fields}
+    sizes = [
+        config.model_copy(update=dict(zip(choices, values, strict=True))).iteration_steps(7)
+        for values in itertools.product(*choices.values())
+    ]
+    unit = config.unit_steps(7, choices)
+    assert unit == next(steps for steps in range(max(sizes), 10**6) if all(steps % size == 0 for size in sizes))
+    assert config.unit_steps(7, {}) == config.iteration_steps(7)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_an_evaluation_has_the_columns_that_show_what_it_was_trained_for(kind: str):
+    learner = make(kind, 1)
+    tasks = get_family("point-robot").eval_tasks("search")[:2]
+    for episodes in {1, learner.config.evaluation_episodes}:
+        result = learner.evaluate(tasks, episodes=episodes, seed=0)
+        assert result.returns.shape == (2, episodes)
+        assert all(values.shape == (2, episodes) for values in result.extras.values())
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -177,12 +244,12 @@ LEARNING = {
         7_200,
     ),
 }
-"""By kind: family, settings and env steps within which it learns. A new learner adds its own."""
+"""By kind: family, settings and env steps within which it learns; any other learner's file says so in `LEARNS`."""
 
 
 def returns_before_and_after(kind: str, sign: float, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
     """Mean return by shot before and after training, with the rewards that it learns from times `sign`."""
-    family_id, settings, env_steps = LEARNING[kind]
+    family_id, settings, env_steps = LEARNING.get(kind) or sys.modules[LEARNERS[kind].learner.__module__].LEARNS
     learner = build_learner(family_id, SMALL, parse_learner_config(settings), env_steps=env_steps, seed=0)
     module = sys.modules[type(learner).__module__]
     scaled = module.scaled_rewards

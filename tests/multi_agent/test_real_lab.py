@@ -34,7 +34,12 @@ def open_lab(folder: Path, rounds: int = 3) -> Lab:
     paths.ensure()
     ledger = Ledger(paths.ledger_url)
     question = parse_goal("beat LSTM on point-robot")
-    unit = plan_unit([SearchSpace(family, question.task) for family in (question.challenger, question.baseline)])
+    unit = plan_unit(
+        [
+            SearchSpace(family, question.task, learner=question.learner)
+            for family in (question.challenger, question.baseline)
+        ]
+    )
     design = Design(name="test", baseline_seeds=2, rounds=rounds, top=1, selection_seeds=1, confirmation_seeds=2)
     plan = Plan(
         budget=Budget(env_steps=10**9),
