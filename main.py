@@ -258,6 +258,7 @@ def _work(
     from experiments.campaign.steering import is_stopped
     from experiments.ledger import readable_id
     from experiments.runs.executor import LocalExecutor
+    from experiments.runs.runner import Denied
     from multi_agent.workflows.research_workflow import run_research
 
     say = _speaker(console, place)
@@ -284,7 +285,7 @@ def _work(
     except (Paused, KeyboardInterrupt) as paused:
         if is_stopped(ledger, number):
             return _end(lab, paths, place, console)
-        if isinstance(paused, Paused) and "denied" in str(paused):
+        if isinstance(paused, Denied):
             say(f"{paused}.")
         say(f"Paused; nothing is lost. Go on with: python main.py resume {name}{_flags(place)}", always=True)
         return 130
@@ -1539,7 +1540,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except Exception as error:
-        if type(error).__name__ == "Paused":
+        from experiments.runs.runner import Paused  # not above: it loads the learners, which most commands do without
+
+        if isinstance(error, Paused):
             return 130
         raise
 

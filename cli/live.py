@@ -202,7 +202,7 @@ class LiveView:
             bar = max(10, min(40, width - 50))
             steps = budget.env_steps_spent - counted + sum(run.env_steps for run in runs)
             if budget.wall_s_planned:
-                spent = self.lab.spent_s
+                spent = self.lab.economy.spent_s
                 bars.add_row("time", ProgressBar(total=budget.wall_s_planned, completed=spent, width=bar), f"{format_seconds(spent)} of {format_seconds(budget.wall_s_planned)}")  # fmt: skip
             bars.add_row("env steps", ProgressBar(total=budget.env_steps_planned, completed=steps, width=bar), f"{format_count(steps)} of {format_count(budget.env_steps_planned)}")  # fmt: skip
             bars.add_row("runs", ProgressBar(total=budget.runs_planned, completed=budget.runs_finished, width=bar), f"{budget.runs_finished} of {budget.runs_planned}")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -75,6 +76,11 @@ def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[lis
     words = "in all rows: " + ", ".join(common) if common else ""
     names = [str(columns[i]) for i in kept]
     return names, [[row[i] for i in kept] for row in rows], words
+
+
+def rounded(value: float | None, digits: int = 5) -> float | None:
+    """To so many significant digits; None for what is not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
 def cell(value: Any) -> str:

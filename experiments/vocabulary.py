@@ -1,4 +1,4 @@
-"""The words that rows, plans, tools and commands share, each written once: pools, arms, purposes, statuses, outcomes."""
+"""The words that rows, plans, tools and commands share, each written once: pools, arms, stages, purposes, statuses, outcomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, get_args, overload
 
 from core.pools import POOLS, Pool
 
-__all__ = ["ARMS", "FINISHED", "OUTCOMES", "POOLS", "POOL_OFFSET", "PURPOSES", "STATUSES", "Arm", "Outcome", "Pool", "Purpose", "RunStatus", "readable_id"]  # fmt: skip
+__all__ = ["ARMS", "FINISHED", "OUTCOMES", "POOLS", "POOL_OFFSET", "PURPOSES", "STAGES", "STATUSES", "Arm", "Outcome", "Pool", "Purpose", "RunStatus", "Stage", "readable_id"]  # fmt: skip
 
 POOL_OFFSET: dict[Pool, int] = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 """Where the range of training seeds of each pool begins; the ranges are disjoint."""
@@ -14,6 +14,10 @@ POOL_OFFSET: dict[Pool, int] = {"search": 0, "selection": 100_000_000, "confirma
 Arm = Literal["challenger", "baseline"]
 """A side of a comparison: the one that is hoped to be better, and the one it is held against."""
 ARMS: tuple[Arm, ...] = get_args(Arm)
+
+Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
+"""What a campaign is at."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Purpose = Literal["baseline", "search", "selection", "confirmation", "manual", "rerun"]
 """Why a run was started."""

@@ -1,17 +1,69 @@
-"""What is claimed and what it is judged by: a claim made from a campaign's selection, and the rows of its confirmation."""
+"""What is claimed and what it is judged by: a claim made from a campaign's selection, the rows of its confirmation, the
+verdict on them. The judge itself is `experiments/judging/judge.py`; here its words become rows, once each."""
 
 from __future__ import annotations
 
 from sqlalchemy import select
 
+from core.errors import InputError
 from env_runner.task_distributions import get_family
 from experiments.campaign.question import Question, label
 from experiments.campaign.trials import Trials
-from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, sequential_looks
-from experiments.ledger.models import Run
-from experiments.ledger.store import Ledger, join_value
+from experiments.campaign.views import ClaimView, VerdictView
+from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent, judge, sequential_looks
+from experiments.ledger.models import Claim, Run, Verdict
+from experiments.ledger.store import Ledger, join_value, now
 from experiments.search.space import count_parameters
+from experiments.vocabulary import ARMS, readable_id
 from meta_rl.learner import DEFAULT_LEARNER
+
+
+def find_claim(ledger: Ledger, campaign_id: int) -> Claim | None:
+    """The claim of a campaign, None before it is written."""
+    with ledger.session() as session:
+        return session.scalar(select(Claim).where(Claim.campaign_id == campaign_id))
+
+
+def write_claim(trials: Trials, question: Question) -> ClaimView:
+    """Fix the hypothesis, both configurations, the seeds and the rule; the same claim where it is written already.
+
+    InputError where the row in the ledger does not match its hash.
+    """
+    row = find_claim(trials.ledger, trials.campaign_id)
+    if row is None:
+        content = claim_content(trials, question, trials.plan.env_steps_full)
+        row = Claim(
+            campaign_id=trials.campaign_id,
+            content=content.model_dump(mode="json"),
+            content_hash=content.content_hash,
+            created_at=now(),
+        )
+        trials.ledger.add(row)
+    content = ClaimContent.model_validate(row.content)
+    if content.content_hash != row.content_hash:
+        raise InputError(f"claim {readable_id('k', row.id)} does not match its hash: the ledger was edited by hand")
+    return ClaimView(id=readable_id("k", row.id), content=content, content_hash=row.content_hash)
+
+
+def judge_claim(ledger: Ledger, claim: Claim) -> VerdictView:
+    """Judge a claim from its rows and keep the verdict; the same verdict where it is judged already."""
+    with ledger.session() as session:
+        row = session.scalar(select(Verdict).where(Verdict.claim_id == claim.id))
+    if row is None:
+        content = judge(ClaimContent.model_validate(claim.content), confirmation_rows(ledger, claim.id))
+        row = Verdict(
+            claim_id=claim.id,
+            outcome=content.outcome,
+            reason=content.reason,
+            content=content.model_dump(mode="json"),
+            created_at=now(),
+        )
+        ledger.add(row)
+    return VerdictView(
+        **VerdictContent.model_validate(row.content).model_dump(),
+        id=readable_id("v", row.id),
+        claim_id=readable_id("k", claim.id),
+    )
 
 
 def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimContent:
@@ -21,11 +73,11 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     """
     family = get_family(question.task)
     arms = {}
-    for arm in ("challenger", "baseline"):
+    for arm in ARMS:
         _, values = trials.winner(arm)
         spec = trials.spec(arm, values, seed=0, env_steps=env_steps)
         finished = trials.finished(arm) if arm in trials.arms else []
-        selection = trials.ledger.runs(trials.number, purpose="selection", arm=arm)
+        selection = trials.ledger.runs(trials.campaign_id, purpose="selection", arm=arm)
         arms[arm] = ArmClaim(
             variant_hash=spec.variant_hash,
             model=spec.policy.model.kind,

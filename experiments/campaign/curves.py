@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -22,11 +23,12 @@ from core.config import FrozenConfig
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, join_value, readable_id
-from experiments.tables import TableView
+from experiments.tables import TableView, rounded
 
 MIN_POINTS = 6
 MIN_PAIRS = 3  # finished runs that must tie a curve's end to the score before a score is forecast
 MAX_AUTOCORRELATION = 0.9
+_shown = partial(rounded, digits=4)
 RETURN = "rollout/ep_rew_mean"
 Trend = Literal["rising", "flat", "falling", "unclear"]
 
@@ -125,14 +127,14 @@ def curve_table(
     short: list[str] = []
     for run in runs:
         name = readable_id("r", run.id)
-        found = _analyse(ledger, run, full_steps if run.score is not None else int(run.spec["env_steps"]), floor)
-        if found is None:
+        analysis = _analyse(ledger, run, full_steps if run.score is not None else int(run.spec["env_steps"]), floor)
+        if analysis is None:
             short.append(name)
             continue
-        low, high = found.gain_interval
-        score = _score_forecast(found, gaps)
-        unstable = "yes" if found.unstable else "no"
-        rows.append((name, run.arm, run.model, found.points, *map(_round, (found.gain, low, high)), found.trend, _round(found.largest_drop), unstable, found.forecast_at, *map(_round, score)))  # fmt: skip
+        low, high = analysis.gain_interval
+        score = _score_forecast(analysis, gaps)
+        unstable = "yes" if analysis.unstable else "no"
+        rows.append((name, run.arm, run.model, analysis.points, *map(_shown, (analysis.gain, low, high)), analysis.trend, _shown(analysis.largest_drop), unstable, analysis.forecast_at, *map(_shown, score)))  # fmt: skip
     notes = ["gain: change of the training return from doubling the env steps, with its 95 % interval"]
     if len(gaps) < MIN_PAIRS:
         notes.append(f"a forecast of the score needs {MIN_PAIRS} finished runs with curves, there are {len(gaps)}")
@@ -161,7 +163,7 @@ def episode_table(ledger: Ledger, run: Run) -> TableView:
         gains = np.array([value - first[task] for task, value in returns.items() if task in first])
         known = episode > 0 and len(gains) > 1 and bool(np.isfinite(gains).all())
         low, high = mean_interval(gains) if known else (None, None)
-        rows.append((episode, _round(float(values.mean())), _round(float(values.min())), _round(float(gains.mean())) if known else None, _round(low), _round(high)))  # fmt: skip
+        rows.append((episode, _shown(float(values.mean())), _shown(float(values.min())), _shown(float(gains.mean())) if known else None, _shown(low), _shown(high)))  # fmt: skip
     columns = ("episode", "mean return", "worst task", "gain over the first", "low", "high")
     return TableView(columns=columns, rows=tuple(rows), note="" if rows else "this run was not evaluated")
 
@@ -172,16 +174,12 @@ def _analyse(ledger: Ledger, run: Run, at: int, floor: float | None) -> CurveAna
     return analyse_curve([s for s, _ in points], [v for _, v in points], at=at, floor=floor)
 
 
-def _score_forecast(found: CurveAnalysis, gaps: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+def _score_forecast(analysis: CurveAnalysis, gaps: Sequence[float]) -> tuple[float | None, float | None, float | None]:
     """Forecast score and its interval: the curve's forecast plus the usual gap, with the errors of both."""
     if len(gaps) < MIN_PAIRS:
         return None, None, None
     gap = np.asarray(gaps)
-    sd = math.sqrt(found.forecast_sd**2 + float(gap.var(ddof=1)) * (1 + 1 / len(gap)))
-    half = float(stats.t.ppf(0.975, min(found.freedom, len(gap) - 1))) * sd
-    centre = found.forecast + float(gap.mean())
+    sd = math.sqrt(analysis.forecast_sd**2 + float(gap.var(ddof=1)) * (1 + 1 / len(gap)))
+    half = float(stats.t.ppf(0.975, min(analysis.freedom, len(gap) - 1))) * sd
+    centre = analysis.forecast + float(gap.mean())
     return centre, centre - half, centre + half
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

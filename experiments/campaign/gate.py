@@ -15,18 +15,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from core.config import FrozenConfig
+from core.errors import InputError
+from experiments.campaign.economy import Economy
+from experiments.campaign.journal import Journal
+from experiments.campaign.trials import Trials, slice_of
+from experiments.campaign.views import FeasibilityView
 from experiments.judging.judge import PARAMETER_TOLERANCE
 from experiments.runs.executor import Ended, Executor, Job, Message
 from experiments.runs.paths import Paths
-from experiments.runs.runner import Paused
-from experiments.search.space import Parameter, Value, count_parameters, iteration_steps
+from experiments.runs.runner import TIME_LIMIT_S, Paused
+from experiments.search.space import ROLES, Parameter, Value, count_parameters, iteration_steps
 from experiments.spec import RunSpec
+from experiments.vocabulary import readable_id
 
 NEAR = 0.02
 """Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
 this: numbers by 2 % of their range, in logarithms on a log scale, and every choice agrees. Noise hides less than that."""
 BYTES_A_PARAMETER = 16  # float32 weight, gradient and Adam's two moments: the least that training can need
 PROBE_LIMIT_S = 120.0  # process start and one iteration; seconds in practice
+MAX_REFUSALS = 6  # of the optimizer in one round; what it suggests then is trained, and counted where it is wasted
 
 
 class Probe(FrozenConfig):
@@ -35,6 +42,157 @@ class Probe(FrozenConfig):
     config_hash: str
     problem: str | None
     memory_mb: int | None
+
+
+class Gate:
+    """The checks on the configurations of one campaign: those that are proposed, and those that a round would train."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        journal: Journal,
+        economy: Economy,
+        executor: Executor,
+        paths: Paths,
+        stop: threading.Event,
+    ) -> None:
+        self.trials, self.journal, self.economy = trials, journal, economy
+        self.executor, self.paths, self.stop = executor, paths, stop
+        self._passed: set[int] = set()  # rounds whose suggestions went through
+
+    def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+        """Whether `values`, completed with defaults, can be trained within the plan, and at what cost."""
+        plan = self.trials.plan
+        try:
+            space = self.trials.space(arm)
+            values = space.complete(space.check_values(values))
+            spec = self.trials.search_spec(arm, values)
+            parameters = count_parameters(spec)
+        except InputError as error:
+            return FeasibilityView(
+                feasible=False, problems=(str(error),), parameters=None, expected_s=None, same_as=None
+            )
+        rate = self.economy.steps_per_s(spec.policy.model.kind)
+        expected_s = None if rate is None else round(spec.env_steps / rate + plan.startup_s, 1)
+        problems = static_problems(
+            spec,
+            self.trials.parameters,
+            memory_limit_mb=self.economy.memory_limit_mb(),
+            expected_s=expected_s,
+            left_s=self.economy.search_left_s(),
+        )
+        tried = self._probes().get(spec.config_hash)
+        if tried is not None and tried.problem is not None:
+            problems.append(tried.problem)
+        return FeasibilityView(
+            feasible=not problems,
+            problems=tuple(problems),
+            parameters=parameters,
+            expected_s=expected_s,
+            same_as=self.same_trial(arm, values, before=plan.rounds),
+            memory_mb=None if tried is None else tried.memory_mb,
+        )
+
+    def same_trial(self, arm: str, values: dict[str, Value], *, before: int) -> str | None:
+        """A search run of a round below `before` that is the same trial of this arm (see `NEAR`), or None."""
+        if arm not in self.trials.arms:
+            return None
+        parameters = self.trials.space(arm).parameters
+        for earlier in self.trials.finished(arm):
+            if earlier.number < before and is_near(parameters, earlier.values, values):
+                return readable_id("r", earlier.run.id)
+        return None
+
+    def check_proposal(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> None:
+        """InputError, kept as an event, where the round's configuration with one role's `values` may not be trained."""
+        problem = self._examine({arm: self.trials.joint(arm, trial, role, values)}, trial)[arm]
+        if problem is not None:
+            raise InputError(self._refuse(arm, trial, values, problem, source="agent", role=role))
+
+    def pass_suggestions(self, trial: int) -> None:
+        """Make the optimizer suggest anew until every arm's suggestion of this round passes, a few times at most.
+
+        A refusal is an event, and the next suggestion a function of the events: a resumed campaign gets the same ones.
+        """
+        if trial == 0 or trial in self._passed or self.journal.is_launched(trial):
+            return
+        open_arms = list(self.trials.arms)
+        for _ in range(MAX_REFUSALS):
+            configurations = {a: self.trials.space(a).complete(self.trials.suggest(a, trial).values) for a in open_arms}
+            refused = {a: problem for a, problem in self._examine(configurations, trial).items() if problem is not None}
+            for arm, problem in refused.items():
+                self._refuse(arm, trial, configurations[arm], problem, source="optimizer", role="all")
+            open_arms = list(refused)
+            if not open_arms:
+                break
+        self._passed.add(trial)
+
+    def settle(self, trial: int) -> dict[str, dict[str, Value]]:
+        """Every arm's joint configuration of a round; where it is refused as the agents shaped it, the suggestion's."""
+        self.pass_suggestions(trial)
+        chosen: dict[str, dict[str, Value]] = {}
+        for arm in self.trials.arms:
+            chosen[arm] = self.trials.complete(arm, trial)
+            space, suggested = self.trials.space(arm), self.trials.suggest(arm, trial).values
+            if chosen[arm] == space.complete(suggested) or self.journal.is_launched(trial):
+                continue
+            problem = self._examine({arm: chosen[arm]}, trial)[arm]
+            if problem is not None:
+                self._refuse(arm, trial, chosen[arm], problem, source="agent", role="all")
+                reason = f"the agents' joint configuration was refused: {problem}"
+                for role in ROLES:
+                    own = slice_of(space, role, suggested)
+                    self.trials.write_proposal(arm, trial, role, own, "optimizer", reason=reason)
+                chosen[arm] = self.trials.complete(arm, trial)
+        return chosen
+
+    def _examine(self, configurations: dict[str, dict[str, Value]], trial: int) -> dict[str, str | None]:
+        """Arm -> why its configuration may not be trained in this round and what to change, or None."""
+        answers: dict[str, str | None] = {}
+        untried: dict[str, RunSpec] = {}
+        tried = self._probes()
+        for arm, values in configurations.items():
+            problems = list(self.check_feasibility(arm, values).problems)
+            if same := self.same_trial(arm, values, before=trial):
+                problems.append(
+                    f"it is the same trial as {same} (nothing differs by more than {100 * NEAR:.0f} % of its range): change at "
+                    "least one value by more"
+                )
+            answers[arm] = "; ".join(problems) or None
+            if not problems:
+                spec = self.trials.search_spec(arm, values)
+                if spec.config_hash not in tried:
+                    untried[arm] = spec
+        results = probe(
+            list(untried.values()),
+            self.executor,
+            self.paths,
+            self.stop,
+            memory_limit_mb=self.economy.memory_limit_mb(),
+            time_limit_s=self._probe_limit_s(list(untried.values())),
+        )
+        for arm, result in zip(untried, results, strict=True):
+            self.journal.record_event("probe", "lab", {"arm": arm, "round": trial, **result.model_dump(mode="json")})
+            answers[arm] = result.problem
+        return answers
+
+    def _probe_limit_s(self, specs: Sequence[RunSpec]) -> float:
+        if self.trials.plan.budget.wall_s is None:  # such a campaign depends on no clock, however busy the machine is
+            return TIME_LIMIT_S
+        rate, longest = self.economy.steps_per_s(), max((iteration_steps(spec) for spec in specs), default=0)
+        return max(PROBE_LIMIT_S, 5 * longest / rate if rate else 0.0)
+
+    def _probes(self) -> dict[str, Probe]:
+        """What one training iteration of each configuration showed, by the hash of its specification."""
+        payloads = [event.payload for event in self.journal.events(["probe"])]
+        return {p["config_hash"]: Probe(**{name: p[name] for name in Probe.model_fields}) for p in payloads}
+
+    def _refuse(self, arm: str, trial: int, values: dict[str, Value], problem: str, *, source: str, role: str) -> str:
+        """Keep a refusal as an event; what is said about it."""
+        text = f"{arm}, round {trial + 1}: refused before it is run: {problem}"
+        payload = {"arm": arm, "round": trial, "role": role, "source": source, "values": values, "problem": problem}
+        self.journal.record_event("refused", "lab", {"text": text, **payload})
+        return text
 
 
 def is_near(parameters: Sequence[Parameter], first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
@@ -99,8 +257,8 @@ def probe(
 
     try:
         jobs = [
-            Job.in_folder(folder, number, spec, time_limit_s=time_limit_s, memory_limit_mb=memory_limit_mb, probe=True)
-            for number, spec in enumerate(specs)
+            Job.in_folder(folder, index, spec, time_limit_s=time_limit_s, memory_limit_mb=memory_limit_mb, probe=True)
+            for index, spec in enumerate(specs)
         ]
         executor.run(jobs, listen, stop)
         if stop.is_set():

@@ -161,19 +161,19 @@ def parse_goal(goal: str) -> Question:
     raise InputError(_what_is_missing(words))
 
 
-def _question(goal: str, kind: Literal["beat", "compare", "best", "improve"], found: dict[str, str | None]) -> Question:
-    task = parse_task(found["t"] or "")
-    named = found.get("x")
+def _question(goal: str, kind: Literal["beat", "compare", "best", "improve"], parts: dict[str, str | None]) -> Question:
+    task = parse_task(parts["t"] or "")
+    named = parts.get("x")
     challenger = parse_model(named) if named else model_families()["ssm"]
     if kind in ("best", "improve"):
-        percent = parse_percent(found.get("n") or "") if kind == "improve" else 0.0
+        percent = parse_percent(parts.get("n") or "") if kind == "improve" else 0.0
         default = ModelFamily(name=challenger.kinds[0], kinds=challenger.kinds[:1])
         return Question(
             goal=goal, kind=kind, challenger=challenger, baseline=default, task=task, improvement_pct=percent
         )
-    baseline = parse_model(found["y"] or "")
+    baseline = parse_model(parts["y"] or "")
     if set(challenger.kinds) & set(baseline.kinds):
-        if found.get("x"):
+        if parts.get("x"):
             shared = ", ".join(sorted(set(challenger.kinds) & set(baseline.kinds)))
             raise InputError(
                 f"goal: {challenger.name} and {baseline.name} share {shared}: a model cannot be held against itself. "

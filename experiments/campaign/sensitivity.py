@@ -31,11 +31,9 @@ def sensitivity_table(trials: Sequence[FinishedTrial], parameters: Sequence[Para
         if parameter.kind == "choice":
             rows.append((parameter.name, "eta", round(_correlation_ratio(pairs), 2), None, None, len(pairs)))
         else:
-            found = float(stats.spearmanr([float(v) for v, _ in pairs], [s for _, s in pairs])[0])  # type: ignore[arg-type]
-            low, high = rank_interval(found, len(pairs))
-            rows.append(
-                (parameter.name, "rank correlation", round(found, 2), round(low, 2), round(high, 2), len(pairs))
-            )
+            rho = float(stats.spearmanr([float(v) for v, _ in pairs], [s for _, s in pairs])[0])  # type: ignore[arg-type]
+            low, high = rank_interval(rho, len(pairs))
+            rows.append((parameter.name, "rank correlation", round(rho, 2), round(low, 2), round(high, 2), len(pairs)))
     rows.sort(key=lambda row: -abs(float(row[2] or 0.0)))
     note = (
         "an interval that holds 0 shows nothing"

@@ -7,9 +7,8 @@ exactly as an uninterrupted one would have.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +43,11 @@ class FinishedTrial(NamedTuple):
     """Env steps and score of the last rung of a pruned run."""
 
 
+def slice_of(space: SearchSpace, role: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """The part of a configuration that belongs to one role."""
+    return {p.name: values[p.name] for p in space.of_role(role) if p.name in values}
+
+
 def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
     """Trials that have a score, the best one first, the earlier one first among equals."""
     return sorted((t for t in trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
@@ -52,8 +56,8 @@ def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
 class Trials:
     """Search, selection and confirmation configurations of one campaign."""
 
-    def __init__(self, ledger: Ledger, number: int, question: Question, plan: Plan, seed: int) -> None:
-        self.ledger, self.number, self.plan, self.seed = ledger, number, plan, seed
+    def __init__(self, ledger: Ledger, campaign_id: int, question: Question, plan: Plan, seed: int) -> None:
+        self.ledger, self.campaign_id, self.plan, self.seed = ledger, campaign_id, plan, seed
         self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
         self.spaces = {
             "challenger": SearchSpace(question.challenger, question.task, learner=question.learner),
@@ -84,6 +88,15 @@ class Trials:
         """The specification of a configuration, its policy sized to the campaign's parameter count."""
         return self.space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters)
 
+    def search_spec(self, arm: str, values: dict[str, Value]) -> RunSpec:
+        """What a configuration is trained as in the search."""
+        return self.spec(arm, values, seed=self.seeds("search")[0], env_steps=self.plan.env_steps_search)
+
+    def baseline_specs(self) -> list[RunSpec]:
+        """The baseline's default configuration on its search seeds; the first one is its search trial 0."""
+        seeds = self.seeds("search")[: self.plan.design.baseline_seeds]
+        return [self.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search) for seed in seeds]
+
     def proposer(self, arm: str, trial: int | None, purpose: str) -> str:
         """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
         if trial in (None, 0) or purpose == "baseline":
@@ -96,15 +109,15 @@ class Trials:
         """The default for trial 0, then what `experiments/search/optimizer.py` makes of the trials before this one."""
         space, refused = self.space(arm), self.refused(arm, trial)
         history = [Tried(t.values, t.score, t.rung) for t in self.finished(arm) if t.number < trial]
-        found = suggest(space, history, seed=self.seed, arm=arm, noise_floor=self.noise_floor(), refused=refused)
-        return SuggestionView(arm=arm, trial=trial, source=found.source, values=found.values, reason=found.reason)
+        chosen = suggest(space, history, seed=self.seed, arm=arm, noise_floor=self.noise_floor(), refused=refused)
+        return SuggestionView(arm=arm, trial=trial, source=chosen.source, values=chosen.values, reason=chosen.reason)
 
     def slices(self, arm: str, trial: int) -> list[Proposal]:
         """The proposals of a trial that hold, one a role."""
         query = (
             select(Proposal)
             .where(
-                Proposal.campaign_id == self.number,
+                Proposal.campaign_id == self.campaign_id,
                 Proposal.arm == arm,
                 Proposal.trial == trial,
                 Proposal.superseded.is_(False),
@@ -114,20 +127,27 @@ class Trials:
         with self.ledger.session() as session:
             return list(session.scalars(query))
 
+    def _changes(self, arm: str, trial: int) -> dict[str, dict[str, Value]]:
+        """Role -> the values that its proposal sets in a trial."""
+        return {proposal.role: proposal.changes for proposal in self.slices(arm, trial)}
+
+    def _merged(self, arm: str, slices: Mapping[str, dict[str, Value]]) -> dict[str, Value]:
+        """The configuration that slices come to."""
+        merged: dict[str, Value] = {}
+        for values in slices.values():
+            merged |= values
+        return self.space(arm).complete(merged)
+
     def joint(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> dict[str, Value]:
         """The configuration that `complete` would give if one role proposed `values`; nothing is written."""
-        space, suggestion = self.space(arm), self.suggest(arm, trial)
-        slices = {p.role: p.changes for p in self.slices(arm, trial)} | {role: values}
-        merged: dict[str, Value] = {}
-        for other in ROLES:
-            own = {p.name: suggestion.values[p.name] for p in space.of_role(other) if p.name in suggestion.values}
-            merged |= slices.get(other, own)
-        return space.complete(merged)
+        suggestion = self.suggest(arm, trial)
+        suggested = {other: slice_of(self.space(arm), other, suggestion.values) for other in ROLES}
+        return self._merged(arm, suggested | self._changes(arm, trial) | {role: values})
 
     def shaped_by_agents(self) -> set[int]:
         """Rounds in which a proposal of an agent holds that departs from the suggestion, on either arm."""
         query = select(Proposal.trial, Proposal.changes).where(
-            Proposal.campaign_id == self.number, Proposal.source == "agent", Proposal.superseded.is_(False)
+            Proposal.campaign_id == self.campaign_id, Proposal.source == "agent", Proposal.superseded.is_(False)
         )
         with self.ledger.session() as session:
             return {trial for trial, changes in session.execute(query) if changes}
@@ -141,8 +161,8 @@ class Trials:
         source: str,
         *,
         reason: str,
-        effect: str,
-        evidence: list[str],
+        effect: str = "",
+        evidence: Sequence[str] = (),
     ) -> ProposalView:
         """Set one role's slice of a trial; what it replaces stays in the ledger as superseded."""
         present = next((p for p in self.slices(arm, trial) if p.role == role), None)
@@ -151,7 +171,7 @@ class Trials:
                 session.execute(
                     update(Proposal)
                     .where(
-                        Proposal.campaign_id == self.number,
+                        Proposal.campaign_id == self.campaign_id,
                         Proposal.arm == arm,
                         Proposal.trial == trial,
                         Proposal.role == role,
@@ -159,7 +179,7 @@ class Trials:
                     .values(superseded=True)
                 )
                 present = Proposal(
-                    campaign_id=self.number,
+                    campaign_id=self.campaign_id,
                     arm=arm,
                     trial=trial,
                     role=role,
@@ -167,7 +187,7 @@ class Trials:
                     changes=values,
                     reason=reason[:2000],
                     predicted_effect=effect[:1000],
-                    evidence=evidence,
+                    evidence=list(evidence),
                     created_at=now(),
                 )
                 session.add(present)
@@ -177,51 +197,44 @@ class Trials:
 
     def complete(self, arm: str, trial: int) -> dict[str, Value]:
         """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""
-        space = self.space(arm)
         suggestion = self.suggest(arm, trial)
-        slices = {p.role: p.changes for p in self.slices(arm, trial)}
+        slices = self._changes(arm, trial)
         for role in ROLES:
-            names = [p.name for p in space.of_role(role) if p.name in suggestion.values]
-            if role not in slices and names:
-                values = {name: suggestion.values[name] for name in names}
-                self.write_proposal(
-                    arm, trial, role, values, suggestion.source, reason="nobody proposed this slice", effect="", evidence=[]
-                )  # fmt: skip
+            values = slice_of(self.space(arm), role, suggestion.values)
+            if role not in slices and values:
+                reason = "nobody proposed this slice"
+                self.write_proposal(arm, trial, role, values, suggestion.source, reason=reason)
                 slices[role] = values
-        merged: dict[str, Value] = {}
-        for values in slices.values():
-            merged |= values
-        return space.complete(merged)
+        return self._merged(arm, slices)
 
     def values(self, arm: str, trial: int) -> dict[str, Value] | None:
         """The joint configuration of a trial's proposals, or None where there are none yet."""
-        slices = self.slices(arm, trial)
-        if not slices:
-            return None
-        merged: dict[str, Value] = {}
-        for p in slices:
-            merged |= p.changes
-        return self.space(arm).complete(merged)
+        slices = self._changes(arm, trial)
+        return self._merged(arm, slices) if slices else None
 
-    def run(self, arm: str, trial: int) -> Run | None:
-        """The finished search run of a trial, or None."""
+    def measured(self, arm: str, trial: int) -> FinishedTrial | None:
+        """A trial with its finished search run, or None where it has none yet."""
         values = self.values(arm, trial)
         if values is None:
             return None
-        spec = self.spec(arm, values, seed=self.seeds("search")[0], env_steps=self.plan.env_steps_search)
         query = select(Run).where(
-            Run.campaign_id == self.number,
+            Run.campaign_id == self.campaign_id,
             Run.pool == "search",
-            Run.config_hash == spec.config_hash,
+            Run.config_hash == self.search_spec(arm, values).config_hash,
             Run.status.in_(FINISHED),
         )
         with self.ledger.session() as session:
-            return session.scalar(query.order_by(Run.id))
+            run = session.scalar(query.order_by(Run.id))
+        if run is None:
+            return None
+        score = run.score if run.status == "done" else None
+        rung = self.rungs(run.id)[-1] if run.status == "pruned" else None
+        return FinishedTrial(arm, trial, run, score, values, rung)
 
     def finished(self, arm: str) -> list[FinishedTrial]:
         """Every finished trial of an arm, in order."""
         query = select(Proposal.trial, Proposal.id).where(
-            Proposal.campaign_id == self.number, Proposal.arm == arm, Proposal.superseded.is_(False)
+            Proposal.campaign_id == self.campaign_id, Proposal.arm == arm, Proposal.superseded.is_(False)
         )
         proposals: dict[int, list[int]] = {}
         with self.ledger.session() as session:
@@ -231,17 +244,11 @@ class Trials:
         for number in range(self.plan.rounds):
             # Neither a proposal nor a finished run ever changes, so the same proposals mean the same finished trial.
             key = (arm, *proposals.get(number, ()))
-            if key in self._finished:
-                trials.append(self._finished[key])
-                continue
-            run = self.run(arm, number)
-            if run is None:
+            trial = self._finished.get(key) or self.measured(arm, number)
+            if trial is None:
                 break
-            values = self.values(arm, number) or {}
-            score = run.score if run.status == "done" else None
-            rung = self.rungs(run.id)[-1] if run.status == "pruned" else None
-            self._finished[key] = FinishedTrial(arm, number, run, score, values, rung)
-            trials.append(self._finished[key])
+            self._finished[key] = trial
+            trials.append(trial)
         return trials
 
     def rungs(self, run_id: int) -> list[tuple[int, float]]:
@@ -255,28 +262,29 @@ class Trials:
 
     def refused(self, arm: str, trial: int) -> list[dict[str, Value]]:
         """The optimizer's configurations that the feasibility gate refused for a trial, in order."""
-        query = select(Event).where(Event.campaign_id == self.number, Event.kind == "refused").order_by(Event.id)
+        query = select(Event).where(Event.campaign_id == self.campaign_id, Event.kind == "refused").order_by(Event.id)
         with self.ledger.session() as session:
-            found = [event.payload for event in session.scalars(query)]
-        return [p["values"] for p in found if (p["arm"], p["round"], p["source"]) == (arm, trial, "optimizer")]
+            refusals = [event.payload for event in session.scalars(query)]
+        return [p["values"] for p in refusals if (p["arm"], p["round"], p["source"]) == (arm, trial, "optimizer")]
 
     def baseline_runs(self) -> list[Run]:
         """The runs of the baseline's default configuration on the search seeds."""
-        specs = [
-            self.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search).config_hash
-            for seed in self.seeds("search")[: self.plan.design.baseline_seeds]
-        ]
-        runs = self.ledger.runs(self.number, purpose=("baseline", "search"), arm="baseline")
-        return [r for r in runs if r.config_hash in specs]
+        specs = [spec.config_hash for spec in self.baseline_specs()]
+        runs = self.ledger.runs(self.campaign_id, purpose=("baseline", "search"), arm="baseline")
+        return [run for run in runs if run.config_hash in specs]
+
+    def baseline_scores(self) -> list[float]:
+        """Their scores, of those that have one."""
+        return [run.score for run in self.baseline_runs() if run.score is not None]
 
     def baseline_mean(self) -> float | None:
         """Mean score of the baseline's default configuration over those seeds; None without a score."""
-        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        scores = self.baseline_scores()
         return statistics.fmean(scores) if scores else None
 
     def noise_floor(self) -> float | None:
         """Standard deviation of the score over those seeds; None with fewer than two scores."""
-        scores = [r.score for r in self.baseline_runs() if r.score is not None]
+        scores = self.baseline_scores()
         return statistics.stdev(scores) if len(scores) > 1 else None
 
     def candidates(self, arm: str) -> list[tuple[int, dict[str, Value]]]:
@@ -290,14 +298,15 @@ class Trials:
         """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
         if arm not in self.arms:
             return None, {}
-        runs = self.ledger.runs(self.number, purpose="selection", arm=arm)
-        best: tuple[float, int | None, dict[str, Value]] = (-math.inf, None, {})
+        runs = self.ledger.runs(self.campaign_id, purpose="selection", arm=arm)
         candidates = self.candidates(arm)
+        measured: list[tuple[float, int, dict[str, Value]]] = []
         for trial, values in candidates:
             variant = self.spec(arm, values, seed=0, env_steps=1).variant_hash
-            scores = [r.score for r in runs if r.variant_hash == variant]
-            if scores and all(s is not None for s in scores):
-                mean = float(np.mean([s for s in scores if s is not None]))
-                if mean > best[0]:
-                    best = (mean, trial, values)
-        return (best[1], best[2]) if best[0] > -math.inf else candidates[0]
+            scores = [run.score for run in runs if run.variant_hash == variant]
+            if scores and None not in scores:
+                measured.append((float(np.mean(scores)), trial, values))  # type: ignore[arg-type]
+        if not measured:
+            return candidates[0]
+        _, trial, values = max(measured, key=lambda entry: entry[0])
+        return trial, values

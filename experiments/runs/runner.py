@@ -35,6 +35,10 @@ class Paused(Exception):
     """Work was asked to stop; everything is saved and continues with `resume`."""
 
 
+class Denied(Paused):
+    """A person said no to what would have come next; the message is their reason, for people."""
+
+
 @dataclass(frozen=True)
 class RunProgress:
     """What the live view shows of one run."""

@@ -22,7 +22,7 @@ from core.errors import InputError
 from multi_agent.llm.offline import find_turn, parse_turn
 
 if TYPE_CHECKING:
-    from experiments.campaign.lab import EventView
+    from experiments.campaign.views import EventView
 
 TurnKey = tuple[str, str, int, int]  # agent, kind of turn, round, pass
 ROW_ID = re.compile(r"\b[a-z]+-\d{4,}\b")

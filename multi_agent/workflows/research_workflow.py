@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from experiments.campaign.lab import Paused
 from experiments.campaign.trials import AGENT_SHARE
+from experiments.runs.runner import Denied, Paused
 from multi_agent.agents.agent import (
     AGENTS,
     MAX_MODEL_CALLS,
@@ -234,7 +234,7 @@ class Crew:
         self._on_event(CrewEvent("waiting", WORKFLOW, text, {"text": text}))
 
     def ask_before_stage(self, stage: str) -> None:
-        """Wait for a person's approval where it is wanted before a stage. Raises Paused where it is denied."""
+        """Wait for a person's approval where it is wanted before a stage. Raises Denied where they say no."""
         each = self.approvals.each
         if each == "none" or stage not in ASKED_STAGES or (each == "run" and stage in ("search", "claim")):
             return
@@ -263,7 +263,7 @@ class Crew:
     def deny(self, what: str, reason: str) -> None:
         """Pause, and leave the reason to every agent."""
         self.broker.post(HUMAN, EVERYONE, f"{what} was denied: {reason}"[:2_000])
-        raise Paused(f"{what} was denied: {reason}")
+        raise Denied(f"{what} was denied: {reason}")
 
     def check_pause(self, context: ToolContext) -> None:
         """Raise Paused if the campaign is to stop, also later on through the agent framework."""
