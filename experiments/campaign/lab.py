@@ -56,7 +56,6 @@ from experiments.ledger.store import Ledger, now, readable_id
 from experiments.runs.executor import Executor, Rung
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
-from experiments.runs.provenance import provenance
 from experiments.runs.runner import TIME_LIMIT_S, Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
 from experiments.search.space import (
@@ -85,24 +84,7 @@ STAGES: tuple[Stage, ...] = (
 MAX_REFUSALS = 6  # of the optimizer in one round; what it suggests then is trained, and counted where it is wasted
 VIEWS = ("incumbent", "top", "runs", "failures", "baseline", "sensitivity")
 
-__all__ = ["STAGES", "Lab", "Paused", "create_campaign", "plan_unit"]
-
-
-def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
-    """Write a new campaign at stage `baseline` (question and plan are what is written) and return its id."""
-    return ledger.add(
-        Campaign(
-            goal=question.goal,
-            question=question.model_dump(mode="json"),
-            plan=plan.model_dump(mode="json"),
-            seed=seed,
-            stage="baseline",
-            status="paused",
-            llm=llm,
-            provenance=provenance(),
-            created_at=now(),
-        )
-    )
+__all__ = ["STAGES", "Lab", "Paused"]
 
 
 class Lab:

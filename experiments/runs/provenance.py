@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.files import write_atomic
 from experiments.runs.paths import CHECKOUT
 
 PACKAGES = (
@@ -62,8 +63,6 @@ def keep_patch(data: Path) -> Path | None:
         return None
     file = data / "provenance" / f"{digest}.patch"
     if not file.is_file():
-        from core.checkpoint import write_atomic
-
         _, patch = tree(CHECKOUT)
         write_atomic(file, patch or b"")
     return file

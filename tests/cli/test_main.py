@@ -287,7 +287,7 @@ def test_a_wall_time_budget_is_planned_from_measured_throughput(
 
 def _campaign(data: Path, status: str) -> None:
     """A campaign row without runs."""
-    from experiments.campaign.lab import create_campaign
+    from experiments.campaign.begin import create_campaign
     from experiments.campaign.plan import Budget, make_plan
     from experiments.campaign.question import parse_goal
     from experiments.ledger import Ledger
