@@ -141,9 +141,8 @@ def described_parts(described: Mapping[str, Any]) -> Iterator[Table | str]:
     from experiments.tables import cell, flatten, named_cell, table
 
     single = {name: value for name, value in described.items() if not isinstance(value, dict | list)}
-    yield table(
-        ("", ""), [(name.replace("_", " "), _shown(value)) for name, value in single.items() if value is not None]
-    )
+    fields = [(name.replace("_", " "), named_cell(name, _shown(v))) for name, v in single.items() if v is not None]
+    yield table(("", ""), fields)
     for name, value in described.items():
         if isinstance(value, dict) and value:
             yield f"\n{name.replace('_', ' ')}"
