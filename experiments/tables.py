@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
@@ -54,28 +53,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
         short = all(len(cell(value)) <= 16 for value in values)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
-        shown.add_row(*(Text(_named(name, value)) for name, value in zip(columns, row, strict=True)))
+        shown.add_row(*(Text(named_cell(name, value)) for name, value in zip(columns, row, strict=True)))
     return shown
-
-
-def _named(name: str, value: Any) -> str:
-    """A seed is a name and no amount, so it has no thousands separators."""
-    return str(value) if name.rpartition(".")[2] in ("seed", "seeds") and isinstance(value, int) else cell(value)
-
-
-def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:
-    """The table without columns that say the same in every row, and those in words."""
-    kept, common = [], []
-    for index, name in enumerate(columns):
-        values = {str(row[index]) for row in rows}
-        if index and len(rows) > 1 and len(values) == 1:
-            if rows[0][index] is not None:
-                common.append(f"{name} {cell(rows[0][index])}")
-        else:
-            kept.append(index)
-    words = "in all rows: " + ", ".join(common) if common else ""
-    names = [str(columns[i]) for i in kept]
-    return names, [[row[i] for i in kept] for row in rows], words
 
 
 def rounded(value: float | None, digits: int = 5) -> float | None:
@@ -96,38 +75,9 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def described_parts(described: dict[str, Any]) -> Iterator[Table | str]:
-    """One row of the ledger as a person reads it: its fields, then a table for every part of it."""
-    single = {k: v for k, v in described.items() if not isinstance(v, dict | list)}
-    yield table(
-        ("", ""), [(name.replace("_", " "), _plain(value)) for name, value in single.items() if value is not None]
-    )
-    for name, value in described.items():
-        if isinstance(value, dict) and value:
-            yield f"\n{name.replace('_', ' ')}"
-            yield _pairs((f"  {key}", key, item) for key, item in flatten(value).items())
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            yield f"\n{name.replace('_', ' ')}"
-            columns = list(dict.fromkeys(key for item in value for key in item))
-            rows = [[_plain(item.get(key)) for key in columns] for item in value]
-            yield table(["  " + columns[0], *columns[1:]], [["  " + cell(row[0]), *row[1:]] for row in rows])
-        elif isinstance(value, list) and value:
-            yield f"\n{name.replace('_', ' ')}: {', '.join(_named(name, item) for item in value)}"
-
-
-def _pairs(entries: Iterable[tuple[str, str, Any]]) -> Table:
-    """A table of two columns without a header: (shown name, name, value)."""
-    shown = table(("name", "value"), [(words, _named(name, _plain(value))) for words, name, value in entries])
-    shown.show_header = False
-    return shown
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S UTC")
-    if isinstance(value, list | tuple):
-        return ", ".join(cell(_plain(item)) for item in value)
-    return str(value) if isinstance(value, dict) else value
+def named_cell(name: str, value: Any) -> str:
+    """A seed is a name and no amount, so it has no thousands separators."""
+    return str(value) if name.rpartition(".")[2] in ("seed", "seeds") and isinstance(value, int) else cell(value)
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import os
 import socket
+import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +93,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def old_ledger(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes the stored database of a released schema: one small campaign on the point robot, as it was recorded."""
+
+    def make(schema: str) -> Path:
+        path = tmp_path / f"ledger-{schema}.db"
+        dump = gzip.decompress((ROOT / "tests" / "experiments" / "data" / f"ledger_{schema}.sql.gz").read_bytes())
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(dump.decode())
+        return path
+
+    return make

@@ -130,7 +130,8 @@ def test_a_run_trains_all_three_in_its_own_process_and_is_repeated_only_with_the
 
 def campaign(folder: Path, goal: str) -> Any:
     """A campaign whose runs end at once, and what its crew said."""
-    from experiments.campaign.lab import Lab, create_campaign
+    from experiments.campaign.begin import create_campaign
+    from experiments.campaign.lab import Lab
     from experiments.campaign.plan import Budget, Plan
     from experiments.campaign.question import parse_goal
     from experiments.ledger import Ledger

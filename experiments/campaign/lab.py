@@ -40,19 +40,17 @@ from experiments.campaign.views import (
     VerdictView,
 )
 from experiments.judging.judge import ClaimContent, seeds_to_run
-from experiments.ledger.models import Campaign, Claim, Run
-from experiments.ledger.store import Ledger, now
+from experiments.ledger.models import Claim, Run
+from experiments.ledger.store import Ledger
 from experiments.runs.executor import Executor
 from experiments.runs.paths import Paths
-from experiments.runs.provenance import provenance, require_plugins
-from experiments.runs.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
+from experiments.runs.provenance import require_plugins
+from experiments.runs.runner import ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
-from experiments.search.space import ROLES, Value, plan_unit
+from experiments.search.space import ROLES, Value
 from experiments.spec import RunSpec
 from experiments.tables import TableView, rounded
 from experiments.vocabulary import ARMS, Pool, Purpose, Stage, readable_id
-
-__all__ = ["Lab", "Paused", "create_campaign", "plan_unit"]
 
 POOL_OF: dict[Purpose, Pool] = {
     "baseline": "search",
@@ -60,23 +58,6 @@ POOL_OF: dict[Purpose, Pool] = {
     "selection": "selection",
     "confirmation": "confirmation",
 }
-
-
-def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
-    """Write a new campaign at stage `baseline` (question and plan are what is written) and return its id."""
-    return ledger.add(
-        Campaign(
-            goal=question.goal,
-            question=question.model_dump(mode="json"),
-            plan=plan.model_dump(mode="json"),
-            seed=seed,
-            stage="baseline",
-            status="paused",
-            llm=llm,
-            provenance=provenance(),
-            created_at=now(),
-        )
-    )
 
 
 class Lab:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from sqlalchemy import inspect, select
 
 from core.errors import InputError, unknown_name
+from core.files import replacing
 from experiments.ledger.filters import parse_where
 from experiments.ledger.models import (
     Artifact,
@@ -86,7 +85,6 @@ def export(
     if what == "evals":
         conditions.append(Eval.run_id.not_in(unjudged))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial, ledger.session() as session:
             hidden = set(session.scalars(unjudged)) if what == "runs" else set()
             keys = inspect(table).primary_key
@@ -97,17 +95,6 @@ def export(
             return WRITERS[format](partial, rows)
     except OSError as error:
         raise InputError(f"--out: cannot write {out} ({error.strerror})") from None
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A path to write to that becomes `out` at the end, and goes away on an error."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _flat(row: Any, hidden: Collection[int]) -> dict[str, Any]:

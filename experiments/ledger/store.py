@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import InputError
+from core.files import replacing
 from experiments.ledger import scores
 from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
@@ -266,11 +267,12 @@ class Ledger:
 
     def _copy_file(self, target: Path) -> None:
         """A whole copy through SQLite itself, which sees what is still in the write-ahead log."""
-        partial = target.with_name(target.name + ".partial")
-        partial.unlink(missing_ok=True)
-        with closing(self.open_file()) as source, closing(sqlite3.connect(partial)) as copy:
+        with (
+            replacing(target) as partial,
+            closing(self.open_file()) as source,
+            closing(sqlite3.connect(partial)) as copy,
+        ):
             source.backup(copy)
-        os.replace(partial, target)
 
     @contextmanager
     def session(self) -> Iterator[Session]:

@@ -1,4 +1,4 @@
-"""Notes, tags and the archive; removing files that nobody needs; a look at the ledger's own health."""
+"""A look at the ledger's own health, and removing files that nobody needs."""
 
 from __future__ import annotations
 
@@ -13,88 +13,15 @@ from typing import Any, Literal
 from sqlalchemy import select, text
 
 from core.config import FrozenConfig
-from core.errors import bad_value
 from experiments.campaign.holder import describe_holder, is_alive
-from experiments.ledger.ids import ARCHIVED, LETTERS, archived, readable_id
-from experiments.ledger.models import Artifact, Campaign, Claim, Note, Run, Tag, Verdict
+from experiments.ledger.ids import archived, readable_id
+from experiments.ledger.marks import REMOVED, put_tag
+from experiments.ledger.models import Artifact, Campaign, Claim, Run, Tag, Verdict
 from experiments.ledger.store import HEAD, Ledger, LedgerError, now
 from experiments.runs.paths import Paths
-from experiments.tables import TableView
 from experiments.vocabulary import FINISHED
 
 SILENT = timedelta(minutes=30)  # a run of no campaign that reported nothing for so long has nobody who works on it
-REMOVED = "files-removed"
-
-
-# ---- notes, tags, archive ---------------------------------------------------------------
-
-
-def check_target(ledger: Ledger, value: str) -> str:
-    """The readable id of an existing row that a person named, such as `r-0042` or `@last` (the last run)."""
-    kind, number = ledger.locate(value)
-    return readable_id(LETTERS[kind], number)
-
-
-def add_note(ledger: Ledger, target: str, words: str, author: str) -> str:
-    """Keep a remark about a row and return the row's id. The judge never reads notes."""
-    if not 1 <= len(words.strip()) <= 4000:
-        raise bad_value("note", f"{len(words)} characters", "from 1 to 4000 characters")
-    name = check_target(ledger, target)
-    ledger.add_note(name, author, words)
-    return name
-
-
-def list_notes(ledger: Ledger, target: str | None = None) -> TableView:
-    """All remarks, or those about one row, oldest first."""
-    query = select(Note).order_by(Note.id)
-    if target is not None:
-        query = query.where(Note.target == check_target(ledger, target))
-    with ledger.session() as session:
-        rows = [(n.target, n.author, n.created_at.strftime("%Y-%m-%d %H:%M"), n.text) for n in session.scalars(query)]
-    return TableView(
-        columns=("about", "author", "when (UTC)", "note"), rows=tuple(rows), note="" if rows else "No notes."
-    )
-
-
-def set_tag(ledger: Ledger, target: str, tag: str, *, remove: bool = False) -> str:
-    """Put a short label on a row, or take it off, and return the row's id."""
-    if not (1 <= len(tag) <= 64 and tag == tag.strip() and tag.isprintable()):
-        raise bad_value("tag", tag, "1 to 64 printable characters")
-    if tag in (ARCHIVED, REMOVED):
-        raise bad_value("tag", tag, "another word; this one is kept by: python main.py archive, and gc")
-    name = check_target(ledger, target)
-    _tag(ledger, name, tag, remove=remove)
-    return name
-
-
-def list_tags(ledger: Ledger, target: str | None = None) -> TableView:
-    """All labels, or those of one row."""
-    query = select(Tag).order_by(Tag.target, Tag.tag)
-    if target is not None:
-        query = query.where(Tag.target == check_target(ledger, target))
-    with ledger.session() as session:
-        rows = tuple((t.target, t.tag) for t in session.scalars(query))
-    return TableView(columns=("row", "tag"), rows=rows, note="" if rows else "No tags.")
-
-
-def archive(ledger: Ledger, targets: Sequence[str], *, undo: bool = False) -> list[str]:
-    """Hide runs and campaigns (with all their runs) from lists, or show them again. No row changes or goes away."""
-    names = [check_target(ledger, target) for target in targets]
-    for name in names:
-        if name[0] not in "rc":
-            raise bad_value("archive", name, "runs and campaigns, such as r-0042 or c-0007")
-    for name in names:
-        _tag(ledger, name, ARCHIVED, remove=undo)
-    return names
-
-
-def _tag(ledger: Ledger, name: str, tag: str, *, remove: bool) -> None:
-    with ledger.session() as session:
-        present = session.get(Tag, (name, tag))
-        if remove and present is not None:
-            session.delete(present)
-        elif not remove and present is None:
-            session.add(Tag(target=name, tag=tag, created_at=now()))
 
 
 # ---- removing files ---------------------------------------------------------------------
@@ -137,7 +64,7 @@ def remove_files(ledger: Ledger, paths: Paths, items: Sequence[Removable]) -> in
     """Remove what `removable_files` found and return the bytes freed. Rows stay; a tag says that the files are gone."""
     freed = 0
     for item in items:
-        _tag(ledger, item.run, REMOVED, remove=False)
+        put_tag(ledger, item.run, REMOVED)
         for name in item.files:
             (paths.data / name).unlink(missing_ok=True)
         freed += item.size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
-from experiments.ledger.export import replacing
+from core.files import write_atomic
 from experiments.ledger.ids import readable_id
 from experiments.ledger.store import Ledger
 from experiments.reading import plots
@@ -68,9 +68,7 @@ def write_plot(ledger: Ledger, paths: Paths, targets: Sequence[str], *, what: st
     else:
         drawn = (draw(ledger, sides, what or "curves"),)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            partial.write_bytes(_content(file.suffix.lower(), title, drawn))
+        write_atomic(file, _content(file.suffix.lower(), title, drawn))
     except OSError as error:
         raise InputError(f"--out: cannot write {file} ({error.strerror})") from None
     views = tuple(FigureView(what=d.what, title=d.title, caption=d.caption, rows=d.rows) for d in drawn)

@@ -17,9 +17,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import func, select
 
-from core.checkpoint import write_atomic
 from core.config import FrozenConfig
 from core.errors import InputError
+from core.files import write_atomic
 from core.numbers import format_count, format_seconds
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Plan

@@ -1,4 +1,4 @@
-"""Memory of this machine and of a process, in MiB. Read from /proc; None where a system has none (macOS, Windows).
+"""Cores and memory of this machine, and memory of a process in MiB. Read from /proc; None where a system has none (macOS, Windows).
 
 What a run really occupies is measured (resident memory), not its address space: PyTorch, MuJoCo and numba map several
 times the memory that they touch, and a GPU build maps tens of GiB, so RLIMIT_AS would either refuse runs that fit or
@@ -8,10 +8,18 @@ needs rights that a user may not have.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 SHARE = 0.8  # of the machine's memory that all runs together may use
 FALLBACK_MB = 16_384  # total memory assumed where it cannot be read
+MOST_WORKERS = 2
+
+
+def available_workers() -> int:
+    """Runs that are trained at once: one a core that this process may use, two at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores))
 
 
 def machine_memory_mb() -> int | None:

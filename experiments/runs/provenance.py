@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
+from core.files import write_atomic
 from core.plugins import loaded_plugins, registrations, unlike_recorded
 from experiments.runs.paths import CHECKOUT
 
@@ -101,8 +102,6 @@ def keep_patch(data: Path) -> Path | None:
         return None
     file = data / "provenance" / f"{digest}.patch"
     if not file.is_file():
-        from core.checkpoint import write_atomic
-
         _, patch = tree(CHECKOUT)
         write_atomic(file, patch or b"")
     return file
@@ -117,8 +116,6 @@ def keep_plugins(data: Path) -> list[Path]:
             continue
         code = source.read_bytes()
         if not file.is_file() and hashlib.sha256(code).hexdigest() == plugin.sha256:  # it may be edited meanwhile
-            from core.checkpoint import write_atomic
-
             write_atomic(file, code)
         kept.append(file)
     return kept

@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from core.config import FrozenConfig
 from core.errors import bad_value, unknown_name
+from core.files import write_atomic
 from core.sequence_model import MODELS, default_config
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, readable_id
@@ -176,11 +177,10 @@ def effort_text(one: TunedModel, *, like: str | None, models: Sequence[str], onl
 
 def keep_preset(one: TunedModel, effort: str, folder: Path) -> Path:
     """Write the best specification as the preset TASK.MODEL.json, fields at their class's default left out."""
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{one.spec.task}.{one.model}.json"
     policy = one.spec.policy.model_dump(mode="json", exclude_defaults=True)
     policy["model"] = {"kind": one.model} | one.spec.policy.model.model_dump(mode="json", exclude_defaults=True)
     learner = {"kind": one.spec.learner.kind} | one.spec.learner.model_dump(mode="json", exclude_defaults=True)
     content = {"effort": effort, "policy": policy, "learner": learner}
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomic(file, f"{json.dumps(content, indent=1)}\n".encode())
     return file

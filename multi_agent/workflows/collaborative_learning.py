@@ -142,38 +142,25 @@ class CollaborativeLearning:
         """
         if collaboration_mode not in COLLABORATION:
             raise unknown_name("collaboration_mode", collaboration_mode, COLLABORATION)
-        from env_runner.task_distributions import FAMILIES, get_family
-        from experiments.campaign.lab import Lab, create_campaign, plan_unit
-        from experiments.campaign.plan import Budget, make_plan
+        from env_runner.task_distributions import FAMILIES
+        from experiments.campaign.begin import create_campaign, plan_campaign
+        from experiments.campaign.lab import Lab
+        from experiments.campaign.plan import Budget
         from experiments.campaign.question import parse_goal
         from experiments.ledger import Ledger
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.paths import Paths
-        from experiments.search.space import SearchSpace
-        from meta_rl.learner import LEARNERS
         from multi_agent.llm.choose import choose_llm
         from multi_agent.workflows.research_workflow import run_research
 
         question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task)
         choice = choose_llm(self.llm)
-        spaces = [
-            SearchSpace(family, question.task, learner=question.learner)
-            for family in (question.challenger, question.baseline)
-        ]
-        plan = make_plan(
-            Budget(env_steps=env_steps),
-            iteration_steps=plan_unit(spaces),
-            horizon=get_family(question.task).horizon,
-            tuned_arms=2 if question.baseline_is_tuned else 1,
-            workers=2,
-            steps_per_s=None,
-            learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
-        )
         paths = Paths.of(self.data_dir)
+        plan = plan_campaign(question, Budget(env_steps=env_steps), paths)
         paths.ensure()
         ledger = Ledger(paths.ledger_url)
-        number = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
-        lab = Lab(ledger, number, LocalExecutor(2, paths.environment()), paths)
+        campaign_id = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
+        lab = Lab(ledger, campaign_id, LocalExecutor(plan.workers, paths.environment()), paths)
         with lab.holding():
             run_research(
                 lab,
@@ -183,7 +170,7 @@ class CollaborativeLearning:
                 collaboration=collaboration_mode,
                 agents=self.agents,
             )
-        runs = ledger.runs(number, purpose=("baseline", "search"))
+        runs = ledger.runs(campaign_id, purpose=("baseline", "search"))
         return summarise(lab.campaign_id, collaboration_mode, lab.judge(), runs)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.bench.searches import ARM, Search, Searcher, World, worth_of_best
-from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.begin import create_campaign
+from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.waste import count_waste

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,17 +110,3 @@ def file_ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def old_ledger(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes the stored database of a released schema: one small campaign on the point robot, as it was recorded."""
-
-    def make(schema: str) -> Path:
-        path = tmp_path / f"ledger-{schema}.db"
-        dump = gzip.decompress((Path(__file__).parent / "data" / f"ledger_{schema}.sql.gz").read_bytes())
-        with closing(sqlite3.connect(path)) as connection:
-            connection.executescript(dump.decode())
-        return path
-
-    return make

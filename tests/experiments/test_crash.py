@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from experiments.runs import executor
 executor.CHECKPOINT_EVERY_S = {CHECKPOINT_EVERY_S}
-from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.begin import create_campaign
+from experiments.campaign.lab import Lab
 from experiments.ledger import Ledger
 from experiments.runs.paths import Paths
 from experiments.campaign.plan import Budget, Design, Plan

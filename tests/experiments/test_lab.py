@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from core.errors import InputError
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
+from experiments.campaign.begin import create_campaign
 from experiments.campaign.gate import is_near, probe, static_problems
-from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.waste import count_waste

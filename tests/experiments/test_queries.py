@@ -21,13 +21,13 @@ from sqlalchemy import text
 
 from core.errors import InputError
 from experiments.campaign.holder import is_alive, this_process
-from experiments.ledger import Ledger
+from experiments.ledger import Ledger, marks
 from experiments.ledger.export import TABLES, export
 from experiments.ledger.filters import parse_where
 from experiments.ledger.models import Verdict
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import now
-from experiments.reading import doctor as housekeeping
+from experiments.reading import doctor
 from experiments.reading.compare import compare, diff
 from experiments.reading.figures import draw, run_sides
 from experiments.reading.queries import list_active, list_runs
@@ -154,17 +154,17 @@ def test_groups_are_over_seeds_and_best_first(ledger: Ledger) -> None:
 
 def test_archived_runs_and_campaigns_are_hidden_until_asked_for(ledger: Ledger) -> None:
     _several(ledger)
-    assert housekeeping.archive(ledger, ["r-0002", "6"]) == ["r-0002", "r-0006"]
+    assert marks.archive(ledger, ["r-0002", "6"]) == ["r-0002", "r-0006"]
     assert _runs(ledger) == ["r-0001", "r-0003", "r-0004", "r-0005"]
     assert "2 archived not shown" in list_runs(ledger).note
     assert len(_runs(ledger, everything=True)) == 6
-    housekeeping.archive(ledger, ["c-0001"])
+    marks.archive(ledger, ["c-0001"])
     assert _runs(ledger) == []
-    housekeeping.archive(ledger, ["c-0001", "r-0006"], undo=True)
+    marks.archive(ledger, ["c-0001", "r-0006"], undo=True)
     assert _runs(ledger) == ["r-0001", "r-0003", "r-0004", "r-0005", "r-0006"]
     add_claim(ledger, 1)
     with pytest.raises(InputError, match="runs and campaigns"):
-        housekeeping.archive(ledger, ["k-0001"])
+        marks.archive(ledger, ["k-0001"])
 
 
 def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger: Ledger, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_every_table_is_exported_in_every_format(ledger: Ledger, tmp_path: Path)
     number = add_run(ledger, finish=None)
     ledger.add_metrics(number, 10, [("loss", math.nan), ("gain", math.inf), ("fine", 0.5)])
     ledger.record_event(1, "message", "agent", {"a": [1, {"b": None}]})
-    housekeeping.add_note(ledger, "r-0001", 'with "quotes",\ncommas and\nlines', "human")
+    marks.add_note(ledger, "r-0001", 'with "quotes",\ncommas and\nlines', "human")
     for what in TABLES:
         counts = {export(ledger, tmp_path / f"{what}.{f}", what=what, format=f) for f in ("csv", "jsonl", "parquet")}
         rows = [json.loads(line) for line in (tmp_path / f"{what}.jsonl").read_text().splitlines()]
@@ -396,21 +396,21 @@ def test_an_export_that_cannot_be_written_is_named(file_ledger: Ledger, tmp_path
 
 def test_notes_and_tags_are_kept_about_rows_that_exist(ledger: Ledger) -> None:
     _several(ledger)
-    assert housekeeping.add_note(ledger, "@last", "odd", "human") == "r-0006"
-    assert housekeeping.add_note(ledger, "c-1", "[bold]not markup[/bold] '; drop table notes", "human") == "c-0001"
-    assert [row[0] for row in housekeeping.list_notes(ledger).rows] == ["r-0006", "c-0001"]
-    assert housekeeping.list_notes(ledger, "r-0006").rows[0][3] == "odd"
-    housekeeping.set_tag(ledger, "r-0001", "good")
-    housekeeping.set_tag(ledger, "r-0001", "good")
-    assert housekeeping.list_tags(ledger).rows == (("r-0001", "good"),)
-    housekeeping.set_tag(ledger, "r-0001", "good", remove=True)
-    assert housekeeping.list_tags(ledger, "r-0001").rows == ()
+    assert marks.add_note(ledger, "@last", "odd", "human") == "r-0006"
+    assert marks.add_note(ledger, "c-1", "[bold]not markup[/bold] '; drop table notes", "human") == "c-0001"
+    assert [row[0] for row in marks.list_notes(ledger).rows] == ["r-0006", "c-0001"]
+    assert marks.list_notes(ledger, "r-0006").rows[0][3] == "odd"
+    marks.set_tag(ledger, "r-0001", "good")
+    marks.set_tag(ledger, "r-0001", "good")
+    assert marks.list_tags(ledger).rows == (("r-0001", "good"),)
+    marks.set_tag(ledger, "r-0001", "good", remove=True)
+    assert marks.list_tags(ledger, "r-0001").rows == ()
     with pytest.raises(InputError, match="nearest is r-0006"):
-        housekeeping.add_note(ledger, "r-0066", "x", "human")
+        marks.add_note(ledger, "r-0066", "x", "human")
     with pytest.raises(InputError, match="1 to 4000"):
-        housekeeping.add_note(ledger, "r-0001", " ", "human")
+        marks.add_note(ledger, "r-0001", " ", "human")
     with pytest.raises(InputError, match=r"kept by: python main\.py archive"):
-        housekeeping.set_tag(ledger, "r-0001", "archived")
+        marks.set_tag(ledger, "r-0001", "archived")
 
 
 # ---- files ------------------------------------------------------------------------------
@@ -429,15 +429,15 @@ def test_only_files_of_archived_and_crashed_runs_are_removed(file_ledger: Ledger
     paths = Paths.of(tmp_path)
     for finish in ("done", "done", "crashed", None):
         _with_files(paths, add_run(file_ledger, finish=finish))
-    housekeeping.archive(file_ledger, ["r-0002", "r-0004"])
-    items = housekeeping.removable_files(file_ledger, paths)
+    marks.archive(file_ledger, ["r-0002", "r-0004"])
+    items = doctor.removable_files(file_ledger, paths)
     assert [(item.run, item.why, len(item.files), item.size) for item in items] == [
         ("r-0002", "archived", 5, 2025),
         ("r-0003", "crashed", 5, 2025),
     ]
-    assert housekeeping.remove_files(file_ledger, paths, items) == 4050
+    assert doctor.remove_files(file_ledger, paths, items) == 4050
     assert sorted(p.stem for p in (tmp_path / "models").glob("*.safetensors")) == ["r-0001", "r-0004"]
-    assert housekeeping.removable_files(file_ledger, paths) == []
+    assert doctor.removable_files(file_ledger, paths) == []
     assert len(file_ledger.runs()) == 4
 
 
@@ -488,29 +488,29 @@ def test_runs_that_nobody_works_on_become_crashed_only_when_asked(ledger: Ledger
     add_run(ledger, finish="running", heartbeat_at=now())  # r-0005: alive
     add_run(ledger, finish="running", heartbeat_at=now() + timedelta(days=1))  # r-0006: the clock went backwards
     paths = Paths.of(tmp_path)
-    found = housekeeping.examine(ledger_url, paths)
+    found = doctor.examine(ledger_url, paths)
     assert [f.fixed for f in found] == [False] * 3
     assert "resume c-0001" in found[1].way_out
     assert [run.status for run in ledger.runs()] == ["running", "queued", *["running"] * 4]
-    fixed = housekeeping.examine(ledger_url, paths, fix=True)
+    fixed = doctor.examine(ledger_url, paths, fix=True)
     assert [f.fixed for f in fixed] == [True] * 3
     assert [run.status for run in ledger.runs()] == ["crashed", "queued", "running", "crashed", "running", "running"]
     assert (ledger.get_campaign(1).status, ledger.get_campaign(1).holder) == ("paused", None)
     assert ledger.get_campaign(2).status == "running"
-    assert housekeeping.examine(ledger_url, paths) == []
+    assert doctor.examine(ledger_url, paths) == []
 
 
 def test_a_ledger_edited_by_hand_is_found_out(old_ledger, tmp_path: Path) -> None:
     path = old_ledger("0001")
     url, paths = f"sqlite:///{path}", Paths.of(tmp_path)
-    models = [f for f in housekeeping.examine(url, paths) if "models/" not in f.what]
+    models = [f for f in doctor.examine(url, paths) if "models/" not in f.what]
     assert models == []  # nothing is wrong but that the models were not stored with it
     with Ledger(url).engine.begin() as connection:
         for trigger in ("verdicts_update", "claims_update", "evals_update"):
             connection.execute(text(f"DROP TRIGGER {trigger}"))
         connection.execute(text("UPDATE verdicts SET outcome = 'confirmed'"))
         connection.execute(text("UPDATE claims SET content_hash = 'x'"))
-    words = " ".join(f.what for f in housekeeping.examine(url, paths))
+    words = " ".join(f.what for f in doctor.examine(url, paths))
     assert "triggers" in words
     assert "evals_update" in words
     assert "k-0001 does not match its hash" in words
@@ -524,9 +524,9 @@ def test_missing_and_changed_models_are_named_but_not_those_that_gc_removed(file
         _with_files(paths, number)
         file_ledger.add_artifact("model", f"models/r-{number:04d}.safetensors", "0" * 64, run_id=number)
     paths.model(2).with_suffix(".safetensors").unlink()
-    housekeeping.archive(file_ledger, ["r-0003", "r-0004"])
-    housekeeping.remove_files(file_ledger, paths, housekeeping.removable_files(file_ledger, paths))
-    found = [f.what for f in housekeeping.examine(file_ledger.url, paths)]
+    marks.archive(file_ledger, ["r-0003", "r-0004"])
+    doctor.remove_files(file_ledger, paths, doctor.removable_files(file_ledger, paths))
+    found = [f.what for f in doctor.examine(file_ledger.url, paths)]
     assert len(found) == 2
     assert "r-0001.safetensors is not the file that was recorded" in found[0]
     assert "r-0002.safetensors is missing" in found[1]
@@ -535,7 +535,7 @@ def test_missing_and_changed_models_are_named_but_not_those_that_gc_removed(file
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(b"nothing that SQLite knows" * 300)
-    (finding,) = housekeeping.examine(f"sqlite:///{path}", Paths.of(tmp_path), fix=True)
+    (finding,) = doctor.examine(f"sqlite:///{path}", Paths.of(tmp_path), fix=True)
     assert "damaged or is no SQLite database" in finding.what
     assert not finding.fixed
 
@@ -549,7 +549,7 @@ def test_damaged_pages_are_named(file_ledger: Ledger, tmp_path: Path) -> None:
         size = file.seek(0, os.SEEK_END)
         file.seek(size // 2 // 4096 * 4096)
         file.write(os.urandom(4096 * 3))
-    found = housekeeping.examine(file_ledger.url, Paths.of(tmp_path))
+    found = doctor.examine(file_ledger.url, Paths.of(tmp_path))
     assert found
     assert "ledger.db" in found[0].what
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
-from experiments.campaign.lab import Lab, create_campaign
+from experiments.campaign.begin import create_campaign
+from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.ledger import Ledger

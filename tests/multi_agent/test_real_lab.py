@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-from experiments.campaign.lab import Lab, create_campaign, plan_unit
+from experiments.campaign.begin import create_campaign
+from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.ledger import Ledger
 from experiments.runs.executor import LocalExecutor
 from experiments.runs.paths import Paths
-from experiments.search.space import SearchSpace
+from experiments.search.space import SearchSpace, plan_unit
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
 from multi_agent.workflows.research_workflow import run_research

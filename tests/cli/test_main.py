@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import main
+from cli.app import INSTALLED
+from experiments.runs.paths import CHECKOUT
 
 
 @pytest.mark.parametrize(
@@ -252,7 +256,7 @@ def test_a_disk_that_refuses_is_one_sentence(
 def test_a_completion_script_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["completion", "--shell", shell]) == 0
     script = capsys.readouterr().out
-    assert all(word in script for word in ("rerun", "presets", "python3", "python"))
+    assert all(word in script for word in ("rerun", "presets", "python3", "python", "ssm-metarl"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -264,14 +268,28 @@ def test_bash_completes_what_follows_main_py_and_nothing_else(
     typed = {
         "python main.py rer": "rerun",
         "python3 ./main.py list p": "presets",
+        "ssm-metarl rer": "rerun",
         "python other.py rer": "",
         "python ma": "",
     }
     for line, expected in typed.items():
         words = " ".join(f"'{word}'" for word in line.split())
-        code = f"source {tmp_path}/complete.bash; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _python_main_py; echo ${{COMPREPLY[*]}}"
+        function = "_ssm_metarl" if line.startswith("ssm-metarl") else "_python_main_py"
+        code = f"source {tmp_path}/complete.bash; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); {function}; echo ${{COMPREPLY[*]}}"
         found = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
         assert found.stdout.strip() == expected, line
+    assert f"complete -F _ssm_metarl {INSTALLED}\n" in (tmp_path / "complete.bash").read_text()
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_both_spellings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(["completion", "--shell", "fish"])
+    (tmp_path / "complete.fish").write_text(capsys.readouterr().out)
+    (tmp_path / "main.py").touch()
+    for line, expected in {"python main.py rer": "rerun", "ssm-metarl rer": "rerun", "python ma": "main.py"}.items():
+        command = ["fish", "--no-config", "-c", f"source complete.fish; complete -C '{line}'"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert [words.split("\t")[0] for words in found.stdout.splitlines()] == [expected], line
 
 
 def test_a_wall_time_budget_is_planned_from_measured_throughput(
@@ -287,7 +305,7 @@ def test_a_wall_time_budget_is_planned_from_measured_throughput(
 
 def _campaign(data: Path, status: str) -> None:
     """A campaign row without runs."""
-    from experiments.campaign.lab import create_campaign
+    from experiments.campaign.begin import create_campaign
     from experiments.campaign.plan import Budget, make_plan
     from experiments.campaign.question import parse_goal
     from experiments.ledger import Ledger
@@ -333,3 +351,26 @@ def test_a_campaign_that_does_not_run_cannot_be_paused(tmp_path: Path, capsys: p
     _campaign(tmp_path / "data", "paused")
     assert main.main(["pause", "c-1", "--data-dir", str(tmp_path / "data")]) == 2
     assert "python main.py resume c-0001" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """So that it is there at once: the engine, the database and the crew are imported inside the commands."""
+    code = "import sys, main; main.main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Research a goal" not in found.stdout  # the help of the command line as a whole
+    assert "rerun" in found.stdout
+    imported = set(found.stderr.replace("'", "").strip("[]\n").split(", "))
+    assert imported.isdisjoint({"numpy", "torch", "pydantic", "sqlalchemy", "matplotlib", "crewai", "markdown_it", "experiments", "multi_agent"})  # fmt: skip
+
+
+def test_the_installed_command_is_the_same_and_names_itself(tmp_path: Path) -> None:
+    """The script that pip writes for [project.scripts], written by hand."""
+    scripts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts[INSTALLED].partition(":")
+    script = tmp_path / INSTALLED
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    shown = [subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path) for arguments in (["list", "--help"], ["list", "taks"])]  # fmt: skip
+    assert [found.returncode for found in shown] == [0, 2]
+    assert shown[0].stdout.startswith(f"Usage: {INSTALLED} list")
+    assert f"See: {INSTALLED} --help" in shown[1].stderr

@@ -1,0 +1,164 @@
+"""The command line: parse, call one function, draw a view. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from cyclopts import App, CycloptsError, Parameter
+
+from cli import campaigns, keeping, reading, steering, training
+from core.errors import InputError, bad_value
+from core.plugins import plugins_from
+
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+INSTALLED = "ssm-metarl"  # the command of pyproject.toml's [project.scripts]
+IS_INSTALLED = Path(sys.argv[0]).stem == INSTALLED
+Shell = Literal["bash", "zsh", "fish"]
+
+app = App(
+    name=INSTALLED if IS_INSTALLED else "main.py",
+    help="Ask a research question about sequence models in meta-reinforcement learning; a crew runs the experiments, code judges.",
+    help_format="plaintext",  # Markdown would cost a third of the time until --help is there
+    version_flags=["--version"],
+    result_action="return_value",
+)
+app.default(campaigns.research)
+for _command in (
+    *(campaigns.resume, campaigns.stop),
+    *(steering.pause, steering.instruct, steering.approve, steering.ask),
+    *(reading.runs, reading.campaigns, reading.show, reading.status, reading.compare, reading.diff, reading.sql),
+    *(reading.report, reading.plot, reading.export),
+    *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
+    *(training.rerun, training.tune, training.evaluate),
+):
+    app.command(_command)
+app.command(training.run_spec, name="run")
+app.command(reading.list_names, name="list")
+
+
+@app.command
+def bench(
+    what: str,
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> int:
+    """Measure speed against named rivals, as ratios in one run.
+
+    Parameters
+    ----------
+    what
+        Which measurement, such as models, env or train; `list benches` shows all.
+    options
+        Passed on, such as --quick or --help.
+    """
+    from experiments.bench.registered import BENCHES
+
+    measure = BENCHES[what]
+    if what == "proposers":
+        from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
+
+        return measure(list(options), agent_arms, AGENT_ARMS) or 0
+    return measure(list(options)) or 0
+
+
+@app.command
+def completion(*, shell: Shell | None = None) -> None:
+    """Print a shell completion script; `source <(python main.py completion --shell bash)` uses it at once.
+
+    Parameters
+    ----------
+    shell
+        Which shell (default: the one of $SHELL).
+    """
+    name = shell or os.path.basename(os.environ.get("SHELL", ""))
+    for known in get_args(Shell):
+        if name == known:
+            script = app.generate_completion(prog_name=INSTALLED, shell=known)
+            print(script.removeprefix(f"#compdef {INSTALLED}\n").rstrip() + "\n" + TIES[known])
+            return
+    raise bad_value("--shell", name, ", ".join(get_args(Shell)))
+
+
+TIES: dict[Shell, str] = {
+    "bash": """
+_python_main_py() {
+  [[ "${COMP_WORDS[1]##*/}" == main.py ]] && (( COMP_CWORD > 1 )) || return
+  COMP_WORDS=("${COMP_WORDS[@]:1}")
+  COMP_CWORD=$((COMP_CWORD - 1))
+  _ssm_metarl
+}
+complete -o bashdefault -o default -F _python_main_py python python3
+""",
+    "zsh": """
+_python_main_py() {
+  if (( CURRENT > 2 )) && [[ ${words[2]:t} == main.py ]]; then
+    shift words
+    (( CURRENT-- ))
+    _cyclopts_ssm-metarl
+  else
+    _files
+  fi
+}
+if ! (( $+functions[compdef] )); then
+  autoload -Uz compinit
+  compinit
+fi
+compdef _cyclopts_ssm-metarl ssm-metarl
+compdef _python_main_py python python3
+""",
+    "fish": r"""
+function __main_py_rest
+    set -l words (commandline -opc)
+    set -l rest (string join -- ' ' (string escape -- $words[3..-1]))
+    set -l typed (commandline -ct)
+    complete -C "ssm-metarl $rest $typed"
+end
+function __main_py_typed
+    set -l words (commandline -opc)
+    test (count $words) -ge 2; and string match -q -r -- '(^|/)main\.py$' $words[2]
+end
+complete -c python -n __main_py_typed -f -a '(__main_py_rest)'
+complete -c python3 -n __main_py_typed -f -a '(__main_py_rest)'
+""",
+}
+"""What makes `python main.py` complete as the installed command does. Shells complete by the first word, which here is
+`python`, so a small function passes the words after `main.py` on; any other use of `python` completes file names."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped."""
+    try:
+        words, _ = plugins_from(sys.argv[1:] if arguments is None else arguments)
+        return app(words, exit_on_error=False, print_error=False) or 0
+    except campaigns.NoGoal:
+        app.help_print([])
+        return 0
+    except CycloptsError as error:
+        print(f"error: {error}\nSee: {INSTALLED if IS_INSTALLED else 'python main.py'} --help", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        file = f" {error.filename}" if error.filename else ""
+        print(
+            f"error: cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
+            "what is in the ledger is kept, go on with: python main.py resume",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception as error:
+        from experiments.runs.runner import Paused  # not above: it loads the learners, which most commands do without
+
+        if isinstance(error, Paused):
+            return 130
+        raise

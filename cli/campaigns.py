@@ -1,0 +1,255 @@
+"""Research a goal to its verdict, go on with a campaign, end it for good."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cli.options import CampaignId, CrewOptions, Flag, LedgerOptions, Memory, memory_limit
+from cli.output import stopping
+from core.errors import InputError, bad_value
+
+if TYPE_CHECKING:
+    from experiments.campaign.lab import Lab
+    from experiments.ledger import Ledger
+    from experiments.runs.paths import Paths
+    from experiments.runs.runner import ProgressListener
+    from multi_agent.llm.choose import LLMChoice
+
+
+class NoGoal(Exception):
+    """Nothing was asked for, so the command line shows its help."""
+
+
+def research(
+    *,
+    goal: str | None = None,
+    budget: str | None = None,
+    env_steps: str | None = None,
+    seed: int = 0,
+    memory: Memory = None,
+    dry_run: Flag = False,
+    brain: CrewOptions = CrewOptions(),
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Research a goal to a verdict.
+
+    Parameters
+    ----------
+    goal
+        Such as "beat LSTM on halfcheetah-vel", "compare S5 and GRU on halfcheetah-dir", "improve LRU on ant-dir by 10 %".
+    budget
+        Wall time for everything, such as 30m (the default), 3m or 2h.
+    env_steps
+        Total training steps instead of wall time, such as 20M; the campaign is then deterministic.
+    seed
+        Seed of the whole campaign.
+    dry_run
+        Show what was understood and the plan, and stop.
+    """
+    began = time.monotonic()
+    if goal is None:
+        raise NoGoal
+    if budget is not None and env_steps is not None:
+        raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
+    if not 0 <= seed < 2**31:
+        raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
+    from core.numbers import parse_count, parse_duration
+    from experiments.campaign.plan import Budget
+
+    if env_steps is not None:
+        may_spend = Budget(env_steps=parse_count(env_steps))
+    else:
+        may_spend = Budget(wall_s=parse_duration(budget or "30m"))
+    limit_mb = memory_limit(memory)
+    if not dry_run:
+        options.paths()  # before anything is imported that keeps a cache
+    from experiments.campaign.begin import create_campaign, plan_campaign
+    from experiments.campaign.question import parse_goal
+
+    question = parse_goal(goal)
+    choice = brain.choose()
+    output = options.output
+    output.say(f"Understood: {question.sentence()}")
+    output.say(choice.describe())
+
+    ledger = None
+    if not dry_run:  # a ledger that cannot be used is said before anything is spent
+        ledger = options.create()
+        if choice.kind == "replay":
+            ledger.resolve(choice.name.partition(":")[2], "campaign")
+    stop = threading.Event()
+    with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
+        plan = plan_campaign(question, may_spend, probing, memory_limit_mb=limit_mb, stop=stop, say=output.say)
+    from cli.live import plan_text
+
+    output.say(plan_text(question, plan))
+    if ledger is None:
+        if output.json:
+            output.result({"question": question, "plan": plan})
+        output.say("Dry run: nothing was started.")
+        return 0
+    campaign_id = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
+    return _work(ledger, campaign_id, choice, brain, options, began)
+
+
+def resume(
+    campaign: CampaignId = "@last",
+    *,
+    dry_run: Flag = False,
+    brain: CrewOptions = CrewOptions(),
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Go on with a paused or interrupted campaign.
+
+    Parameters
+    ----------
+    dry_run
+        Show what was spent and what is left, and stop.
+    """
+    began = time.monotonic()
+    output = options.output
+    if dry_run:
+        from experiments.reading.queries import what_is_left
+
+        ledger = options.read()
+        left = what_is_left(ledger, ledger.resolve(campaign, "campaign"))
+        output.record(left, "Dry run: nothing was started.")
+        return 0
+    ledger = options.change()
+    campaign_id = ledger.resolve(campaign, "campaign")
+    row = ledger.get_campaign(campaign_id)
+    choice = brain.choose(row.llm)
+    if row.stage == "done":
+        output.say(f"Campaign c-{campaign_id:04d} is finished; its verdict stands.")
+        return _conclude(_open_lab(ledger, campaign_id, options.paths()), options)
+    output.say(f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
+    return _work(ledger, campaign_id, choice, brain, options, began)
+
+
+def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> int:
+    """End a campaign for good, with a verdict on what confirmation there is; pause and resume go on instead."""
+    from experiments.campaign.holder import is_alive
+
+    ledger = options.change()
+    campaign_id = ledger.resolve(campaign, "campaign")
+    row = ledger.get_campaign(campaign_id)
+    if row.stage == "done":
+        raise InputError(f"c-{campaign_id:04d} is finished: there is nothing to stop")
+    ledger.record_event(campaign_id, "stop", "human", {})
+    if row.status == "running" and is_alive(row.holder):
+        words = "it cancels its runs and writes its report"
+        options.output.done({"campaign": f"c-{campaign_id:04d}", "asked to end": words})
+        return 0
+    return _end(_open_lab(ledger, campaign_id, options.paths()), options)
+
+
+@contextmanager
+def _probing_paths(options: LedgerOptions, dry_run: bool) -> Iterator[Paths]:
+    """Where throughput is measured: the data folder, or a folder that goes away after a dry run."""
+    if not dry_run:
+        yield options.paths()
+        return
+    import tempfile
+
+    from experiments.runs.paths import Paths
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield Paths.of(folder)
+
+
+def _open_lab(
+    ledger: Ledger,
+    campaign_id: int,
+    paths: Paths,
+    *,
+    workers: int = 1,
+    listener: ProgressListener | None = None,
+    began: float | None = None,
+) -> Lab:
+    from experiments.campaign.lab import Lab
+    from experiments.runs.executor import LocalExecutor
+
+    executor = LocalExecutor(workers, paths.environment())
+    return Lab(ledger, campaign_id, executor, paths, listener=listener, began=began)
+
+
+def _work(
+    ledger: Ledger, campaign_id: int, choice: LLMChoice, brain: CrewOptions, options: LedgerOptions, began: float
+) -> int:
+    """Drive a campaign to its verdict, or to a pause."""
+    from cli.live import LiveView
+    from experiments.campaign.steering import is_stopped
+    from experiments.runs.machine import available_workers
+    from experiments.runs.runner import Denied, Paused
+    from multi_agent.workflows.research_workflow import run_research
+
+    output = options.output
+    view = LiveView(output.console, quiet=output.quiet or output.json)
+    lab = _open_lab(
+        ledger, campaign_id, options.paths(), workers=available_workers(), listener=view.on_progress, began=began
+    )
+    view.lab = lab
+    if is_stopped(ledger, campaign_id):  # asked for while nobody worked on it
+        return _end(lab, options)
+    try:
+        with lab.holding(), stopping(lab.stop_event, output.say), view:
+            output.say(f"Campaign {lab.campaign_id} in {ledger.path or ledger.url}")
+            run_research(
+                lab,
+                choice,
+                data_dir=lab.paths.data,
+                on_event=lambda event: view.on_event(event.kind, event.actor, event.text, event.payload),
+                max_tokens=brain.max_tokens,
+                max_usd=brain.max_usd,
+                approve_each=brain.approve_each,
+            )
+    except (Paused, KeyboardInterrupt) as paused:
+        if is_stopped(ledger, campaign_id):
+            return _end(lab, options)
+        if isinstance(paused, Denied):
+            output.say(f"{paused}.")
+        resume_command = f"python main.py resume {lab.campaign_id}{options.flags()}"
+        output.say(f"Paused; nothing is lost. Go on with: {resume_command}", always=True)
+        return 130
+    return _conclude(lab, options)
+
+
+def _end(lab: Lab, options: LedgerOptions) -> int:
+    """End a campaign that a person stopped, with a verdict where confirming had begun."""
+    from experiments.campaign.steering import end_campaign
+
+    with lab.holding():
+        end_campaign(lab)
+    return _conclude(lab, options)
+
+
+def _conclude(lab: Lab, options: LedgerOptions) -> int:
+    """Write the report, keep the better model, show the verdict."""
+    from cli.live import verdict_lines, verdict_panel
+    from experiments.reading.report import keep_model, write_report
+
+    output, ledger = options.output, lab.ledger
+    html, _ = write_report(ledger, lab.number, lab.paths)
+    shown: dict[str, Any] = {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None}
+    if not ledger.runs(lab.number, purpose="confirmation"):  # a person stopped it before there was anything to judge
+        narrative = ledger.get_campaign(lab.number).narrative or ""
+        output.result(shown, narrative, f"Report: {html}")
+        return 0
+    verdict = lab.judge()
+    model = keep_model(ledger, lab.number, lab.paths)
+    shown |= {"verdict": verdict, "model": str(model) if model else None}
+    lines = verdict_lines(verdict, lab.question, lab.plan, lab.round, lab.campaign_id, verdict.claim_id)
+    flags = options.flags()
+    commands = [f"open {html}"]
+    for run_id in verdict.run_ids[:1]:
+        commands += [
+            f"python main.py show r-{run_id:04d}{flags}",
+            f"python main.py rerun r-{run_id:04d} --check{flags}",
+        ]
+    commands.append(f"python main.py runs --campaign {lab.campaign_id}{flags}")
+    output.result(shown, verdict_panel(lines, verdict.outcome, commands))
+    return 0

@@ -1,0 +1,132 @@
+"""Options that many commands share: where the ledger is, how results are shown, which chat model is used."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from cli.output import Output
+
+if TYPE_CHECKING:
+    from experiments.ledger import Ledger
+    from experiments.runs.paths import Paths
+    from multi_agent.llm.choose import LLMChoice
+
+Flag = Annotated[bool, Parameter(negative="")]
+"""A switch without a `--no-` twin."""
+Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
+"""One or more words after the option."""
+CampaignId = Annotated[str, Parameter(help="Its id, such as c-0007, or @last.")]
+Changes = Annotated[Words, Parameter(help="Fields to change, such as model.state_dim=64.")]
+Seeds = Annotated[int | None, Parameter(help="So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.")]  # fmt: skip
+Memory = Annotated[str | None, Parameter(help="What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).")]  # fmt: skip
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LedgerOptions:
+    """Where the ledger is and how results are shown."""
+
+    data_dir: str | None = None
+    """Folder for everything that is written (default: runs/ in the checkout)."""
+    ledger: str | None = None
+    """Database URL of the ledger (default: ledger.db in the data folder)."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    quiet: Flag = False
+    """Print the result alone."""
+
+    @property
+    def output(self) -> Output:
+        return Output(json=self.json, quiet=self.quiet)
+
+    @property
+    def ledger_url(self) -> str:
+        paths = self.paths()
+        return self.ledger or paths.ledger_url
+
+    def paths(self) -> Paths:
+        """The data folder's paths; from here on the caches of libraries lie in it too."""
+        from experiments.runs.paths import Paths
+
+        paths = Paths.of(self.data_dir)
+        for name, value in paths.environment().items():  # before numba and matplotlib are imported
+            os.environ.setdefault(name, value)
+        return paths
+
+    def read(self) -> Ledger:
+        """The existing ledger, for reading alone."""
+        from experiments.ledger import Ledger
+
+        return Ledger(self.ledger_url, read_only=True)
+
+    def read_if_there(self) -> Ledger | None:
+        """The ledger for reading, None where there is none yet."""
+        from pathlib import Path
+
+        from sqlalchemy.engine import make_url
+
+        url = self.ledger_url
+        if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
+            return None
+        return self.read()
+
+    def change(self) -> Ledger:
+        """The existing ledger, open for writing; none is created."""
+        self.read().close()
+        return self.create()
+
+    def create(self) -> Ledger:
+        """The ledger, open for writing; where there is none yet it is created with its folder."""
+        from experiments.ledger import Ledger
+
+        self.paths().ensure()
+        return Ledger(self.ledger_url, read_only=False)
+
+    def flags(self) -> str:
+        """The flags that name this place, for commands that are printed."""
+        data = f" --data-dir {self.data_dir}" if self.data_dir else ""
+        return data + (f" --ledger {self.ledger}" if self.ledger else "")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BrainOptions:
+    """Which chat model is used, and what it may cost."""
+
+    llm: str = "auto"
+    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL or replay:CAMPAIGN."""
+    base_url: str | None = None
+    """An OpenAI-compatible server to use instead of the vendor's."""
+    max_usd: float | None = None
+    """Cap on the chat model's cost."""
+    max_tokens: int | None = None
+    """Cap on the chat model's tokens."""
+
+    def choose(self, recorded: str = "auto") -> LLMChoice:
+        """The chat model; `recorded` is a campaign's own, for where none is named. Caps that make no sense are refused."""
+        from multi_agent.llm.choose import choose_llm
+        from multi_agent.llm.meter import Meter
+
+        choice = choose_llm(recorded if self.llm == "auto" else self.llm, self.base_url)
+        Meter("", {}, max_tokens=self.max_tokens, max_usd=self.max_usd)
+        return choice
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CrewOptions(BrainOptions):
+    """The chat model of a campaign's crew, and what waits for a person."""
+
+    approve_each: Literal["none", "stage", "run"] | None = None
+    """Wait for `approve` before every stage, or before every group of runs that is trained together."""
+
+
+def memory_limit(typed: str | None) -> int | None:
+    """MiB that a run may occupy, from what was typed; None where nothing was."""
+    from core.numbers import parse_memory
+
+    return None if typed is None else parse_memory(typed)

@@ -1,0 +1,238 @@
+"""Look at what was recorded: lists, single rows, comparisons, SQL, reports, figures, files. Nothing here changes a row."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from cli.options import CampaignId, Flag, LedgerOptions
+
+
+def runs(
+    *,
+    campaign: str | None = None,
+    purpose: str | None = None,
+    status: str | None = None,
+    where: str | None = None,
+    group: str | None = None,
+    sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    all: Flag = False,
+    limit: int = 40,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """List recorded runs, newest last.
+
+    Parameters
+    ----------
+    campaign
+        Only those of one campaign, such as c-0007 or @last.
+    purpose
+        Only baseline, search, selection, confirmation, manual or rerun.
+    status
+        Only those with a status, such as done or failed.
+    where
+        Conditions such as "task=halfcheetah-vel and status=done,failed and score>=-50".
+    group
+        Columns to aggregate over, such as variant, or arm,purpose.
+    sort
+        A column, such as seed, or -score for the largest first.
+    all
+        Archived runs too.
+    limit
+        How many at most.
+    """
+    from experiments.reading.queries import list_runs
+
+    ledger = options.read()
+    listed = list_runs(
+        ledger,
+        campaign=None if campaign is None else ledger.resolve(campaign, "campaign"),
+        purpose=purpose,
+        status=status,
+        where=where,
+        group=group,
+        sort=sort,
+        everything=all,
+        limit=limit,
+    )
+    options.output.table(listed, header=True)
+
+
+def campaigns(*, options: LedgerOptions = LedgerOptions()) -> None:
+    """List campaigns with their stage and verdict."""
+    from experiments.reading.queries import list_campaigns
+
+    options.output.table(list_campaigns(options.read()), header=True)
+
+
+def show(id: str, *, options: LedgerOptions = LedgerOptions()) -> None:
+    """Show one run, campaign, claim or verdict with everything recorded about it.
+
+    Parameters
+    ----------
+    id
+        Such as r-0042, c-0007, k-0001, v-0001, @last (the last run) or @best.
+    """
+    from experiments.reading.queries import describe_row
+
+    options.output.record(describe_row(options.read(), id))
+
+
+def status(*, options: LedgerOptions = LedgerOptions()) -> None:
+    """Show open campaigns with who works on them, and the runs that are training."""
+    from experiments.reading.queries import list_active
+
+    campaigns, runs = list_active(options.read())
+    options.output.result({"campaigns": campaigns.records(), "runs": runs.records()}, campaigns, runs)
+
+
+def compare(first: str, second: str, /, *, all: Flag = False, options: LedgerOptions = LedgerOptions()) -> None:
+    """Compare two runs: what differs, and their scores paired by task and by shared seed.
+
+    Parameters
+    ----------
+    first
+        A run, such as r-0042.
+    second
+        Another one.
+    all
+        Every field and every task, not only what differs and the means.
+    """
+    from experiments.reading.compare import compare as compare_runs
+    from experiments.reading.compare import sentence
+
+    comparison = compare_runs(options.read(), first, second, everything=all)
+    tasks = [comparison.tasks] if all and comparison.tasks is not None else []
+    paired = ((comparison.by_task, "tasks"), (comparison.by_seed, "shared seeds"))
+    sentences = [sentence(pairs, comparison, unit) for pairs, unit in paired if pairs is not None]
+    options.output.result(comparison, comparison.differences, *tasks, *sentences, *comparison.notes)
+
+
+def diff(first: str, second: str, /, *, all: Flag = False, options: LedgerOptions = LedgerOptions()) -> None:
+    """Show what differs between two runs or two campaigns, and nothing else.
+
+    Parameters
+    ----------
+    first
+        A run or a campaign, such as r-0042.
+    second
+        Another one of the same kind.
+    all
+        Fields that are the same, too.
+    """
+    from experiments.reading.compare import diff as find_differences
+
+    options.output.table(find_differences(options.read(), first, second, everything=all))
+
+
+def sql(statement: str, /, *, limit: int = 1000, options: LedgerOptions = LedgerOptions()) -> None:
+    """Ask the ledger anything with one select statement; nothing can be written.
+
+    Parameters
+    ----------
+    statement
+        Such as "select model, avg(score) from runs where status = 'done' group by model".
+    limit
+        How many rows at most.
+    """
+    from experiments.ledger.read_sql import read_sql
+
+    options.output.table(read_sql(options.read(), statement, limit=limit))
+
+
+def report(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> None:
+    """Write a campaign's report anew, as one HTML file and as Markdown."""
+    paths = options.paths()
+    from experiments.reading.report import write_report
+
+    ledger = options.read()
+    html, markdown = write_report(ledger, ledger.resolve(campaign, "campaign"), paths)
+    options.output.result({"html": str(html), "markdown": str(markdown)}, str(html), str(markdown))
+
+
+def plot(
+    *targets: str,
+    what: Literal["curves", "differences", "tasks", "profile", "shots"] | None = None,
+    out: str | None = None,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Draw a campaign's arms, or runs, from their recorded rows; runs of one configuration become one line with its interval.
+
+    Parameters
+    ----------
+    targets
+        A campaign (default: the last one), or runs such as r-0001 r-0002.
+    what
+        curves (training return by env steps, the default), differences (paired, seed by seed), tasks (return by evaluation task), profile (share of scores above a return) or shots (return by episode on one task).
+    out
+        An .svg or .png file, or an .html file with every figure that the rows hold (default: an .svg in the data folder).
+    """
+    paths = options.paths()
+    from experiments.reading.plot_files import write_plot
+
+    plotted = write_plot(options.read(), paths, targets or ("c@last",), what=what, out=out)
+    figures = [] if options.quiet else [f"  {figure.title}: {figure.rows}" for figure in plotted.figures]
+    options.output.result(plotted, plotted.file, *figures)
+
+
+def list_names(
+    what: Literal["tasks", "models", "learners", "presets", "agents", "benches", "plugins"],
+    *,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """List what can be named in a goal, a specification or a command.
+
+    Parameters
+    ----------
+    what
+        tasks, models, learners, presets, agents, benches, or plugins: what is loaded from outside the tree.
+    """
+    if what == "agents":
+        from multi_agent.agents.agent import list_agents
+
+        view = list_agents()
+    elif what == "benches":
+        from experiments.bench.registered import list_benches
+
+        view = list_benches()
+    else:
+        from experiments.reading.queries import list_registered
+
+        view = list_registered(what)
+    options.output.table(view)
+
+
+def export(
+    *,
+    format: str = "csv",
+    table: str = "runs",
+    campaign: str | None = None,
+    where: str | None = None,
+    out: str | None = None,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Write a table of the ledger as a file.
+
+    Parameters
+    ----------
+    format
+        csv, jsonl or parquet.
+    table
+        runs, metrics, evals, campaigns, proposals, claims, verdicts, events, artifacts, notes or tags.
+    campaign
+        Only what belongs to one campaign.
+    where
+        Only these runs and what belongs to them, as in runs --where.
+    out
+        The file (default: exports/ in the data folder).
+    """
+    from pathlib import Path
+
+    from experiments.ledger.export import export as write_export
+
+    ledger = options.read()
+    campaign_id = None if campaign is None else ledger.resolve(campaign, "campaign")
+    file = Path(out) if out else options.paths().data / "exports" / f"{table}.{format}"
+    count = write_export(ledger, file, what=table, format=format, campaign=campaign_id, where=where)
+    options.output.done({"file": str(file), "rows": count})

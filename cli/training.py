@@ -1,0 +1,392 @@
+"""Train by hand: a recorded configuration again, a preset or file, several models with equal effort; evaluate a kept model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from cli.options import Changes, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
+from cli.output import stopping
+from core.errors import InputError, bad_value
+from core.pools import Pool
+
+if TYPE_CHECKING:
+    from experiments.ledger import Ledger
+    from experiments.spec import RunSpec
+
+
+def rerun(
+    run: str,
+    *,
+    set: Changes = None,
+    seed: int | None = None,
+    seeds: Seeds = None,
+    check: Flag = False,
+    memory: Memory = None,
+    dry_run: Flag = False,
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Train a recorded configuration again.
+
+    Parameters
+    ----------
+    run
+        Its id, such as r-0042, @last or @best.
+    seed
+        Another seed.
+    check
+        Compare every number with the recorded ones; the exit code is 1 where they drift.
+    dry_run
+        Show what would be trained and how long it would take, and stop.
+    """
+    limit_mb = memory_limit(memory)
+    recorded = options.read()
+    original_id = recorded.resolve(run, "run")
+    original = recorded.get_run(original_id)
+    recorded.must_show(original)
+    if check and (set or seed is not None or seeds is not None):
+        raise bad_value("--check", "with --set, --seed or --seeds", "the recorded configuration unchanged")
+    from experiments.spec import recorded_spec
+
+    changed = bool(set) or seed is not None
+    spec = _changed(
+        recorded_spec(original.spec, f"r-{original_id:04d}", original.provenance), set, seed=seed, seeds=seeds
+    )
+    pool: Pool = "search" if changed else original.pool  # type: ignore[assignment]
+    chosen = _chosen_seeds(recorded, spec, pool, seeds)
+    if dry_run:
+        _show_intention(options, recorded, spec, chosen, pool)
+        return 0
+    recorded.close()
+    ledger = options.change()
+    from experiments.runs.runner import queue_run
+
+    run_ids = [
+        queue_run(
+            ledger,
+            spec.model_copy(update={"seed": chosen_seed}),
+            purpose="rerun",
+            pool=pool,
+            proposer="rerun",
+            claim_id=None if changed else original.claim_id,
+            rerun_of=original_id,
+        )
+        for chosen_seed in chosen
+    ]
+    if check:
+        code = _train_and_show(options, ledger, run_ids, limit_mb, checked_after=True)
+        return code or _show_check(options, ledger, original_id, run_ids[0])
+    return _train_and_show(options, ledger, run_ids, limit_mb, together=seeds is not None, original_id=original_id)
+
+
+def run_spec(
+    *,
+    spec: str | None = None,
+    preset: str | None = None,
+    set: Changes = None,
+    env_steps: str | None = None,
+    seed: int | None = None,
+    seeds: Seeds = None,
+    memory: Memory = None,
+    dry_run: Flag = False,
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Train one configuration by hand and evaluate it on the search pool.
+
+    Parameters
+    ----------
+    spec
+        A JSON file with the fields of a RunSpec; `show r-0042 --json` has one under "spec".
+    preset
+        Or a stored configuration, such as halfcheetah-vel.lstm; see: list presets.
+    env_steps
+        Training budget of a run, such as 300k (a preset's own: 1M).
+    seed
+        Another seed (a preset's own: 0).
+    dry_run
+        Show what would be trained and how long it would take, and stop.
+    """
+    limit_mb = memory_limit(memory)
+    wanted = _changed(_named_spec(spec, preset), set, seed=seed, seeds=seeds, env_steps=env_steps)
+    if dry_run:
+        recorded = options.read_if_there()
+        _show_intention(options, recorded, wanted, _chosen_seeds(recorded, wanted, "search", seeds), "search")
+        return 0
+    from experiments.runs.runner import queue_run
+
+    ledger = options.create()
+    run_ids = [
+        queue_run(ledger, wanted.model_copy(update={"seed": chosen}), purpose="manual", pool="search", proposer="human")
+        for chosen in _chosen_seeds(ledger, wanted, "search", seeds)
+    ]
+    return _train_and_show(options, ledger, run_ids, limit_mb, together=seeds is not None)
+
+
+def tune(
+    task: str,
+    /,
+    *,
+    models: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
+    trials: int = 8,
+    env_steps: str = "1M",
+    like: str | None = None,
+    only: Words = None,
+    seed: int = 0,
+    keep: str | None = None,
+    memory: Memory = None,
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Tune models on a task with equal effort, on the search pool; given again it trains only what is missing.
+
+    Parameters
+    ----------
+    task
+        Task family, such as halfcheetah-vel.
+    models
+        Sequence models, such as s5 lstm.
+    trials
+        Configurations a model, the default among them.
+    env_steps
+        Training budget of a trial, such as 300k.
+    like
+        A preset whose settings all models start from, such as halfcheetah-vel.s5 (without: each from its own).
+    only
+        Fields to search, such as learner.learning_rate (without: all).
+    seed
+        Seed of the search and of every trial's training.
+    keep
+        Folder that gets the best configurations as presets (without: none is written).
+    """
+    from pathlib import Path
+
+    from core.numbers import parse_count
+    from experiments.presets import named_preset
+    from experiments.runs import tuning
+    from experiments.runs.runner import Paused
+
+    limit_mb = memory_limit(memory)
+    spaces = tuning.tuning_spaces(task, models, like=named_preset(like) if like else None, only=only)
+    ledger, output = options.create(), options.output
+
+    def execute(run_ids: Sequence[int]) -> None:
+        if not _train(options, ledger, run_ids, limit_mb):
+            raise Paused
+
+    try:
+        tuned = tuning.tune(ledger, spaces, execute, trials=trials, env_steps=parse_count(env_steps), seed=seed)
+    except Paused:
+        output.say("What is trained is kept; the same command goes on.", always=True)
+        return 130
+    files = []
+    for model in tuned if keep else ():
+        effort = tuning.effort_text(model, like=like, models=models, only=only)
+        files.append(str(tuning.keep_preset(model, effort, Path(keep or ""))))
+    output.result({"models": tuned, "kept": files}, tuning.tuning_table(tuned), *(f"Kept: {file}" for file in files))
+    return 0
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    shots: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (0, 1, 5, 10),
+    pool: Pool = "search",
+    seed: int = 0,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Zero-shot and few-shot returns of a kept model, task by task.
+
+    Parameters
+    ----------
+    model
+        A folder of saved_models, or a checkpoint.
+    shots
+        Episodes lived (a memory) or gradient steps made (a gradient learner) before the one that counts.
+    pool
+        Which of the family's fixed tasks.
+    seed
+        Of start states and exploration.
+    """
+    from experiments.runs.few_shot import few_shot_table
+
+    options.output.table(few_shot_table(model, shots=shots, pool=pool, seed=seed))
+
+
+def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
+    """The specification in a JSON file, or a stored one."""
+    if (file_name is None) == (preset is None):
+        allowed = "either --spec FILE or --preset NAME (see: python main.py list presets)"
+        raise bad_value("run", "both" if file_name else "neither", allowed)
+    if file_name is None:
+        from experiments.presets import named_preset
+
+        return named_preset(preset or "")
+    from pathlib import Path
+
+    from experiments.spec import parse_spec
+
+    if not Path(file_name).is_file():
+        raise InputError(f"--spec: {file_name} does not exist")
+    return parse_spec(Path(file_name).read_text(), file_name)
+
+
+def _changed(
+    spec: RunSpec, changes: Sequence[str] | None, *, seed: int | None, seeds: int | None, env_steps: str | None = None
+) -> RunSpec:
+    """A specification with what the flags change."""
+    from core.numbers import parse_count
+    from experiments.spec import set_fields
+
+    if seed is not None and seeds is not None:
+        raise bad_value("--seed", seed, "either --seed or --seeds, not both")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
+    fields: dict[str, str] = {}
+    for item in changes or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise bad_value("--set", item, "field=value, such as model.state_dim=64")
+        fields[name] = value
+    if seed is not None:
+        fields["seed"] = str(seed)
+    if env_steps is not None:
+        fields["env_steps"] = str(parse_count(env_steps))
+    return set_fields(spec, fields) if fields else spec
+
+
+def _chosen_seeds(ledger: Ledger | None, spec: RunSpec, pool: Pool, count: int | None) -> tuple[int, ...]:
+    """The specification's own seed, or `count` fresh ones."""
+    from experiments.runs.by_hand import fresh_seeds
+
+    return (spec.seed,) if count is None else fresh_seeds(ledger, spec, pool, count)
+
+
+def _show_intention(
+    options: LedgerOptions, ledger: Ledger | None, spec: RunSpec, seeds: Sequence[int], pool: Pool
+) -> None:
+    """What a dry run says."""
+    from core.numbers import format_count, format_seconds
+    from experiments.runs.by_hand import intention
+    from experiments.runs.machine import available_workers
+
+    plan = intention(ledger, spec, seeds, pool, min(available_workers(), len(seeds)))
+    if plan.expected_s is None:
+        time = "no recorded run of this model on this task says how long"
+    else:
+        time = f"about {format_seconds(plan.expected_s)} by what this ledger recorded"
+    options.output.result(
+        plan,
+        f"{spec.policy.model.kind} on {spec.task}, {plan.parameters:,} parameters, learner {spec.learner.kind}, {pool} pool",
+        f"{len(seeds)} run{'s' if len(seeds) > 1 else ''} of {format_count(spec.env_steps)} env steps "
+        f"({format_count(plan.env_steps_total)} in all), {time}",
+        f"seeds {', '.join(map(str, seeds))}",
+        *([f"recorded already: {', '.join(plan.already)}"] if plan.already else []),
+        "Dry run: nothing was started.",
+    )
+
+
+def _train(options: LedgerOptions, ledger: Ledger, run_ids: Sequence[int], memory_limit_mb: int | None) -> bool:
+    """Train queued runs with a live view; those that a Ctrl-C stops are cancelled, and the answer is False."""
+    import threading
+
+    from cli.live import LiveView
+    from experiments.ledger import readable_id
+    from experiments.runs.executor import LocalExecutor
+    from experiments.runs.machine import available_workers
+    from experiments.runs.runner import Paused, cancel_run, execute_runs
+
+    output, paths, stop = options.output, options.paths(), threading.Event()
+    view = LiveView(output.console, quiet=output.quiet or output.json)
+    executor = LocalExecutor(min(available_workers(), len(run_ids)), paths.environment())
+    try:
+        with stopping(stop, output.say), view:
+            execute_runs(
+                ledger,
+                executor,
+                paths,
+                run_ids,
+                stop=stop,
+                listener=view.on_progress,
+                memory_limit_mb=memory_limit_mb,
+            )
+    except (Paused, KeyboardInterrupt):
+        cancelled = [readable_id("r", run_id) for run_id in run_ids if cancel_run(ledger, run_id)]
+        output.say(f"{', '.join(cancelled)} {'was' if len(cancelled) == 1 else 'were'} cancelled.", always=True)
+        return False
+    return True
+
+
+def _train_and_show(
+    options: LedgerOptions,
+    ledger: Ledger,
+    run_ids: Sequence[int],
+    memory_limit_mb: int | None,
+    *,
+    together: bool = False,
+    original_id: int | None = None,
+    checked_after: bool = False,
+) -> int:
+    """Train queued runs of one configuration, two at once, and print their results; the exit code says how they ended.
+
+    together: as a table with the mean over their seeds, beside the run that they repeat; else one line for the one run.
+    checked_after: a comparison with the recorded numbers follows.
+    """
+    finished = _train(options, ledger, run_ids, memory_limit_mb)
+    runs = [ledger.get_run(run_id) for run_id in run_ids]
+    failed = any(run.status != "done" for run in runs)
+    if not finished and all(run.score is None for run in runs):
+        return 130
+    if options.json and checked_after and not failed:
+        return 0  # what the check finds is the command's one JSON value
+    if together:
+        _show_seeds(options, ledger, run_ids, original_id)
+    else:
+        _show_run(options, ledger, run_ids[0])
+    return int(failed) if finished else 130
+
+
+def _show_run(options: LedgerOptions, ledger: Ledger, run_id: int) -> None:
+    """How one run ended, in one line."""
+    from experiments.ledger import readable_id
+
+    name, run = readable_id("r", run_id), ledger.get_run(run_id)
+    cause = "" if run.cause is None else f" ({run.cause})"
+    score = "" if run.score is None else f", mean first-episode return on the {run.pool} tasks {run.score:.2f}"
+    result = {"run": name, "status": run.status, "cause": run.cause, "score": run.score}
+    options.output.result(result, f"{name}: {run.status}{cause}{score}")
+
+
+def _show_seeds(options: LedgerOptions, ledger: Ledger, run_ids: Sequence[int], original_id: int | None) -> None:
+    """The scores of one configuration's seeds together."""
+    from experiments.runs.by_hand import seed_scores
+    from experiments.tables import TableView
+
+    scores = seed_scores(ledger, run_ids, original_id)
+    columns = ("run", "seed", "status", "score", "worst_task", "train_s")
+    rows = tuple(tuple(getattr(row, column) for column in columns) for row in scores.rows)
+    options.output.result(
+        scores,
+        TableView(columns=tuple(column.replace("_", " ") for column in columns), rows=rows),
+        scores.sentence(),
+        *(f"{row.run}: {row.cause}" for row in scores.rows if row.cause),
+    )
+
+
+def _show_check(options: LedgerOptions, ledger: Ledger, original_id: int, run_id: int) -> int:
+    """Whether a rerun reproduced the recorded numbers; 1 where it did not."""
+    from experiments.runs.runner import compare_reruns
+
+    check = compare_reruns(ledger, original_id, run_id)
+    if check.matches:
+        lines = [f"{check.rerun} matches {check.original}: {check.compared} numbers are the same."]
+    else:
+        reasons = check.reasons or ("no difference in code, packages or machine explains it",)
+        lines = [
+            f"{check.rerun} drifts from {check.original}:",
+            *(f"  {d.where}: {d.recorded} recorded, {d.rerun} now" for d in check.differences),
+            *(f"  reason: {reason}" for reason in reasons),
+        ]
+    options.output.result(check, *lines)
+    return int(not check.matches)

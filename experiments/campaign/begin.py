@@ -1,0 +1,78 @@
+"""How a campaign begins: a budget becomes a plan for the question's arms, and both become its row.
+
+The one planner of everybody who starts a campaign, the command line and `solve_task` alike.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from env_runner.task_distributions import get_family
+from experiments.campaign.plan import STARTUP_S, Budget, Plan, make_plan
+from experiments.campaign.question import Question
+from experiments.ledger.models import Campaign
+from experiments.ledger.store import Ledger, now
+from experiments.runs.machine import available_workers
+from experiments.runs.paths import Paths
+from experiments.runs.provenance import provenance
+from experiments.runs.throughput import measure_throughput
+from experiments.search.space import SearchSpace, plan_unit
+from meta_rl.learner import LEARNERS
+
+
+def plan_campaign(
+    question: Question,
+    budget: Budget,
+    paths: Paths,
+    *,
+    memory_limit_mb: int | None = None,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda words: None,
+) -> Plan:
+    """The richest design that fits `budget` on this machine.
+
+    For a budget in wall time the training throughput is measured first, in a folder of its own below `paths`; setting
+    `stop` ends that with Paused. memory_limit_mb: MiB that one run may occupy; the machine decides where None.
+    Raises InputError where the budget is too small for any design.
+    """
+    workers = available_workers()
+    families = (question.challenger, question.baseline)
+    spaces = [SearchSpace(family, question.task, learner=question.learner) for family in families]
+    steps_per_s, startup_s = None, STARTUP_S
+    if budget.wall_s is not None:
+        say("Measuring this machine's training throughput ...")
+        measured = measure_throughput(spaces, paths, workers, stop or threading.Event())
+        steps_per_s, startup_s = measured.steps_per_s, measured.startup_s
+        say(
+            f"Measured {steps_per_s:,.0f} env steps/s a run with {workers} at once, "
+            f"{startup_s:.1f} s of start and evaluation a run."
+        )
+    return make_plan(
+        budget,
+        iteration_steps=plan_unit(spaces),
+        horizon=get_family(question.task).horizon,
+        tuned_arms=2 if question.baseline_is_tuned else 1,
+        workers=workers,
+        steps_per_s=steps_per_s,
+        startup_s=startup_s,
+        memory_limit_mb=memory_limit_mb,
+        learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
+    )
+
+
+def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
+    """Write a new campaign at stage `baseline` (question and plan are what is written) and return its id."""
+    return ledger.add(
+        Campaign(
+            goal=question.goal,
+            question=question.model_dump(mode="json"),
+            plan=plan.model_dump(mode="json"),
+            seed=seed,
+            stage="baseline",
+            status="paused",
+            llm=llm,
+            provenance=provenance(),
+            created_at=now(),
+        )
+    )
