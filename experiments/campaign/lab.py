@@ -52,6 +52,8 @@ from experiments.spec import RunSpec
 from experiments.tables import TableView, rounded
 from experiments.vocabulary import ARMS, Pool, Purpose, Stage, readable_id
 
+__all__ = ["Lab", "Paused"]
+
 POOL_OF: dict[Purpose, Pool] = {
     "baseline": "search",
     "search": "search",

@@ -267,7 +267,7 @@ def test_bash_completes_what_follows_main_py_and_nothing_else(
     (tmp_path / "complete.bash").write_text(capsys.readouterr().out)
     typed = {
         "python main.py rer": "rerun",
-        "python3 ./main.py list p": "presets",
+        "python3 ./main.py list pr": "presets",
         "ssm-metarl rer": "rerun",
         "python other.py rer": "",
         "python ma": "",
