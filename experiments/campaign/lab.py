@@ -45,7 +45,7 @@ from experiments.ledger.store import Ledger
 from experiments.runs.executor import Executor
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import require_plugins
-from experiments.runs.runner import ProgressListener, RunProgress, execute_runs, queue_run
+from experiments.runs.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
 from experiments.search.space import ROLES, Value
 from experiments.spec import RunSpec
