@@ -32,6 +32,7 @@ DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 app = App(
     name="main.py",
     help="Ask a research question about sequence models in meta-reinforcement learning; a crew runs the experiments, code judges.",
+    help_epilogue="With any command: --plugin FILE|MODULE (may be repeated) takes in models, tasks, learners, agents and benches from there.",
     version_flags=["--version"],
     result_action="return_value",
 )
