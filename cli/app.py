@@ -24,6 +24,7 @@ app = App(
     name=INSTALLED if IS_INSTALLED else "main.py",
     help="Ask a research question about sequence models in meta-reinforcement learning; a crew runs the experiments, code judges.",
     help_format="plaintext",  # Markdown would cost a third of the time until --help is there
+    help_epilogue="With any command: --plugin FILE|MODULE (may be repeated) takes in models, tasks, learners, agents and benches from there.",
     version_flags=["--version"],
     result_action="return_value",
 )

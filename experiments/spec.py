@@ -11,10 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
-from core.plugins import unlike_recorded
+from core.plugins import Plugin, unlike_recorded
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
+from env_runner.task_family import RESOLVERS
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
 
 
@@ -66,9 +67,17 @@ class RunSpec(FrozenConfig):
 
 def _plugins_behind(spec: RunSpec) -> dict[str, str]:
     """Name -> SHA-256 of the plugins that registered the task family, the learner, or a model that `spec` names."""
-    used = [FAMILIES.plugin_of(spec.task), LEARNERS.plugin_of(spec.learner.kind)]
+    used = [_plugin_of_task(spec.task), LEARNERS.plugin_of(spec.learner.kind)]
     used += [MODELS.plugin_of(word) for word in _words_in(spec.policy.model.model_dump())]
     return {plugin.name: plugin.sha256 for plugin in sorted(filter(None, used), key=lambda plugin: plugin.name)}
+
+
+def _plugin_of_task(task: str) -> Plugin | None:
+    """The plugin that lists a task family, or makes the families of its kind of ids."""
+    if task in FAMILIES:
+        return FAMILIES.plugin_of(task)
+    made = ((RESOLVERS.plugin_of(example), RESOLVERS[example]) for example in RESOLVERS)
+    return next((plugin for plugin, resolve in made if plugin is not None and resolve(task) is not None), None)
 
 
 def _words_in(value: Any) -> Iterator[str]:

@@ -32,6 +32,7 @@ from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, T
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, generalized_advantages, standardize
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
+from meta_rl.training_state import restore_optimizer, restore_policy, training_tensors
 
 Params = dict[str, Tensor]
 
@@ -339,21 +340,10 @@ class MAMLPPO(Learner):
         )
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= self.normalizer.tensors()
-        for index, parameter in enumerate(self.policy.parameters()):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{index}.{name}"] = value
+        tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self.policy.parameters())
         return tensors, {"iteration": self.iteration}
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
-        self.policy.load_state_dict(weights)
-        self.normalizer.restore(tensors)
-        self.optimizer.state.clear()
-        for index, parameter in enumerate(self.policy.parameters()):
-            prefix = f"optimizer.{index}."
-            state = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.optimizer.state[parameter] = state
+        restore_policy(self.policy, self.normalizer, tensors)
+        restore_optimizer(self.optimizer, self.policy.parameters(), tensors)
         self.iteration = int(meta["iteration"])

@@ -30,6 +30,7 @@ from meta_rl.losses import explained_variance, generalized_advantages
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, next_lr_factor, ppo_update, set_learning_rate
 from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
+from meta_rl.training_state import restore_policy, training_tensors
 
 
 class RL2Config(PPOConfig):
@@ -222,18 +223,12 @@ class RL2(Learner):
         )
 
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= self.normalizer.tensors()
-        for index, parameter in enumerate(self._optimized()):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{index}.{name}"] = value
+        tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self._optimized())
         return tensors, {"iteration": self.iteration, "lr_factor": self.lr_factor}
 
     def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-        weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
-        self.policy.load_state_dict(weights)
-        self.normalizer.restore(tensors)
-        for index, parameter in enumerate(self._optimized()):
+        restore_policy(self.policy, self.normalizer, tensors)
+        for index, parameter in enumerate(self._optimized()):  # its moments are views, changed in place
             for name, value in self.optimizer.state[parameter].items():
                 kept = tensors.get(f"optimizer.{index}.{name}")
                 value.zero_() if kept is None else value.copy_(kept)

@@ -45,12 +45,12 @@ class LoadedPlugins:
     def __init__(self) -> None:
         from core import plugins
         from core.sequence_model import MODELS
-        from env_runner.task_distributions import FAMILIES
+        from env_runner.task_family import FAMILIES, RESOLVERS
         from experiments.bench.registered import BENCHES
         from meta_rl.learner import LEARNERS
         from multi_agent.agents.agent import AGENTS
 
-        registries = (MODELS, LEARNERS, FAMILIES, AGENTS, BENCHES)
+        registries = (MODELS, LEARNERS, FAMILIES, RESOLVERS, AGENTS, BENCHES)
         for registry in registries:
             registry.names()  # what is of the tree comes first
         self.state = plugins

@@ -21,7 +21,7 @@ from core.plugins import VARIABLE, load_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests" / "multi_agent"))
-from instant_lab import DESIGN, InstantExecutor  # noqa: E402
+from instant_lab import instant_lab  # noqa: E402
 
 FILES = {file.stem: file for file in sorted((ROOT / "examples" / "plugins").glob("*.py"))}
 EVERY = [word for file in FILES.values() for word in ("--plugin", str(file))]
@@ -128,31 +128,6 @@ def test_a_run_trains_all_three_in_its_own_process_and_is_repeated_only_with_the
     assert "r-0002 matches r-0001" in call(capsys, "rerun", "r-1", "--check", "--plugin", str(kept), *others, *place)
 
 
-def campaign(folder: Path, goal: str) -> Any:
-    """A campaign whose runs end at once, and what its crew said."""
-    from experiments.campaign.begin import create_campaign
-    from experiments.campaign.lab import Lab
-    from experiments.campaign.plan import Budget, Plan
-    from experiments.campaign.question import parse_goal
-    from experiments.ledger import Ledger
-    from experiments.runs.paths import Paths
-
-    paths = Paths.of(folder)
-    paths.ensure()
-    ledger = Ledger(paths.ledger_url)
-    plan = Plan(
-        budget=Budget(env_steps=10**6),
-        design=DESIGN,
-        tuned_arms=2,
-        env_steps_full=12_800,
-        env_steps_search=6_400,
-        workers=2,
-        steps_per_s=None,
-    )
-    number = create_campaign(ledger, parse_goal(goal), plan, seed=1, llm="offline")
-    return Lab(ledger, number, InstantExecutor(), paths)
-
-
 def test_a_campaign_searches_its_fields_hears_its_agent_and_goes_on_only_with_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], plugins_loaded
 ) -> None:
@@ -163,7 +138,7 @@ def test_a_campaign_searches_its_fields_hears_its_agent_and_goes_on_only_with_it
 
     for file in FILES.values():
         load_plugin(file)
-    lab = campaign(tmp_path, GOAL)
+    lab = instant_lab(tmp_path, goal=GOAL)
     crew = Crew(lab, choose_llm("offline"), tmp_path, lambda event: None, None, None, "sequential", None, None)
     tools = {tool.name: tool for member in crew.members for tool in member.tools}
     searched = {}
@@ -205,7 +180,7 @@ def test_a_campaign_may_be_trained_by_another_learner_of_the_tree(tmp_path: Path
     from multi_agent.llm.choose import choose_llm
     from multi_agent.workflows.research_workflow import run_research
 
-    lab = campaign(tmp_path, "beat LSTM with lru on point-robot, trained by MAML-PPO")
+    lab = instant_lab(tmp_path, goal="beat LSTM with lru on point-robot, trained by MAML-PPO")
     run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda event: None)
     assert lab.stage == "done"
     assert {run.spec["learner"]["kind"] for run in lab.ledger.runs(lab.number)} == {"maml-ppo"}

@@ -12,8 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy import ndarray
 
-from core.errors import InputError
-from env_runner.task_family import FAMILIES, ActionInfo, ContinuousTasks, EnvOptions, TaskVectorEnv, make_box
+from env_runner.task_family import ActionInfo, ContinuousTasks, EnvOptions, TaskVectorEnv, make_box, register_family
 
 
 class CrosswindEnv(TaskVectorEnv):
@@ -38,6 +37,7 @@ class CrosswindEnv(TaskVectorEnv):
         return self._position[:, None].copy()
 
 
+@register_family
 class Crosswind(ContinuousTasks):
     """## Description
     A cart on a line is blown aside by a constant wind and shall stay at the origin.
@@ -80,9 +80,5 @@ class Crosswind(ContinuousTasks):
     engine_packages = ("numpy",)
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> CrosswindEnv:
-        if options is not None and options.changes_anything:
-            raise InputError(f"options: {self.id} has no mid-episode changes")
+        self.refuse_changes(options)
         return CrosswindEnv(self, num_envs)
-
-
-FAMILIES.register("crosswind")(Crosswind())

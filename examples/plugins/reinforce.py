@@ -30,6 +30,7 @@ from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, T
 from meta_rl.losses import standardize
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.rollout import family_action, rollout
+from meta_rl.training_state import restore_optimizer, restore_policy, training_tensors
 
 LEARNS = (
     "point-robot",
@@ -131,21 +132,10 @@ class Reinforce(Learner):
         )
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= self.normalizer.tensors()
-        for index, parameter in enumerate(self.policy.parameters()):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{index}.{name}"] = value
+        tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self.policy.parameters())
         return tensors, {"iteration": self.iteration}
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        policy = {name.removeprefix("policy."): t for name, t in tensors.items() if name.startswith("policy.")}
-        self.policy.load_state_dict(policy)
-        self.normalizer.restore(tensors)
-        self.optimizer.state.clear()
-        for index, parameter in enumerate(self.policy.parameters()):
-            prefix = f"optimizer.{index}."
-            own = {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
-            if own:
-                self.optimizer.state[parameter] = own
+        restore_policy(self.policy, self.normalizer, tensors)
+        restore_optimizer(self.optimizer, self.policy.parameters(), tensors)
         self.iteration = int(meta["iteration"])

@@ -24,12 +24,14 @@ from typing import Any
 from core.errors import InputError
 from core.files import write_atomic
 from core.plugins import loaded_plugins, registrations, unlike_recorded
+from env_runner.task_family import RESOLVERS
 from experiments.runs.paths import CHECKOUT
 
 PACKAGES = (
     "torch", "numpy", "mujoco", "gymnasium", "metaworld", "numba", "scipy", "optuna", "crewai", "langchain", "langchain-openai",
     "sqlalchemy", "pydantic", "safetensors", "jaxtyping",
 )  # fmt: skip
+ALWAYS_USED = ("agent", RESOLVERS.kind)  # what a campaign's plugins register that it does not name
 CODE = ("*.py", "*.json", "*.toml", "*.j2", "*.md")  # new files of other kinds, such as data, are not part of the patch
 
 
@@ -53,13 +55,13 @@ def plugin_names(recorded: Mapping[str, Any]) -> str:
 def require_plugins(recorded: Mapping[str, Any], used: Collection[str], name: str, *, unchanged: bool = True) -> None:
     """Refuse to go on with recorded work whose plugins are not here.
 
-    recorded: its provenance. used: the models, task and learner that it works with; agents always count. name: what it is called.
+    recorded: its provenance. used: the models, task and learner that it works with. name: what it is called.
     unchanged: whether they must also be what they were. Raises InputError that says which plugin to give.
     """
     needed = {
         plugin["name"]: plugin
         for plugin in recorded.get("plugins", ())
-        if any(kind == "agent" or set(names) & set(used) for kind, names in plugin["registers"].items())
+        if any(kind in ALWAYS_USED or set(names) & set(used) for kind, names in plugin["registers"].items())
     }
     present = {plugin.name for plugin in loaded_plugins()}
     digests = {n: p["sha256"] for n, p in needed.items() if unchanged or n not in present}

@@ -43,12 +43,18 @@ class InstantExecutor:
             on_message(job, Ended("done", None, steps, 1.0))
 
 
-def instant_lab(folder: Path, *, fail: Callable[[Job], bool] = lambda job: False, design: Design = DESIGN) -> Lab:
+def instant_lab(
+    folder: Path,
+    *,
+    goal: str = "beat LSTM on point-robot",
+    fail: Callable[[Job], bool] = lambda job: False,
+    design: Design = DESIGN,
+) -> Lab:
     """A new campaign in `folder`, or the one that is there."""
     paths = Paths.of(folder)
     paths.ensure()
     ledger = Ledger(paths.ledger_url)
-    question = parse_goal("beat LSTM on point-robot")
+    question = parse_goal(goal)
     plan = Plan(
         budget=Budget(env_steps=10**6),
         design=design,
