@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from cli.execution import Execution
 from cli.options import Changes, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
-from cli.output import stopping
 from core.errors import InputError, bad_value
 from core.pools import Pool
 
@@ -75,10 +75,10 @@ def rerun(
         )
         for chosen_seed in chosen
     ]
+    execution = Execution(options, ledger, limit_mb)
     if check:
-        code = _train_and_show(options, ledger, run_ids, limit_mb, checked_after=True)
-        return code or _show_check(options, ledger, original_id, run_ids[0])
-    return _train_and_show(options, ledger, run_ids, limit_mb, together=seeds is not None, original_id=original_id)
+        return execution.train_and_show(run_ids, checked_after=True) or execution.show_check(original_id, run_ids[0])
+    return execution.train_and_show(run_ids, together=seeds is not None, original_id=original_id)
 
 
 def run_spec(
@@ -121,7 +121,7 @@ def run_spec(
         queue_run(ledger, wanted.model_copy(update={"seed": chosen}), purpose="manual", pool="search", proposer="human")
         for chosen in _chosen_seeds(ledger, wanted, "search", seeds)
     ]
-    return _train_and_show(options, ledger, run_ids, limit_mb, together=seeds is not None)
+    return Execution(options, ledger, limit_mb).train_and_show(run_ids, together=seeds is not None)
 
 
 def tune(
@@ -169,9 +169,10 @@ def tune(
     limit_mb = memory_limit(memory)
     spaces = tuning.tuning_spaces(task, models, like=named_preset(like) if like else None, only=only)
     ledger, output = options.create(), options.output
+    execution = Execution(options, ledger, limit_mb)
 
     def execute(run_ids: Sequence[int]) -> None:
-        if not _train(options, ledger, run_ids, limit_mb):
+        if not execution.train(run_ids):
             raise Paused
 
     try:
@@ -285,108 +286,3 @@ def _show_intention(
         *([f"recorded already: {', '.join(plan.already)}"] if plan.already else []),
         "Dry run: nothing was started.",
     )
-
-
-def _train(options: LedgerOptions, ledger: Ledger, run_ids: Sequence[int], memory_limit_mb: int | None) -> bool:
-    """Train queued runs with a live view; those that a Ctrl-C stops are cancelled, and the answer is False."""
-    import threading
-
-    from cli.live import LiveView
-    from experiments.ledger import readable_id
-    from experiments.runs.executor import LocalExecutor
-    from experiments.runs.machine import available_workers
-    from experiments.runs.runner import Paused, cancel_run, execute_runs
-
-    output, paths, stop = options.output, options.paths(), threading.Event()
-    view = LiveView(output.console, quiet=output.quiet or output.json)
-    executor = LocalExecutor(min(available_workers(), len(run_ids)), paths.environment())
-    try:
-        with stopping(stop, output.say), view:
-            execute_runs(
-                ledger,
-                executor,
-                paths,
-                run_ids,
-                stop=stop,
-                listener=view.on_progress,
-                memory_limit_mb=memory_limit_mb,
-            )
-    except (Paused, KeyboardInterrupt):
-        cancelled = [readable_id("r", run_id) for run_id in run_ids if cancel_run(ledger, run_id)]
-        output.say(f"{', '.join(cancelled)} {'was' if len(cancelled) == 1 else 'were'} cancelled.", always=True)
-        return False
-    return True
-
-
-def _train_and_show(
-    options: LedgerOptions,
-    ledger: Ledger,
-    run_ids: Sequence[int],
-    memory_limit_mb: int | None,
-    *,
-    together: bool = False,
-    original_id: int | None = None,
-    checked_after: bool = False,
-) -> int:
-    """Train queued runs of one configuration, two at once, and print their results; the exit code says how they ended.
-
-    together: as a table with the mean over their seeds, beside the run that they repeat; else one line for the one run.
-    checked_after: a comparison with the recorded numbers follows.
-    """
-    finished = _train(options, ledger, run_ids, memory_limit_mb)
-    runs = [ledger.get_run(run_id) for run_id in run_ids]
-    failed = any(run.status != "done" for run in runs)
-    if not finished and all(run.score is None for run in runs):
-        return 130
-    if options.json and checked_after and not failed:
-        return 0  # what the check finds is the command's one JSON value
-    if together:
-        _show_seeds(options, ledger, run_ids, original_id)
-    else:
-        _show_run(options, ledger, run_ids[0])
-    return int(failed) if finished else 130
-
-
-def _show_run(options: LedgerOptions, ledger: Ledger, run_id: int) -> None:
-    """How one run ended, in one line."""
-    from experiments.ledger import readable_id
-
-    name, run = readable_id("r", run_id), ledger.get_run(run_id)
-    cause = "" if run.cause is None else f" ({run.cause})"
-    score = "" if run.score is None else f", mean first-episode return on the {run.pool} tasks {run.score:.2f}"
-    result = {"run": name, "status": run.status, "cause": run.cause, "score": run.score}
-    options.output.result(result, f"{name}: {run.status}{cause}{score}")
-
-
-def _show_seeds(options: LedgerOptions, ledger: Ledger, run_ids: Sequence[int], original_id: int | None) -> None:
-    """The scores of one configuration's seeds together."""
-    from experiments.runs.by_hand import seed_scores
-    from experiments.tables import TableView
-
-    scores = seed_scores(ledger, run_ids, original_id)
-    columns = ("run", "seed", "status", "score", "worst_task", "train_s")
-    rows = tuple(tuple(getattr(row, column) for column in columns) for row in scores.rows)
-    options.output.result(
-        scores,
-        TableView(columns=tuple(column.replace("_", " ") for column in columns), rows=rows),
-        scores.sentence(),
-        *(f"{row.run}: {row.cause}" for row in scores.rows if row.cause),
-    )
-
-
-def _show_check(options: LedgerOptions, ledger: Ledger, original_id: int, run_id: int) -> int:
-    """Whether a rerun reproduced the recorded numbers; 1 where it did not."""
-    from experiments.runs.runner import compare_reruns
-
-    check = compare_reruns(ledger, original_id, run_id)
-    if check.matches:
-        lines = [f"{check.rerun} matches {check.original}: {check.compared} numbers are the same."]
-    else:
-        reasons = check.reasons or ("no difference in code, packages or machine explains it",)
-        lines = [
-            f"{check.rerun} drifts from {check.original}:",
-            *(f"  {d.where}: {d.recorded} recorded, {d.rerun} now" for d in check.differences),
-            *(f"  reason: {reason}" for reason in reasons),
-        ]
-    options.output.result(check, *lines)
-    return int(not check.matches)

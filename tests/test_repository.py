@@ -31,7 +31,16 @@ def test_imports_go_in_one_direction() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "LICENSE", "CONTRIBUTING.md", "saved_models/README.md", "docs/architecture.md", ".ci/run"]
+    "name",
+    [
+        "README.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+        "saved_models/README.md",
+        "docs/architecture.md",
+        "docs/commands.md",
+        ".ci/run",
+    ],
 )
 def test_the_repository_has(name: str) -> None:
     assert (ROOT / name).is_file()
