@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import select
 
 from core.config import FrozenConfig
-from core.errors import InputError, bad_value
+from core.errors import bad_value
 from core.seeding import numpy_stream
 from experiments.judging.judge import ArmResult, summarise
 from experiments.ledger.ids import readable_id

@@ -17,16 +17,16 @@ from sqlalchemy.orm import Session
 
 from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
-from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import Ledger, join_value, now, readable_id, split_value
+from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import keep_patch, provenance
+from experiments.runs.worker import FRESH
 from experiments.search.space import count_parameters
 from experiments.spec import RunSpec
 from experiments.vocabulary import FINISHED, Pool, Purpose
-from experiments.runs.worker import FRESH
 
 TIME_LIMIT_S = 6 * 3600.0
 

@@ -18,9 +18,9 @@ from core.errors import bad_value, unknown_name
 from core.sequence_model import MODELS, default_config
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, readable_id
-from experiments.search.optimizer import Tried, best_trial, suggest
 from experiments.presets import preset
 from experiments.runs.runner import queue_run
+from experiments.search.optimizer import Tried, best_trial, suggest
 from experiments.search.space import ModelFamily, SearchSpace, Value
 from experiments.spec import RunSpec
 from experiments.tables import TableView
