@@ -125,7 +125,13 @@ def keep_plugins(data: Path) -> list[Path]:
 
 @cache
 def tree(root: Path) -> tuple[str | None, bytes | None]:
-    """The commit of a checkout and what differs from it, new files of code included; (None, None) outside of git."""
+    """The commit of a checkout and what differs from it, new files of code included; (None, None) outside of git.
+
+    A folder that lies in a repository but holds nothing of it, such as the packages of an environment that somebody keeps in
+    a project of their own, has no commit either: that commit and that project's changes say nothing about this code.
+    """
+    if _git(root, "ls-files", "--error-unmatch", "--", ".") is None:
+        return None, None
     commit, index = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "--git-path", "index")
     if commit is None or index is None:
         return None, None

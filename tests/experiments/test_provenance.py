@@ -34,6 +34,17 @@ def test_a_clean_tree_is_its_commit_and_a_folder_without_git_has_none(tmp_path: 
     assert tree(tmp_path / "b") == (None, None)
 
 
+def test_an_installation_inside_another_repository_has_no_commit_of_it(tmp_path: Path) -> None:
+    packages = _checkout(tmp_path / "a") / "environment" / "packages"
+    packages.mkdir(parents=True)
+    (packages / "installed.py").write_text("c = 3\n")
+    (tmp_path / "a" / "kept.py").write_text("somebody else's work\n")
+    assert tree(packages) == (None, None)
+    (tmp_path / "a" / ".gitignore").write_text("environment/\n")
+    tree.cache_clear()
+    assert tree(packages) == (None, None)
+
+
 def test_a_dirty_tree_comes_back_from_its_commit_and_its_patch(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "a")
     _git(tmp_path, "clone", "-q", str(root), "b")
