@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,9 +23,18 @@ from torch import Tensor, nn
 
 from core.config import search
 from core.errors import bad_value
-from core.fused import Fused, decay, f32, fused_allowed, sigmoid
+from core.fused.autograd import Fused, fused_allowed
+from core.kernels.jit import as_numpy, f32
+from core.kernels.selective import (
+    conv_silu,
+    conv_silu_backward,
+    conv_silu_step,
+    selective_scan,
+    selective_scan_backward,
+    selective_step,
+)
 from core.norm import LayerNorm
-from core.scan import JIT, as_numpy, split_scan
+from core.scan import split_scan
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.ssm import StateSpaceModel
 from core.stack import BLOCKS
@@ -95,49 +103,6 @@ def _last_inputs(extended: Tensor, keep: Tensor | None, taps: int) -> Tensor:
     return last * after[:, 1 - taps :].unsqueeze(-1)
 
 
-@numba.njit(**JIT)
-def _conv(extended, reach, weight, bias, pre, out):  # pragma: no cover (compiled)
-    """extended (B, K - 1 + T, E), reach (B, T, K) in {0, 1}: pre = bias + sum weight x, out = silu(pre)."""
-    batch, time, width = pre.shape
-    taps = weight.shape[0]
-    p = np.empty(width, f32)
-    for b in range(batch):
-        for t in range(time):
-            for n in range(width):
-                p[n] = bias[n] + weight[0, n] * extended[b, t + taps - 1, n]
-            for j in range(1, taps):
-                if reach[b, t, j] != f32(0):
-                    for n in range(width):
-                        p[n] += weight[j, n] * extended[b, t + taps - 1 - j, n]
-            for n in range(width):
-                pre[b, t, n] = p[n]
-            for n in range(width):
-                out[b, t, n] = p[n] * sigmoid(p[n])
-
-
-@numba.njit(**JIT)
-def _conv_backward(
-    grad, pre, extended, reach, weight, grad_extended, grad_weight, grad_bias
-):  # pragma: no cover (compiled)
-    """Gradients of `_conv`; all three results are added to."""
-    batch, time, width = pre.shape
-    taps = weight.shape[0]
-    d = np.empty(width, f32)
-    for b in range(batch):
-        for t in range(time):
-            for n in range(width):
-                s = sigmoid(pre[b, t, n])
-                d[n] = grad[b, t, n] * s * (f32(1) + pre[b, t, n] * (f32(1) - s))
-            for n in range(width):
-                grad_bias[n] += d[n]
-            for j in range(taps):
-                if j == 0 or reach[b, t, j] != f32(0):
-                    for n in range(width):
-                        grad_extended[b, t + taps - 1 - j, n] += weight[j, n] * d[n]
-                    for n in range(width):
-                        grad_weight[j, n] += extended[b, t + taps - 1 - j, n] * d[n]
-
-
 def _reach(keep: Tensor | None, batch: int, time: int, taps: int) -> np.ndarray:
     """(B, T, K): whether tap j of step t sees across no reset: the product of keep over t - j + 1 ... t."""
     reach = np.ones((batch, time, taps), f32)
@@ -159,7 +124,7 @@ class _Conv(Fused):
         x, past, keep, weight, bias = inputs
         extended, reach = torch.cat([past, x], 1), _reach(keep, x.shape[0], x.shape[1], weight.shape[0])
         pre, out = torch.empty(x.shape), torch.empty(x.shape)
-        _conv(extended.numpy(), reach, as_numpy(weight), as_numpy(bias), pre.numpy(), out.numpy())
+        conv_silu(extended.numpy(), reach, as_numpy(weight), as_numpy(bias), pre.numpy(), out.numpy())
         _Conv.keep_inputs(ctx, inputs, extended, pre)
         ctx.reach = reach
         return out, _last_inputs(extended, keep, weight.shape[0]).clone()
@@ -173,7 +138,7 @@ class _Conv(Fused):
         grad_extended = torch.zeros_like(extended)
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         if grad is not None:
-            _conv_backward(
+            conv_silu_backward(
                 as_numpy(grad), pre.numpy(), extended.numpy(), ctx.reach, as_numpy(weight), grad_extended.numpy(),
                 grad_weight.numpy(), grad_bias.numpy(),
             )  # fmt: skip
@@ -202,100 +167,6 @@ def selective_reference(
     return (c.unsqueeze(2) @ states).squeeze(2) + skip * x, states[:, -1]
 
 
-@numba.njit(**JIT)
-def _selective(x, delta, a, b, c, skip, state, keep, y, last):  # pragma: no cover (compiled)
-    """`selective_reference`; a = -exp(a_log)."""
-    batch, time, width = x.shape
-    count = a.shape[0]
-    gain, out, dt = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
-    for i in range(batch):
-        for n in range(count):
-            for e in range(width):
-                last[i, n, e] = state[i, n, e]
-        for t in range(time):
-            k = keep[i, t]
-            for e in range(width):
-                dt[e] = delta[i, t, e]
-            for e in range(width):
-                gain[e] = dt[e] * x[i, t, e]
-            for e in range(width):
-                out[e] = skip[e] * x[i, t, e]
-            for n in range(count):
-                bn, cn = b[i, t, n], c[i, t, n]
-                for e in range(width):
-                    h = k * decay(dt[e] * a[n, e]) * last[i, n, e] + bn * gain[e]
-                    last[i, n, e] = h
-                    out[e] += cn * h
-            for e in range(width):
-                y[i, t, e] = out[e]
-
-
-@numba.njit(**JIT)
-def _selective_backward(
-    x, delta, a, b, c, skip, state, keep, grad_y, grad_last, grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip,
-    grad_state,
-):  # fmt: skip  # pragma: no cover (compiled)
-    """Gradients of `_selective`. The states of one sequence are computed again and kept only for that sequence."""
-    batch, time, width = x.shape
-    count = a.shape[0]
-    trail = np.empty((time + 1, count, width), f32)  # states
-    decays = np.empty((time, count, width), f32)
-    gain, d_gain, d_delta = np.empty(width, f32), np.empty(width, f32), np.empty(width, f32)
-    dt, gy, flow = np.empty(width, f32), np.empty(width, f32), np.empty((count, width), f32)
-    for i in range(batch):
-        for n in range(count):
-            for e in range(width):
-                trail[0, n, e] = state[i, n, e]
-                flow[n, e] = grad_last[i, n, e]
-        for t in range(time):
-            k = keep[i, t]
-            for e in range(width):
-                dt[e] = delta[i, t, e]
-            for e in range(width):
-                gain[e] = dt[e] * x[i, t, e]
-            for n in range(count):
-                bn = b[i, t, n]
-                for e in range(width):
-                    decays[t, n, e] = k * decay(dt[e] * a[n, e])
-                for e in range(width):
-                    trail[t + 1, n, e] = decays[t, n, e] * trail[t, n, e] + bn * gain[e]
-        for s in range(time):
-            t = time - 1 - s
-            for e in range(width):
-                dt[e] = delta[i, t, e]
-                d_gain[e] = f32(0)
-                d_delta[e] = f32(0)
-            for e in range(width):
-                gy[e] = grad_y[i, t, e]
-                gain[e] = dt[e] * x[i, t, e]
-            for n in range(count):
-                bn, cn = b[i, t, n], c[i, t, n]
-                sum_b = sum_c = f32(0)
-                for e in range(width):
-                    sum_c += gy[e] * trail[t + 1, n, e]
-                    flow[n, e] += cn * gy[e]
-                for e in range(width):
-                    sum_b += flow[n, e] * gain[e]
-                    d_gain[e] += bn * flow[n, e]
-                for e in range(width):
-                    back = flow[n, e] * decays[t, n, e]  # what flows to h_{t-1}
-                    work = back * trail[t, n, e]  # dL / d(delta a)
-                    flow[n, e] = back
-                    d_delta[e] += work * a[n, e]
-                for e in range(width):
-                    grad_a[n, e] += flow[n, e] * trail[t, n, e] * dt[e]
-                grad_b[i, t, n], grad_c[i, t, n] = sum_b, sum_c
-            for e in range(width):
-                grad_delta[i, t, e] = d_delta[e] + d_gain[e] * x[i, t, e]
-            for e in range(width):
-                grad_x[i, t, e] = d_gain[e] * dt[e] + skip[e] * gy[e]
-            for e in range(width):
-                grad_skip[e] += gy[e] * x[i, t, e]
-        for n in range(count):
-            for e in range(width):
-                grad_state[i, n, e] = flow[n, e]
-
-
 class _Selective(Fused):
     """`selective_reference` without ever holding all states of all sequences."""
 
@@ -310,7 +181,7 @@ class _Selective(Fused):
             as_numpy(x), as_numpy(delta), -np.exp(as_numpy(a_log)), as_numpy(b), as_numpy(c), as_numpy(skip),
             as_numpy(state), mask,
         )  # fmt: skip
-        _selective(*ctx.numbers, y.numpy(), last.numpy())
+        selective_scan(*ctx.numbers, y.numpy(), last.numpy())
         _Selective.keep_inputs(ctx, inputs)
         return y, last
 
@@ -324,7 +195,7 @@ class _Selective(Fused):
         grad_b, grad_c, grad_skip = torch.empty(b.shape), torch.empty(c.shape), torch.zeros_like(skip)
         grad_state = torch.empty(state.shape)
         results = (grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip, grad_state)
-        _selective_backward(*ctx.numbers, *(as_numpy(value) for value in (grad_y, grad_last, *results)))
+        selective_scan_backward(*ctx.numbers, *(as_numpy(value) for value in (grad_y, grad_last, *results)))
         grad_a *= torch.from_numpy(ctx.numbers[2])  # d a / d a_log = a
         return grad_x, grad_delta, grad_a, grad_b, grad_c, grad_skip, grad_state, None
 
@@ -392,10 +263,10 @@ class MambaBlock(nn.Module):
             weight, conv_bias, a, skip = arrays
             after, v = torch.empty(state.shape), torch.empty(x.shape[0], self.inner)
             state, gate, out, inner = as_numpy(state), projected.numpy(), v.numpy(), self.inner  # pyright: ignore
-            _conv_step(gate, state, weight, conv_bias, after.numpy(), out)
+            conv_silu_step(gate, state, weight, conv_bias, after.numpy(), out)
             selected = torch.addmm(bias, v, select)
             delta = F.softplus(selected[:, :inner])
-            _selective_step(out, gate, delta.numpy(), selected.numpy(), a, skip, state, len(weight), after.numpy())
+            selective_step(out, gate, delta.numpy(), selected.numpy(), a, skip, state, len(weight), after.numpy())
             return torch.addmm(x, v, merge), after
         v, z = projected.chunk(2, 1)
         past, h = state.unflatten(1, (-1, self.inner)).tensor_split((self.taps - 1,), 1)
@@ -406,48 +277,6 @@ class MambaBlock(nn.Module):
         h = torch.addcmul((delta.unsqueeze(1) * a).exp_().mul_(h), b.unsqueeze(2), (delta * v).unsqueeze(1))
         y = torch.addcmul(torch.bmm(c.unsqueeze(1), h).squeeze(1), self.D, v)
         return torch.addmm(x, y.mul_(F.silu(z)), merge), torch.cat([past[:, 1:], h], 1).flatten(1)
-
-
-@numba.njit(**JIT)
-def _conv_step(projected, state, taps, bias, after, v):  # pragma: no cover (compiled)
-    """v = silu(bias + sum of taps, oldest first, times the last inputs); the inputs move up by one in `after`."""
-    batch, width = v.shape
-    last = taps.shape[0] - 1
-    total = np.empty(width, f32)
-    for b in range(batch):
-        for e in range(width):
-            total[e] = bias[e] + taps[last, e] * projected[b, e]
-        for j in range(last):
-            for e in range(width):
-                total[e] += taps[j, e] * state[b, j * width + e]
-        for e in range(width):
-            v[b, e] = total[e] * sigmoid(total[e])
-        if last > 0:
-            for e in range((last - 1) * width):
-                after[b, e] = state[b, width + e]
-            for e in range(width):
-                after[b, (last - 1) * width + e] = projected[b, e]
-
-
-@numba.njit(**JIT)
-def _selective_step(v, projected, delta, selected, a, skip, state, taps, after):  # pragma: no cover (compiled)
-    """One step of `_selective`, gated by silu(z): v becomes y silu(z); selected is [delta | B | C], projected [x | z]."""
-    batch, width = v.shape
-    count, first = a.shape[0], (taps - 1) * width
-    out, gain = np.empty(width, f32), np.empty(width, f32)
-    for b in range(batch):
-        for e in range(width):
-            gain[e] = delta[b, e] * v[b, e]
-            out[e] = skip[e] * v[b, e]
-        for n in range(count):
-            bn, cn, base = selected[b, width + n], selected[b, width + count + n], first + n * width
-            for e in range(width):
-                h = decay(delta[b, e] * a[n, e]) * state[b, base + e] + bn * gain[e]
-                after[b, base + e] = h
-                out[e] += cn * h
-        for e in range(width):
-            z = projected[b, width + e]
-            v[b, e] = out[e] * z * sigmoid(z)
 
 
 register_model("mamba", MambaConfig)(StateSpaceModel)

@@ -1,7 +1,7 @@
 """LSTM and GRU under the common contract: the baselines that a state space model has to beat, none of them handicapped.
 
 LSTM runs through torch's fused kernel. torch has no fused GRU on CPU (its loop is five times slower than its LSTM), so
-the GRU has a kernel here: one product for all inputs, then a compiled loop. Both have a reference loop in plain
+the GRU has a kernel (`core.kernels.gru`): one product for all inputs, then a compiled loop. Both have a reference loop in plain
 operations, used for second derivatives, under torch.func transforms, and by the tests.
 Gates, layouts and names are torch's (nn.LSTM, nn.GRU), so weights can be exchanged with them.
 """
@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -20,8 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
-from core.fused import Fused, Native, f32, fused_allowed, tanh_ratio
-from core.scan import JIT, as_numpy
+from core.fused.autograd import Fused, Native, fused_allowed
+from core.kernels.gru import gru_scan, gru_scan_backward
+from core.kernels.jit import as_numpy, f32
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -186,84 +186,6 @@ def gru_reference(
     return torch.stack(outputs, 1), h
 
 
-@numba.njit(**JIT)
-def tanh(x):  # pragma: no cover (compiled)
-    """tanh to 3e-7: Eigen's rational approximation, which vectorises."""
-    top, bottom = tanh_ratio(min(max(x, f32(-9.0)), f32(9.0)))
-    return top / bottom
-
-
-@numba.njit(**JIT)
-def _product(left, right, out):  # pragma: no cover (compiled)
-    """out = left @ right in groups of rows: the BLAS behind np.dot starts threads for larger products, and a few
-    microseconds of work each step are not worth a thread's start."""
-    rows = max(4, 262144 // (right.shape[0] * right.shape[1]) // 4 * 4)
-    for start in range(0, left.shape[0], rows):
-        np.dot(left[start : start + rows], right, out[start : start + rows])
-
-
-@numba.njit(**JIT)
-def _gru_kernel(projected, w_hh_t, b_hh, h0, keep, out, gates, previous):  # pragma: no cover (compiled)
-    """projected (T, B, 3H) -> out (T, B, H); keeps r, z, n, U_n h + b (T, B, 4H) and h_{t-1} after resets (T, B, H)."""
-    time, batch, width = out.shape
-    product, n = np.empty((batch, 3 * width), f32), np.empty(width, f32)
-    for t in range(time):
-        past = h0 if t == 0 else out[t - 1]
-        before = previous[t]
-        for b in range(batch):
-            k = keep[t, b]
-            for j in range(width):
-                before[b, j] = k * past[b, j]
-        _product(before, w_hh_t, product)
-        for b in range(batch):
-            for j in range(2 * width):
-                gates[t, b, j] = f32(0.5) + f32(0.5) * tanh(f32(0.5) * (projected[t, b, j] + product[b, j] + b_hh[j]))
-            for j in range(width):
-                gates[t, b, 3 * width + j] = product[b, 2 * width + j] + b_hh[2 * width + j]
-            for j in range(width):
-                n[j] = tanh(projected[t, b, 2 * width + j] + gates[t, b, j] * gates[t, b, 3 * width + j])
-            for j in range(width):
-                gates[t, b, 2 * width + j] = n[j]
-            for j in range(width):
-                out[t, b, j] = n[j] + gates[t, b, width + j] * (before[b, j] - n[j])
-
-
-@numba.njit(**JIT)
-def _gru_backward_kernel(grad_y, w_hh, keep, gates, previous, d_x, d_h, carry):  # pragma: no cover (compiled)
-    """Gradients of the gates' inputs: d_x (T, B, 3H) of W x + b, d_h (T, B, 3H) of U h + b; carry (B, H) in and out."""
-    time, batch, width = previous.shape
-    product = np.empty((batch, width), f32)
-    dn, flow = np.empty(width, f32), np.empty(width, f32)
-    two, three = 2 * width, 3 * width
-    for i in range(time):
-        t = time - 1 - i
-        for b in range(batch):
-            for j in range(width):
-                flow[j] = carry[b, j] + grad_y[t, b, j]
-            for j in range(width):
-                n = gates[t, b, two + j]
-                dn[j] = flow[j] * (f32(1) - gates[t, b, width + j]) * (f32(1) - n * n)
-            for j in range(width):
-                d_x[t, b, two + j] = dn[j]
-            for j in range(width):
-                z = gates[t, b, width + j]
-                d_x[t, b, width + j] = flow[j] * (previous[t, b, j] - gates[t, b, two + j]) * z * (f32(1) - z)
-            for j in range(width):
-                r = gates[t, b, j]
-                d_x[t, b, j] = dn[j] * gates[t, b, three + j] * r * (f32(1) - r)
-            for j in range(width):
-                d_h[t, b, two + j] = dn[j] * gates[t, b, j]
-            for j in range(two):
-                d_h[t, b, j] = d_x[t, b, j]
-            for j in range(width):
-                carry[b, j] = flow[j] * gates[t, b, width + j]
-        _product(d_h[t], w_hh, product)
-        for b in range(batch):
-            k = keep[t, b]
-            for j in range(width):
-                carry[b, j] = k * (carry[b, j] + product[b, j])
-
-
 class _GRU(Fused):
     """One layer: x (B, T, D), h (B, H), keep and torch's four parameters to y (B, T, H) and the last h."""
 
@@ -279,7 +201,7 @@ class _GRU(Fused):
         mask = np.ones((time, batch), f32) if keep is None else as_numpy(keep.T)
         out, gates = torch.empty(time, batch, width), torch.empty(time, batch, 4 * width)
         previous = torch.empty(time, batch, width)
-        _gru_kernel(
+        gru_scan(
             projected.numpy().reshape(time, batch, -1), as_numpy(w_hh.T), as_numpy(b_hh), as_numpy(h), mask,
             out.numpy(), gates.numpy(), previous.numpy(),
         )  # fmt: skip
@@ -296,7 +218,7 @@ class _GRU(Fused):
         carry = torch.zeros(batch, width) if grad_last is None else grad_last.clone()
         grad_y = torch.zeros(time, batch, width) if grad_y is None else grad_y.transpose(0, 1)
         d_x, d_h = torch.empty(time, batch, 3 * width), torch.empty(time, batch, 3 * width)
-        _gru_backward_kernel(
+        gru_scan_backward(
             as_numpy(grad_y), as_numpy(w_hh), ctx.mask, gates.numpy(), previous.numpy(), d_x.numpy(), d_h.numpy(),
             as_numpy(carry),
         )  # fmt: skip

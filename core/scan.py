@@ -9,182 +9,22 @@ Shapes: B batch, T time, N states. Complex numbers travel as real tensors of twi
 
 The backward is written with the same differentiable scan, so that it can be differentiated again (second-order MAML),
 and batched by `torch.func.vmap`; where no graph is being built it runs as one fused kernel.
-On CPU a numba kernel walks the sequence; elsewhere a log-depth scan of torch operations does (Hillis and Steele, 1986;
+On CPU a compiled kernel walks the sequence (`core.kernels.recurrence`); elsewhere a log-depth scan of torch operations does (Hillis and Steele, 1986;
 Blelloch, 1990). `scan_loop` is the plain reference that the tests compare both with.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import numba
-import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from core.errors import bad_value
-
-# A run must write nothing outside its folder, so compiled code is cached only where the caller chose a place.
-# NaN and infinity keep their meaning: a diverged model must look diverged.
-JIT: dict[str, Any] = {
-    "nogil": True,
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-    "error_model": "numpy",
-    "cache": bool(os.environ.get("NUMBA_CACHE_DIR")),
-}
-
-
-# ---------------------------------------------------------------------------------------------- CPU kernels (numba)
-# The carried state lives in small local arrays and elements are indexed directly: a slice of an array costs an atomic
-# reference count, which at 64 states a step is more than the arithmetic. Loops with few arrays vectorise, hence several.
-@numba.njit(**JIT)
-def real_kernel(a, x, h0, keep, reverse, out):  # pragma: no cover (compiled)
-    """out_t = k a h + x over T. a (Ba, Ta, N) with Ba in {1, B}, Ta in {1, T}; reverse: from the end, a shifted."""
-    batch, time, width = x.shape
-    per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
-    h = np.empty(width, x.dtype)
-    for b in range(batch):
-        ab = b if per_batch else 0
-        for n in range(width):
-            h[n] = h0[b, n]
-        for i in range(time):
-            t = time - 1 - i if reverse else i
-            s = t + 1 if reverse and i > 0 else t  # whose coefficient carries the state into t
-            k = x.dtype.type(0) if reverse and i == 0 else keep[b, s]
-            at = s if per_step else 0
-            for n in range(width):
-                h[n] = k * a[ab, at, n] * h[n] + x[b, t, n]
-            for n in range(width):
-                out[b, t, n] = h[n]
-
-
-@numba.njit(**JIT)
-def complex_kernel(a, x, h0, keep, reverse, out):  # pragma: no cover (compiled)
-    """The same for split complex numbers; reverse uses the conjugate of a."""
-    batch, time, width = x.shape
-    half = width // 2
-    per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
-    sign = x.dtype.type(-1.0 if reverse else 1.0)
-    re, im = np.empty(half, x.dtype), np.empty(half, x.dtype)
-    for b in range(batch):
-        ab = b if per_batch else 0
-        for n in range(half):
-            re[n] = h0[b, n]
-            im[n] = h0[b, half + n]
-        for i in range(time):
-            t = time - 1 - i if reverse else i
-            s = t + 1 if reverse and i > 0 else t
-            k = x.dtype.type(0) if reverse and i == 0 else keep[b, s]
-            at = s if per_step else 0
-            for n in range(half):
-                a_re, a_im = k * a[ab, at, n], sign * k * a[ab, at, half + n]
-                h_re, h_im = re[n], im[n]
-                re[n] = a_re * h_re - a_im * h_im + x[b, t, n]
-                im[n] = a_re * h_im + a_im * h_re + x[b, t, half + n]
-            for n in range(half):
-                out[b, t, n] = re[n]
-            for n in range(half):
-                out[b, t, half + n] = im[n]
-
-
-@numba.njit(**JIT)
-def real_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover (compiled)
-    """dx, da (shape of a, zeroed by the caller) and dh0 in one reversed pass."""
-    batch, time, width = h.shape
-    per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
-    flow, before, total = np.empty(width, h.dtype), np.empty(width, h.dtype), np.empty(width, h.dtype)
-    for b in range(batch):
-        ab = b if per_batch else 0
-        for n in range(width):
-            flow[n] = total[n] = 0
-        for i in range(time):
-            t = time - 1 - i
-            k, at = keep[b, t], t if per_step else 0
-            for n in range(width):
-                flow[n] += g[b, t, n]
-            for n in range(width):
-                dx[b, t, n] = flow[n]
-            if t > 0:
-                for n in range(width):
-                    before[n] = k * h[b, t - 1, n]
-            else:
-                for n in range(width):
-                    before[n] = k * h0[b, n]
-            if per_step:
-                for n in range(width):
-                    da[ab, t, n] += before[n] * flow[n]
-            else:
-                for n in range(width):
-                    total[n] += before[n] * flow[n]
-            for n in range(width):
-                flow[n] *= k * a[ab, at, n]
-        for n in range(width):
-            dh0[b, n] = flow[n]
-        if not per_step:
-            for n in range(width):
-                da[ab, 0, n] += total[n]
-
-
-@numba.njit(**JIT)
-def complex_backward_kernel(a, h, h0, keep, g, dx, da, dh0):  # pragma: no cover (compiled)
-    """The same for split complex numbers."""
-    batch, time, width = h.shape
-    half = width // 2
-    per_batch, per_step = a.shape[0] > 1, a.shape[1] > 1
-    re, im = np.empty(half, h.dtype), np.empty(half, h.dtype)
-    b_re, b_im = np.empty(half, h.dtype), np.empty(half, h.dtype)
-    total_re, total_im = np.empty(half, h.dtype), np.empty(half, h.dtype)
-    for b in range(batch):
-        ab = b if per_batch else 0
-        for n in range(half):
-            re[n] = im[n] = total_re[n] = total_im[n] = 0
-        for i in range(time):
-            t = time - 1 - i
-            k, at = keep[b, t], t if per_step else 0
-            for n in range(half):
-                re[n] += g[b, t, n]
-                im[n] += g[b, t, half + n]
-            for n in range(half):
-                dx[b, t, n] = re[n]
-            for n in range(half):
-                dx[b, t, half + n] = im[n]
-            if t > 0:
-                for n in range(half):
-                    b_re[n] = k * h[b, t - 1, n]
-                    b_im[n] = k * h[b, t - 1, half + n]
-            else:
-                for n in range(half):
-                    b_re[n] = k * h0[b, n]
-                    b_im[n] = k * h0[b, half + n]
-            if per_step:
-                for n in range(half):
-                    da[ab, t, n] += b_re[n] * re[n] + b_im[n] * im[n]
-                for n in range(half):
-                    da[ab, t, half + n] += b_re[n] * im[n] - b_im[n] * re[n]
-            else:
-                for n in range(half):
-                    total_re[n] += b_re[n] * re[n] + b_im[n] * im[n]
-                    total_im[n] += b_re[n] * im[n] - b_im[n] * re[n]
-            for n in range(half):
-                a_re, a_im = k * a[ab, at, n], k * a[ab, at, half + n]
-                l_re, l_im = re[n], im[n]
-                re[n] = a_re * l_re + a_im * l_im
-                im[n] = a_re * l_im - a_im * l_re
-        for n in range(half):
-            dh0[b, n] = re[n]
-            dh0[b, half + n] = im[n]
-        if not per_step:
-            for n in range(half):
-                da[ab, 0, n] += total_re[n]
-                da[ab, 0, half + n] += total_im[n]
-
-
-def as_numpy(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as a C-contiguous array for a kernel."""
-    return tensor.detach().contiguous().numpy()
+from core.kernels.jit import as_numpy
+from core.kernels.recurrence import complex_scan, complex_scan_backward, real_scan, real_scan_backward
 
 
 # ------------------------------------------------------------------------------------------- the differentiable scan
@@ -198,7 +38,7 @@ class _Scan(torch.autograd.Function):
     def forward(a: Tensor, x: Tensor, h0: Tensor, keep: Tensor, is_complex: bool, reverse: bool) -> Tensor:
         if x.device.type == "cpu":
             out = torch.empty(x.shape, dtype=x.dtype)
-            kernel = complex_kernel if is_complex else real_kernel
+            kernel = complex_scan if is_complex else real_scan
             kernel(as_numpy(a), as_numpy(x), as_numpy(h0), as_numpy(keep), reverse, out.numpy())
             return out
         return scan_parallel(a, x, h0, keep, is_complex, reverse)
@@ -214,7 +54,7 @@ class _Scan(torch.autograd.Function):
         (g,) = grads
         if not ctx.reverse and _fused_backward_allowed(g, h):
             dx, da, dh0 = torch.empty_like(h), torch.zeros_like(a), torch.empty_like(h0)
-            kernel = complex_backward_kernel if ctx.is_complex else real_backward_kernel
+            kernel = complex_scan_backward if ctx.is_complex else real_scan_backward
             kernel(*(as_numpy(value) for value in (a, h, h0, keep, g, dx, da, dh0)))
             return da, dx, dh0, None, None, None
         times = _conj_times if ctx.is_complex else torch.mul

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from core.config import search
 from core.errors import bad_value, unknown_name
-from core.fused import channel_system, dense_system, discretize, split, ssm_block
+from core.fused.discretization import discretize, split
+from core.fused.linear_cells import channel_system, dense_system
+from core.fused.ssm_block import ssm_block
 from core.norm import LayerNorm
 from core.sequence_model import (
     MODELS,
@@ -145,7 +147,7 @@ def log_uniform(size: tuple[int, ...], low: float, high: float, generator: torch
 
 
 class DiagonalCell(nn.Module):
-    """Dense B (S, H) and C (H, S), diagonal A and D: the form that S5 and LRU share; see `core.fused.discretize`."""
+    """Dense B (S, H) and C (H, S), diagonal A and D: the form that S5 and LRU share; see `core.fused.discretization.discretize`."""
 
     form = "dense"
     dynamics: tuple[str, str, str]

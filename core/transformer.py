@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numba
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.config import search
-from core.fused import Native, decay, f32, fused_allowed
+from core.fused.autograd import Native, fused_allowed
+from core.kernels.attention import attend_step
+from core.kernels.jit import as_numpy
 from core.mlp import MLPConfig
 from core.norm import LayerNorm
-from core.scan import JIT, as_numpy
 from core.sequence_model import SequenceModelConfig, linear, register_model, transforms_active
 from core.stack import BLOCKS, BlockStack
 
@@ -145,7 +144,7 @@ class AttentionBlock(nn.Module):
         projected = self.project(self.norm(x))
         if fused_allowed(x):
             after, y = torch.empty(state.shape), torch.empty(x.shape)
-            _attend_step(as_numpy(projected), as_numpy(state), prepared.numpy(), window, after.numpy(), y.numpy())
+            attend_step(as_numpy(projected), as_numpy(state), prepared.numpy(), window, after.numpy(), y.numpy())
             return x + F.linear(y, self.merge.weight, self.merge.bias), after
         q, k, v = projected.chunk(3, -1)
         count = (state[:, :1] + 1).clamp_(max=window)
@@ -158,49 +157,6 @@ class AttentionBlock(nn.Module):
         weights = scores.masked_fill(empty.unsqueeze(1), -math.inf).softmax(-1)
         y = torch.einsum("bhw,bwhd->bhd", weights, values).flatten(1)
         return x + F.linear(y, self.merge.weight, self.merge.bias), state
-
-
-@numba.njit(**JIT)
-def _attend_step(projected, state, penalty, window, after, out):  # pragma: no cover (compiled)
-    """One step of attention: projected [q | k | v] (B, 3H), the cache moved up by one into `after`, out (B, H).
-
-    Only filled entries are looked at. penalty (heads, W), oldest first.
-    """
-    batch, width = out.shape
-    heads = penalty.shape[0]
-    size, values = width // heads, 1 + window * width
-    scale = f32(1 / math.sqrt(size))
-    scores, total = np.empty((heads, window), f32), np.empty(width, f32)
-    for b in range(batch):
-        count = min(int(state[b, 0]) + 1, window)
-        after[b, 0] = count
-        for i in range(1, 1 + (window - 1) * width):
-            after[b, i] = state[b, i + width]
-        for i in range(values, values + (window - 1) * width):
-            after[b, i] = state[b, i + width]
-        for j in range(width):
-            after[b, values - width + j] = projected[b, width + j]
-            after[b, values + (window - 1) * width + j] = projected[b, 2 * width + j]
-        for j in range(width):
-            total[j] = 0
-        for head in range(heads):
-            highest = f32(-np.inf)
-            for w in range(window - count, window):
-                score, base = f32(0), 1 + w * width + head * size
-                for j in range(size):
-                    score += projected[b, head * size + j] * after[b, base + j]
-                scores[head, w] = score * scale + penalty[head, w]
-                highest = max(highest, scores[head, w])
-            weight = f32(0)
-            for w in range(window - count, window):
-                scores[head, w] = decay(scores[head, w] - highest)
-                weight += scores[head, w]
-            for w in range(window - count, window):
-                p, base = scores[head, w] / weight, values + w * width + head * size
-                for j in range(size):
-                    total[head * size + j] += p * after[b, base + j]
-        for j in range(width):
-            out[b, j] = total[j]
 
 
 @register_model("transformer", TransformerConfig)

@@ -10,34 +10,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.compiled import flat_layout
-from core.fused import f32
-from core.scan import JIT
-
-
-@numba.njit(**JIT)
-def _adam(w, g, m, v, scale, rate, beta1, beta2, root, eps):  # pragma: no cover (compiled)
-    """One step for gradients g * scale; rate has the first bias correction in it, root is sqrt of the second's."""
-    rest1, rest2, inverse = f32(1) - beta1, f32(1) - beta2, f32(1) / root
-    for i in range(w.size):
-        slope = g[i] * scale
-        m[i] += rest1 * (slope - m[i])
-        v[i] = beta2 * v[i] + rest2 * slope * slope
-        w[i] -= rate * m[i] / (np.sqrt(v[i]) * inverse + eps)
-
-
-@numba.njit(**JIT)
-def norm(g):  # pragma: no cover (compiled)
-    """Euclidean norm."""
-    total = f32(0)
-    for i in range(g.size):
-        total += g[i] * g[i]
-    return np.sqrt(total)
+from core.fused.policy import flat_layout
+from core.kernels.adam import adam, norm
+from core.kernels.jit import f32
 
 
 class FlatAdam(torch.optim.Optimizer):
@@ -114,7 +93,7 @@ class FlatAdam(torch.optim.Optimizer):
         count = self._steps.item()
         for group, (start, end) in zip(self.param_groups, self._spans, strict=True):
             beta1, beta2 = group["betas"]
-            _adam(
+            adam(
                 self.weights[start:end], self.gradients[start:end], self._m[start:end], self._v[start:end],
                 f32(scale), f32(group["lr"] / (1 - beta1**count)), f32(beta1), f32(beta2),
                 f32(math.sqrt(1 - beta2**count)), f32(group["eps"]),

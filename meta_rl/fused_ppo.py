@@ -1,131 +1,74 @@
 """One gradient of PPO's loss without autograd: the same numbers as `meta_rl.ppo`'s plain path, in a third of the time.
 
-Encoder, heads and loss run compiled for every policy that `core.compiled.covered` allows; so does a state space memory.
+Encoder, heads and loss run compiled for every policy that `core.fused.policy.covered` allows; so does a state space memory.
 Any other memory keeps autograd for itself and takes part through its input and output.
 """
 
 from __future__ import annotations
 
-import math
-
-import numba
 import numpy as np
 import torch
 
-from core.compiled import (
-    LOG_STD,
-    CompiledPolicy,
-    covered,
-    encode,
-    encode_backward,
-    heads,
-    heads_backward,
-    memory_backward,
-    memory_forward,
-    prepare,
+from core.fused.policy import CompiledPolicy, covered
+from core.kernels.adam import norm
+from core.kernels.jit import as_flat, f32
+from core.kernels.layout import Activations, Scratch, Sequences, Sizes, Slopes, Targets, Trace
+from core.kernels.policy import encode, encode_backward, heads, heads_backward
+from core.kernels.ppo_loss import (
+    ENTROPY,
+    NORM,
+    POLICY_LOSS,
+    VALUE_LOSS,
+    categorical_loss,
+    gather,
+    gaussian_loss,
+    value_loss,
 )
-from core.fused import f32
-from core.policy import LOG_2PI, PolicyInput, RecurrentPolicy
-from core.scan import JIT
-from meta_rl.flat_adam import FlatAdam, norm
-
-POLICY_LOSS, VALUE_LOSS, ENTROPY, KL, CLIPPED, NORM = range(6)
-"""Places in `measured`: what the plain path measures a step, and the gradient's norm."""
+from core.kernels.ssm_memory import discretize_layers, memory_backward, memory_forward
+from core.policy import PolicyInput, RecurrentPolicy
+from meta_rl.flat_adam import FlatAdam
 
 
-@numba.njit(**JIT)
-def _gather(rows, source, out):  # pragma: no cover (compiled)
-    """The chosen rows of source (N, M), one after the other."""
-    width = source.shape[1]
-    for i in range(rows.size):
-        out[i * width : (i + 1) * width] = source[rows[i]]
+class Minibatch:
+    """Buffers for minibatches of `count` sequences of `steps` steps, R rows in all, of a batch's parts (N, T numbers)."""
 
+    def __init__(self, sizes: Sizes, batch: tuple[np.ndarray, ...], count: int, steps: int) -> None:
+        def rows_of(numbers: int, layers: int | None = None) -> np.ndarray:
+            size = count * steps * numbers
+            return np.empty(size if layers is None else (layers, size), f32)
 
-@numba.njit(**JIT)
-def _sample_loss(log_ratio, advantage, clip, measured):  # pragma: no cover (compiled)
-    """Adds one sample's surrogate, KL and clipping to the measures; returns the surrogate's slope in log pi."""
-    ratio = math.exp(log_ratio)
-    held = min(max(ratio, f32(1) - clip), f32(1) + clip)
-    free, bound = ratio * advantage, held * advantage
-    measured[POLICY_LOSS] -= min(free, bound)
-    measured[KL] += ratio - f32(1) - log_ratio
-    measured[CLIPPED] += abs(ratio - f32(1)) > clip
-    # Where the bound is the smaller one and holds, the objective is flat.
-    return f32(0) if bound < free else -free
-
-
-@numba.njit(**JIT)
-def _value_loss(value, returns, coefficient, grad, measured):  # pragma: no cover (compiled)
-    """Half the squared error, and its slope."""
-    for r in range(value.size):
-        gap = value[r] - returns[r]
-        measured[VALUE_LOSS] += f32(0.5) * gap * gap
-        grad[r] = coefficient * gap / f32(value.size)
-
-
-@numba.njit(**JIT)
-def gaussian_loss(
-    mean, log_std, actions, old, advantages, clip, entropy_coef, grad_mean, grad_log_std, measured
-):  # pragma: no cover (compiled)
-    """PPO's loss but the critic's for a Gaussian: slopes in mean (R, A), and in log_std (A,), which grow."""
-    size, rows = log_std.size, old.size
-    inverse, z = np.empty(size, f32), np.empty(size, f32)
-    constant = f32(0.5 * LOG_2PI * size)
-    for j in range(size):
-        inverse[j] = math.exp(-log_std[j])
-        constant += log_std[j]
-    for r in range(rows):
-        total = f32(0)
-        for j in range(size):
-            z[j] = (actions[r * size + j] - mean[r * size + j]) * inverse[j]
-            total += z[j] * z[j]
-        log_ratio = (f32(-0.5) * total - constant) - old[r]
-        slope = f32(_sample_loss(log_ratio, advantages[r], clip, measured) / rows)
-        for j in range(size):
-            grad_mean[r * size + j] = slope * z[j] * inverse[j]
-            grad_log_std[j] += slope * (z[j] * z[j] - f32(1))
-    entropy = f32(0.5 * (1 + LOG_2PI) * size)
-    for j in range(size):
-        entropy += log_std[j]
-        grad_log_std[j] -= entropy_coef
-    measured[ENTROPY] += entropy * rows
-
-
-@numba.njit(**JIT)
-def categorical_loss(
-    logits, size, actions, old, advantages, clip, entropy_coef, grad_logits, measured
-):  # pragma: no cover (compiled)
-    """The same for a choice of `size`: slopes in logits (R, A)."""
-    rows = old.size
-    p, log_p = np.empty(size, f32), np.empty(size, f32)
-    for r in range(rows):
-        first = r * size
-        top = logits[first]
-        for j in range(size):
-            top = max(top, logits[first + j])
-        total = f32(0)
-        for j in range(size):
-            p[j] = math.exp(logits[first + j] - top)
-            total += p[j]
-        shift, entropy = top + f32(math.log(total)), f32(0)
-        for j in range(size):
-            p[j] /= total
-            log_p[j] = logits[first + j] - shift
-            entropy -= p[j] * log_p[j]
-        measured[ENTROPY] += entropy
-        chosen = actions[r]
-        slope = f32(_sample_loss(log_p[chosen] - old[r], advantages[r], clip, measured) / rows)
-        spread = f32(entropy_coef / rows)
-        for j in range(size):
-            grad_logits[first + j] = spread * p[j] * (log_p[j] + entropy) - slope * p[j]
-        grad_logits[first + chosen] += slope
+        self.parts = tuple(np.empty(count * part.shape[1], part.dtype) for part in batch)
+        self.seen, *targets = self.parts
+        self.targets = Targets(*targets)
+        self.activations = Activations(
+            encoded=rows_of(sizes.encoder),
+            hidden=rows_of(2 * sizes.head),
+            mean=rows_of(sizes.actions),
+            value=rows_of(1),
+        )
+        self.slopes = Slopes(
+            encoded=rows_of(sizes.encoder),
+            hidden=rows_of(2 * sizes.head),
+            mean=rows_of(sizes.actions),
+            value=rows_of(1),
+            memory=rows_of(sizes.width),
+        )
+        self.trace = Trace(
+            states=rows_of(sizes.state if sizes.dense else 0, sizes.layers),
+            linear=rows_of(sizes.width, sizes.layers),
+            active=rows_of(sizes.width, sizes.layers),
+            mixed=rows_of(2 * sizes.width, sizes.layers),
+            out=rows_of(sizes.width, sizes.layers),
+        )
+        self.scratch = Scratch(below=rows_of(sizes.width), linear=rows_of(sizes.width), mixed=rows_of(2 * sizes.width))
+        self.sequences = Sequences(keep=np.ones((count, steps), f32), zeros=np.zeros((count, sizes.state), f32))
 
 
 class FusedLoss:
     """Gradients of PPO's loss for minibatches of whole sequences, into the optimizer's flat gradient.
 
     inputs (N, T, ...), actions (N, T, A) or (N, T), old_log_prob, advantages, returns (N, T): the whole batch.
-    most: sequences in the largest minibatch. Buffers are made once; use one object for an update.
+    Buffers are made once for each size of minibatch; use one object for an update.
     """
 
     def __init__(
@@ -137,25 +80,16 @@ class FusedLoss:
         old_log_prob: torch.Tensor,
         advantages: torch.Tensor,
         returns: torch.Tensor,
-        *,
-        most: int,
     ) -> None:
         self.policy, self.optimizer = policy, optimizer
-        self.compiled = compiled = CompiledPolicy(policy, optimizer.starts)
+        self.compiled = CompiledPolicy(policy, optimizer.starts)
         count, self.steps = old_log_prob.shape
         seen = torch.cat(
             [inputs.obs, inputs.prev_action, inputs.prev_reward[..., None], inputs.prev_done[..., None]], -1
         )
         whole = (seen, actions, old_log_prob, advantages, returns)
-        self.batch = [np.ascontiguousarray(part.detach().numpy()).reshape(count, -1) for part in whole]
-        _, wide, width, size, inner, choices, layers, *_ = compiled.dims.tolist()
-        rows = most * self.steps
-        self.parts = [np.empty(most * part.shape[1], part.dtype) for part in self.batch]
-        sizes = (wide, wide, 2 * inner, 2 * inner, choices, choices, 1, 1, width, width, width, 2 * width)
-        self.buffers = [np.empty(rows * numbers, f32) for numbers in sizes]
-        stored = (size if compiled.dims[8] else 0, width, width, 2 * width, width)
-        self.layers = [np.empty((layers, rows * numbers), f32) for numbers in stored]
-        self.keep, self.zeros = np.ones((most, self.steps), f32), np.zeros((most, size), f32)
+        self.batch = tuple(np.ascontiguousarray(part.detach().numpy()).reshape(count, -1) for part in whole)
+        self.minibatches: dict[int, Minibatch] = {}
 
     @staticmethod
     def allowed(policy: RecurrentPolicy, optimizer: torch.optim.Optimizer, hints: torch.Tensor | None) -> bool:
@@ -166,64 +100,51 @@ class FusedLoss:
         self, rows: torch.Tensor, clip: float, value_coef: float, entropy_coef: float, measured: np.ndarray
     ) -> tuple[float, float]:
         """Gradients for the sequences `rows` (M,): the loss and the gradient's norm; adds means to measured (6,)."""
-        c, w, g = self.compiled, self.optimizer.weights, self.optimizer.gradients
-        index = rows.numpy()
-        parts = [part[: index.size * source.shape[1]] for part, source in zip(self.parts, self.batch, strict=True)]
-        for source, part in zip(self.batch, parts, strict=True):
-            _gather(index, source, part)
-        seen, actions, old, advantages, returns = parts
-        count = old.size
-        encoded, grad_encoded, hidden, grad_hidden, mean, grad_mean, value, grad_value, *passing = (
-            buffer[: buffer.size // (self.keep.size) * count] for buffer in self.buffers
-        )
-        grad_memory, spare, third, grad_mixed = passing
-        base = (c.blas, w, c.at, c.dims)
-        back = (c.blas, w, g, c.at, c.dims)
-        g.fill(0)
-        encode(*base, seen, encoded)
+        index, compiled = rows.numpy(), self.compiled
+        buffers = self.minibatches.get(index.size)
+        if buffers is None:
+            buffers = self.minibatches[index.size] = Minibatch(compiled.sizes, self.batch, index.size, self.steps)
+        for source, part in zip(self.batch, buffers.parts, strict=True):
+            gather(index, source, part)
+        # Kernels take tuples without names, as `core.kernels.layout` says.
+        blas, weights, gradients = compiled.blas, self.optimizer.weights, self.optimizer.gradients
+        sizes, places, system = tuple(compiled.sizes), tuple(compiled.places), tuple(compiled.system)
+        activations, slopes, targets = tuple(buffers.activations), tuple(buffers.slopes), tuple(buffers.targets)
+        sequences, trace = tuple(buffers.sequences), tuple(buffers.trace)
+        encoded, grad_encoded = buffers.activations.encoded, buffers.slopes.encoded
+
+        gradients.fill(0)
+        encode(blas, weights, sizes, places, buffers.seen, encoded)
         leaf = out = None
-        if c.whole:
-            prepare(*base[1:], c.system, c.gain, c.matrix)
-            kept = (encoded, self.keep, self.zeros, *self.layers)
-            memory_forward(*base, self.steps, c.system, c.matrix, *kept)
-            memory = self.layers[-1][-1, : grad_memory.size]
+        if compiled.whole:
+            discretize_layers(weights, sizes, places, system)
+            memory_forward(blas, weights, sizes, places, system, sequences, encoded, trace)
+            memory = buffers.trace.out[-1]
         else:
             leaf = torch.from_numpy(encoded).view(index.size, self.steps, -1).requires_grad_()
             out = self.policy.memory(leaf)[0]
-            memory = out.detach().contiguous().numpy().reshape(-1)
-        heads(*base, memory, encoded, hidden, mean, value)
+            memory = as_flat(out)
+        heads(blas, weights, sizes, places, memory, activations)
         now = np.zeros(6)
-        _value_loss(value, returns, f32(value_coef), grad_value, now)
-        size = c.dims[5]
-        if c.at[LOG_STD] >= 0:
-            place = slice(c.at[LOG_STD], c.at[LOG_STD] + size)
-            gaussian_loss(
-                mean, w[place], actions, old, advantages, f32(clip), f32(entropy_coef), grad_mean, g[place], now
-            )
+        value_loss(buffers.activations.value, buffers.targets.returns, f32(value_coef), buffers.slopes.value, now)
+        mean, grad_mean = buffers.activations.mean, buffers.slopes.mean
+        start, end = compiled.places.log_std, compiled.places.log_std + compiled.sizes.actions
+        if start >= 0:
+            log_std, grad_log_std = weights[start:end], gradients[start:end]
+            gaussian_loss(mean, log_std, targets, f32(clip), f32(entropy_coef), grad_mean, grad_log_std, now)
         else:
-            categorical_loss(mean, size, actions, old, advantages, f32(clip), f32(entropy_coef), grad_mean, now)
-        heads_backward(*back, memory, encoded, hidden, grad_mean, grad_value, grad_hidden, grad_memory, grad_encoded)
+            categorical_loss(mean, end - start, targets, f32(clip), f32(entropy_coef), grad_mean, now)
+        heads_backward(blas, weights, gradients, sizes, places, memory, activations, slopes)
         if leaf is None or out is None:
-            memory_backward(
-                *back,
-                self.steps,
-                c.system,
-                c.gain,
-                c.matrix,
-                *kept,
-                grad_mixed,
-                grad_memory,
-                spare,
-                third,
-                grad_encoded,
-            )
+            scratch = tuple(buffers.scratch)
+            memory_backward(blas, weights, gradients, sizes, places, system, sequences, encoded, trace, scratch, slopes)
         else:
-            out.backward(torch.from_numpy(grad_memory).view(out.shape))
+            out.backward(torch.from_numpy(buffers.slopes.memory).view(out.shape))
             assert leaf.grad is not None
             grad_encoded += leaf.grad.numpy().reshape(-1)
-        encode_backward(c.blas, g, c.at, c.dims, seen, encoded, grad_encoded)
-        now /= count
-        now[NORM] = norm(g)
+        encode_backward(blas, gradients, sizes, places, buffers.seen, encoded, grad_encoded)
+        now /= self.steps * index.size
+        now[NORM] = norm(gradients)
         measured += now
         loss = now[POLICY_LOSS] + value_coef * now[VALUE_LOSS] - entropy_coef * now[ENTROPY]
         return float(loss), float(now[NORM])

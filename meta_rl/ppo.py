@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config import search
+from core.kernels.ppo_loss import CLIPPED, ENTROPY, KL, NORM, POLICY_LOSS, VALUE_LOSS
 from core.policy import PolicyInput, RecurrentPolicy, entropy, log_prob
 from meta_rl.flat_adam import FlatAdam
-from meta_rl.fused_ppo import KL, FusedLoss
+from meta_rl.fused_ppo import FusedLoss
 from meta_rl.learner import DivergedError, LearnerConfig
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, standardize, value_loss
 
@@ -122,7 +123,7 @@ def ppo_update(
     optimizer.attach()
     if FusedLoss.allowed(policy, optimizer, batch.hints):
         whole = (batch.inputs, batch.actions, batch.old_log_prob, advantages, batch.returns)
-        gradient = FusedLoss(policy, optimizer, *whole, most=size)
+        gradient = FusedLoss(policy, optimizer, *whole)
     else:
         gradient = PlainLoss(policy, optimizer, batch, advantages)
     sums = np.zeros(6)
@@ -142,15 +143,15 @@ def ppo_update(
     optimizer.announce()
     if not np.isfinite(optimizer.weights).all():
         raise DivergedError("a parameter is not finite after PPO's last step")
-    policy_loss, critic_loss, entropy_mean, kl_mean, clipped, norm = (sums / steps).tolist()
+    means = (sums / steps).tolist()
     return {
-        "train/policy_loss": policy_loss,
-        "train/value_loss": critic_loss,
-        "train/entropy": entropy_mean,
-        "train/approx_kl": kl_mean,
+        "train/policy_loss": means[POLICY_LOSS],
+        "train/value_loss": means[VALUE_LOSS],
+        "train/entropy": means[ENTROPY],
+        "train/approx_kl": means[KL],
         "train/last_pass_kl": kl,
-        "train/clip_fraction": clipped,
-        "train/grad_norm": norm,
+        "train/clip_fraction": means[CLIPPED],
+        "train/grad_norm": means[NORM],
         "train/passes": float(passes),
     }
 

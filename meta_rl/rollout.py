@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.compiled import CompiledActing, covered
+from core.fused.policy import CompiledActing, covered
 from core.policy import ActionSpec, PolicyInput, PolicyOutput, RecurrentPolicy, log_prob, mode, sample
 from env_runner.task_family import TaskFamily
 from meta_rl.normalize import Normalizer

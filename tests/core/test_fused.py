@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from core.fused import _Block, _block_reference, fused_allowed
+from core.fused.autograd import fused_allowed
+from core.fused.ssm_block import FusedBlock, block_reference
 from core.sequence_model import build_model, parse_model_config
 from core.ssm import StateSpaceModel
 
@@ -37,7 +38,7 @@ def test_the_fused_block_equals_the_reference_forwards_and_backwards(
     inputs = (cell.form, cell.method, u, residual, state, keep, cell.D, weight, bias, *parameters)  # pyright: ignore
     wanted = [value for value in inputs if isinstance(value, torch.Tensor) and value.requires_grad]
     results = []
-    for run in (_Block.apply, _block_reference):
+    for run in (FusedBlock.apply, block_reference):
         output, last = run(*inputs)
         upstream = torch.linspace(-1, 1, output.numel()).view_as(output)
         slopes = torch.autograd.grad((output * upstream).sum() + last.square().sum(), wanted)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.compiled import CompiledActing
+from core.fused.policy import CompiledActing
 from core.policy import ActionSpec, PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from meta_rl.fused_ppo import FusedLoss
 from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, ppo_loss, ppo_update
@@ -72,7 +72,7 @@ def test_the_compiled_gradient_equals_autograd_in_double_precision(model: str, s
     optimizer = make_optimizer(policy, PPOConfig(kind="ppo"))
     whole = (batch.inputs, batch.actions, batch.old_log_prob, batch.advantages, batch.returns)
     assert FusedLoss.allowed(policy, optimizer, None)
-    fused = FusedLoss(policy, optimizer, *whole, most=4)
+    fused = FusedLoss(policy, optimizer, *whole)
     # Buffers hold what an earlier and larger minibatch left.
     fused(torch.tensor([0, 1, 2, 3]), 0.2, 0.5, 0.01, np.zeros(6))
     rows, measured = torch.tensor([5, 2, 0]), np.zeros(6)

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import get_cython_function_address, intrinsic
 
-from core.scan import JIT
+from core.kernels.jit import JIT
 
 
 @functools.cache
