@@ -57,8 +57,8 @@ def research(
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
         raise bad_value("--seed", seed, "an integer from 0 to 2147483647")
-    from core.numbers import parse_count, parse_duration
     from experiments.campaign.plan import Budget
+    from experiments.numbers import parse_count, parse_duration
 
     if env_steps is not None:
         may_spend = Budget(env_steps=parse_count(env_steps))

@@ -14,12 +14,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from core.numbers import format_count, format_seconds
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question, label
 from experiments.judging.judge import VerdictContent, sequential_looks
 from experiments.ledger.store import readable_id
+from experiments.numbers import format_count, format_seconds
 from experiments.runs.runner import RunProgress
 from experiments.tables import plain, table
 

@@ -127,6 +127,6 @@ class CrewOptions(BrainOptions):
 
 def memory_limit(typed: str | None) -> int | None:
     """MiB that a run may occupy, from what was typed; None where nothing was."""
-    from core.numbers import parse_memory
+    from experiments.numbers import parse_memory
 
     return None if typed is None else parse_memory(typed)

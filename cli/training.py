@@ -161,7 +161,7 @@ def tune(
     """
     from pathlib import Path
 
-    from core.numbers import parse_count
+    from experiments.numbers import parse_count
     from experiments.presets import named_preset
     from experiments.runs import tuning
     from experiments.runs.runner import Paused
@@ -237,7 +237,7 @@ def _changed(
     spec: RunSpec, changes: Sequence[str] | None, *, seed: int | None, seeds: int | None, env_steps: str | None = None
 ) -> RunSpec:
     """A specification with what the flags change."""
-    from core.numbers import parse_count
+    from experiments.numbers import parse_count
     from experiments.spec import set_fields
 
     if seed is not None and seeds is not None:
@@ -268,7 +268,7 @@ def _show_intention(
     options: LedgerOptions, ledger: Ledger | None, spec: RunSpec, seeds: Sequence[int], pool: Pool
 ) -> None:
     """What a dry run says."""
-    from core.numbers import format_count, format_seconds
+    from experiments.numbers import format_count, format_seconds
     from experiments.runs.by_hand import intention
     from experiments.runs.machine import available_workers
 

@@ -33,11 +33,10 @@ from core.kernels.selective import (
     selective_scan_backward,
     selective_step,
 )
-from core.norm import LayerNorm
 from core.scan import split_scan
 from core.sequence_model import SequenceModelConfig, linear, register_model
 from core.ssm import StateSpaceModel
-from core.stack import BLOCKS
+from core.stack import BLOCKS, LayerNorm
 
 
 class MambaConfig(SequenceModelConfig):

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
-from core.norm import LayerNorm
 from core.sequence_model import SequenceModelConfig, linear, register_model
-from core.stack import BLOCKS, BlockStack
+from core.stack import BLOCKS, BlockStack, LayerNorm
 
 
 class MLPConfig(SequenceModelConfig):

@@ -163,16 +163,17 @@ def scan_loop(a: Tensor, x: Tensor, h0: Tensor, keep: Tensor, is_complex: bool) 
 
 
 def split_scan(
-    a: Float[Tensor, "Ba Ta N"],
+    a: Tensor,
     x: Float[Tensor, "B T N"],
-    h0: Float[Tensor, "B N"] | None = None,
-    keep: Float[Tensor, "B T"] | None = None,
+    h0: Tensor | None = None,
+    keep: Tensor | None = None,
     *,
     is_complex: bool,
 ) -> Float[Tensor, "B T N"]:
     """All states h (B, T, N). a is (1 or B, 1 or T, N): constant, per step, per sequence or both.
 
-    is_complex: N counts real numbers in split layout [re | im]. keep = 1 - resets. No broadcast but a's two axes.
+    h0 (B, N), zeros if None; keep (B, T) = 1 - resets, ones if None. No broadcast but a's two axes.
+    is_complex: N counts real numbers in split layout [re | im].
     Raises InputError for any other shape.
     """
     batch, time, width = x.shape
@@ -190,12 +191,9 @@ def split_scan(
 
 
 def scan(
-    a: Float[Tensor, "..."] | Complex[Tensor, "..."],
-    x: Float[Tensor, "B T N"] | Complex[Tensor, "B T N"],
-    h0: Float[Tensor, "B N"] | Complex[Tensor, "B N"] | None = None,
-    resets: Tensor | None = None,
+    a: Tensor, x: Tensor, h0: Tensor | None = None, resets: Tensor | None = None
 ) -> Float[Tensor, "B T N"] | Complex[Tensor, "B T N"]:
-    """h_t = a_t h_{t-1} + x_t, all of them, (B, T, N). Real or complex by the dtypes.
+    """h_t = a_t h_{t-1} + x_t, all of them, (B, T, N), for x (B, T, N). Real or complex by the dtypes.
 
     a: (N,) constant or (B, T, N) per step. h0: (B, N), zeros if None. resets: (B, T), 1 clears h before step t.
     Raises InputError for other shapes or mixed dtypes.

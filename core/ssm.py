@@ -27,7 +27,6 @@ from core.errors import bad_value, unknown_name
 from core.fused.discretization import discretize, split
 from core.fused.linear_cells import channel_system, dense_system
 from core.fused.ssm_block import ssm_block
-from core.norm import LayerNorm
 from core.sequence_model import (
     MODELS,
     SequenceModelConfig,
@@ -36,7 +35,7 @@ from core.sequence_model import (
     linear,
     register_model,
 )
-from core.stack import BLOCKS, BlockStack
+from core.stack import BLOCKS, BlockStack, LayerNorm
 
 
 class SSMConfig(SequenceModelConfig):

@@ -21,9 +21,8 @@ from core.fused.autograd import Native, fused_allowed
 from core.kernels.attention import attend_step
 from core.kernels.jit import as_numpy
 from core.mlp import MLPConfig
-from core.norm import LayerNorm
 from core.sequence_model import SequenceModelConfig, linear, register_model, transforms_active
-from core.stack import BLOCKS, BlockStack
+from core.stack import BLOCKS, BlockStack, LayerNorm
 
 
 class TransformerConfig(SequenceModelConfig):

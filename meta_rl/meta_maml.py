@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from adaptation.test_time_adaptation import check_fit, kept_buffers
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
-from core.norm import LayerNorm
+from core.stack import LayerNorm
 from meta_rl.imaml import hessian_by_graph, hessian_by_transform, implicit_gradient
 from meta_rl.reptile import reptile_gradient
 

@@ -18,13 +18,13 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files with numba kernels are left out: numba cannot compile a function that a checker has wrapped.
+# Kernels are left out: numba cannot compile a function that a checker has wrapped.
 ROOT = Path(__file__).resolve().parent.parent
 CHECKED = [
-    f"{folder}.{file.stem}"
-    for folder in ("core", "meta_rl", "adaptation")
-    for file in sorted((ROOT / folder).glob("*.py"))
-    if file.stem != "__init__" and "numba" not in file.read_text()
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("core", "env_runner", "adaptation", "meta_rl")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if file.stem != "__init__" and ROOT / "core" / "kernels" not in file.parents
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

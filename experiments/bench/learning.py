@@ -24,10 +24,10 @@ import numpy as np
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
-from core.numbers import parse_count
 from env_runner.task_distributions import get_family
 from experiments.bench.registered import register_bench
 from experiments.judging.statistics import mean_interval
+from experiments.numbers import parse_count
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec
 from experiments.tables import TableView, table

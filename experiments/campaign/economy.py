@@ -10,13 +10,13 @@ import time
 
 from sqlalchemy import func, select
 
-from core.numbers import format_count, format_seconds
 from experiments.campaign.journal import Journal
 from experiments.campaign.plan import MIN_ITERATIONS, Plan
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import BudgetView
 from experiments.campaign.waste import count_waste
 from experiments.ledger.models import Campaign, Run
+from experiments.numbers import format_count, format_seconds
 from experiments.runs.executor import Rung
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.runner import TIME_LIMIT_S

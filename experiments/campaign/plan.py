@@ -14,7 +14,7 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from core.numbers import format_count, format_seconds
+from experiments.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.pruning import Pruning, make_pruning
 from meta_rl.learner import LearnerConfig

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
-from core.numbers import parse_percent
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
+from experiments.numbers import parse_percent
 from experiments.search.space import ModelFamily
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from core.numbers import format_count, format_seconds
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
+from experiments.numbers import format_count, format_seconds
 from experiments.tables import flatten
 
 CAN = (

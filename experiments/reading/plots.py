@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from scipy import stats
 
-from core.numbers import format_count
+from experiments.numbers import format_count
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 COLOURS = {"challenger": "#1f6f8b", "baseline": "#c8553d"}

@@ -20,7 +20,6 @@ from sqlalchemy import func, select
 from core.config import FrozenConfig
 from core.errors import InputError
 from core.files import write_atomic
-from core.numbers import format_count, format_seconds
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question, label
@@ -29,6 +28,7 @@ from experiments.campaign.waste import count_waste
 from experiments.judging.judge import ClaimContent, VerdictContent
 from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
 from experiments.ledger.store import Ledger, readable_id
+from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths
 from experiments.vocabulary import FINISHED

@@ -66,9 +66,8 @@ class Paths:
 
 @cache
 def _kernels() -> str:
-    """Hash of all code with kernels: numba compiles one anew when its own file changes, but not when one that it calls does."""
+    """Hash of all kernels: numba compiles one anew when its own file changes, but not when one that it calls does."""
     digest = hashlib.sha256()
-    for folder in ("core", "meta_rl"):
-        for file in sorted((CHECKOUT / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
+    for file in sorted((CHECKOUT / "core" / "kernels").rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from core.numbers import parse_count, parse_duration
 from experiments.campaign.plan import DESIGNS, Budget, Plan, make_plan
+from experiments.numbers import parse_count, parse_duration
 
 CHEETAH = {"iteration_steps": 12_800, "horizon": 200, "workers": 2}
 

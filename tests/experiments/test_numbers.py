@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from core.numbers import format_count, parse_count, parse_duration, parse_memory, parse_percent
+from experiments.numbers import format_count, parse_count, parse_duration, parse_memory, parse_percent
 
 
 @pytest.mark.parametrize(
