@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
@@ -21,6 +21,7 @@ from core import plugins
 from core.errors import InputError, bad_value, unknown_name
 
 T = TypeVar("T")
+EntryT = TypeVar("EntryT")
 
 
 class Registry(Generic[T]):
@@ -43,17 +44,17 @@ class Registry(Generic[T]):
         self._failures: dict[str, str] = {}
         self._searched: tuple[str, ...] = ()
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds an entry; a name taken already is a programming error."""
+    def register(self, name: str) -> Callable[[EntryT], EntryT]:
+        """Decorator that adds an entry, a T, and gives it back as it is; a name taken already is a programming error."""
 
-        def add(entry: T) -> T:
+        def add(entry: EntryT) -> EntryT:
             module = _registering_module(sys._getframe(1))
             if not module.startswith(f"{self.package}."):
                 self._search_tree()  # so that a name of the tree is taken already
             if name in self._entries:
                 other = self._origins[name]
                 raise RuntimeError(f"{self.kind} {name!r} is registered twice: by {other} and by {module}")
-            self._entries[name], self._origins[name] = entry, module
+            self._entries[name], self._origins[name] = cast(T, entry), module
             plugins.note_registration(self.kind, name, module, lambda: self._entries.pop(name))
             return entry
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.kernels.discretization import METHODS, partial_derivatives
 
-Array = np.ndarray
+Array = Any  # a numpy array, real or complex
 
 
 def discretize(log_decay: Tensor, frequency: Tensor, third: Tensor, method: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.kernels.blas import sgemm_address
 from core.kernels.discretization import METHODS
@@ -67,7 +67,7 @@ class CompiledPolicy:
         self.whole = bool(blocks)
         """Whether the memory is compiled too."""
 
-        def place(parameter: nn.Parameter | None) -> int:
+        def place(parameter: Tensor | None) -> int:
             return -1 if parameter is None else starts[id(parameter)]
 
         layers = np.full(len(blocks), -1, LAYER_PLACES)
@@ -157,7 +157,7 @@ class CompiledActing:
         """seen (B, I) float32: observation, last action, reward, done. Fresh mean or logits (B, A) and value (B,)."""
         seen = seen.reshape(-1)
         if self.whole:
-            act(*self.policy, *self.buffers, seen)
+            act(*self.policy, *self.buffers, seen)  # pyright: ignore[reportCallIssue]
         else:
             encode(*self.policy, seen, self.activations.encoded)
             encoded = torch.from_numpy(self.activations.encoded).view(self.size[0], -1)
