@@ -22,6 +22,7 @@ from experiments.tables import plain
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.tools.tool import clean, explain
+from multi_agent.workflows.honesty import unknown_number
 
 MAX_TURNS = 8
 MAX_ROWS = 30
@@ -147,8 +148,6 @@ def _read(ledger: Ledger, name: str, raw: Any, statements: list[str]) -> str:
 
 def _checked(ledger: Ledger, text: str, question: str, seen: list[str], statements: list[str], name: str) -> Answer:
     """The model's words where they hold. Raises ValueError with what is wrong."""
-    from multi_agent.workflows.research_workflow import unknown_number
-
     text = plain(str(clean(redact(text), 4_000)))
     rows, unknown = known_ids(ledger, text)
     if unknown:

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lab_on_script import lab_on_script
 
 import main
 from core.plugins import VARIABLE, load_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests" / "multi_agent"))
-from instant_lab import instant_lab  # noqa: E402
 
 FILES = {file.stem: file for file in sorted((ROOT / "examples" / "plugins").glob("*.py"))}
 EVERY = [word for file in FILES.values() for word in ("--plugin", str(file))]
@@ -134,12 +133,13 @@ def test_a_campaign_searches_its_fields_hears_its_agent_and_goes_on_only_with_it
     from multi_agent.agents.agent import AGENTS
     from multi_agent.llm.choose import choose_llm
     from multi_agent.tools.tool import execute
-    from multi_agent.workflows.research_workflow import Crew, run_research
+    from multi_agent.workflows.crew import Crew
+    from multi_agent.workflows.research_workflow import run_research
 
     for file in FILES.values():
         load_plugin(file)
-    lab = instant_lab(tmp_path, goal=GOAL)
-    crew = Crew(lab, choose_llm("offline"), tmp_path, lambda event: None, None, None, "sequential", None, None)
+    lab = lab_on_script(tmp_path, goal=GOAL)
+    crew = Crew(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda event: None)
     tools = {tool.name: tool for member in crew.members for tool in member.tools}
     searched = {}
     for member in crew.members:
@@ -180,7 +180,7 @@ def test_a_campaign_may_be_trained_by_another_learner_of_the_tree(tmp_path: Path
     from multi_agent.llm.choose import choose_llm
     from multi_agent.workflows.research_workflow import run_research
 
-    lab = instant_lab(tmp_path, goal="beat LSTM with lru on point-robot, trained by MAML-PPO")
+    lab = lab_on_script(tmp_path, goal="beat LSTM with lru on point-robot, trained by MAML-PPO")
     run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda event: None)
     assert lab.stage == "done"
     assert {run.spec["learner"]["kind"] for run in lab.ledger.runs(lab.number)} == {"maml-ppo"}

@@ -3,6 +3,8 @@
 A row is named by its number (`r-0042`, `r-42`, `r42`, `42` where the kind is clear), by `@last` or `@best` (`c@last` where both
 runs and campaigns fit), or by the start of an id, or of a run's configuration hash or a claim's hash (four characters
 or more), as long as only one row fits. Anything else is an error with the nearest id and the next command.
+
+`ROW_ID` finds ids in running text: a question, what a model wrote, what it read.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ LARGEST = 2**31 - 1  # of an id column
 HASH_LENGTH = 4  # the least characters of a hash
 SHOWN = 8  # how many rows an ambiguous prefix lists
 
+_HYPHEN = "[-\u2010\u2011]"
+ROW_ID = re.compile(rf"(?<!\w)(?<!\w{_HYPHEN})([{''.join(PREFIXES)}])-?([0-9]+)(?!\w)(?!{_HYPHEN}\w)", re.IGNORECASE)
+"""Letter and digits of an id in running text, as a whole word: `r-0042`, `R42`; not the end of `CartPole-v1` or
+`halfcheetah-v5`, nor the beginning of `r-0042nd` or `c3-po`."""
+
 _NUMBERED = re.compile(r"([a-z])-?([0-9]+)")
 _MARKED = re.compile(r"(?:([a-z])-?)?@(\w+)")
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_LENGTH},64}}")
@@ -57,6 +64,11 @@ def parse_id(value: str, kind: Kind) -> int:
         return int(word)
     other = f" ({PREFIXES[match[1]][0]} ids begin with {match[1]})" if match and match[1] in PREFIXES else ""
     raise InputError(f"{kind} id: got {value!r}{other}, allowed: such as {letter}-0042, or @last")
+
+
+def named_rows(text: str) -> list[str]:
+    """The ids in `text` in their readable form, such as r-0042, in order, as often as they stand there."""
+    return [f"{letter.lower()}-{digits.lstrip('0'):0>4}" for letter, digits in ROW_ID.findall(text)]
 
 
 def archived(session: Session) -> tuple[list[int], list[int]]:

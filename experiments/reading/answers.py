@@ -14,6 +14,7 @@ from typing import Any
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from experiments.ledger.ids import LARGEST, named_rows
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
 from experiments.numbers import format_count, format_seconds
@@ -29,7 +30,6 @@ CAN = (
     "what happens now",
     "what the verdict is",
 )
-ROW_ID = re.compile(r"\b([rcpkv])-?0*(\d+)\b", re.IGNORECASE)
 TABLES = {"r": "runs", "c": "campaigns", "p": "proposals", "k": "claims", "v": "verdicts"}
 RUN = (
     "select r.id, r.campaign_id, r.purpose, r.pool, r.arm, r.trial, r.proposer, r.model, r.parameters, r.seed, r.status, "
@@ -58,13 +58,11 @@ def known_ids(ledger: Ledger, text: str) -> tuple[list[str], list[str]]:
     """(ids in `text` that name a row of the ledger, ids that name none), in order and once each."""
     known: dict[str, None] = {}
     unknown: dict[str, None] = {}
-    for letter, number in ROW_ID.findall(text):
-        letter = letter.lower()
-        name = readable_id(letter, int(number))
-        found = (
-            int(number) < 2**31 and read_sql(ledger, f"select 1 from {TABLES[letter]} where id = {int(number)}").rows
-        )
-        (known if found else unknown)[name] = None
+    for row_id in named_rows(text):
+        letter, _, digits = row_id.partition("-")
+        fits = len(digits) < 20 and int(digits) <= LARGEST
+        stored = fits and read_sql(ledger, f"select 1 from {TABLES[letter]} where id = {int(digits)}").rows
+        (known if stored else unknown)[row_id] = None
     return list(known), list(unknown)
 
 

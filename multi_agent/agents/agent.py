@@ -1,15 +1,21 @@
-"""What an agent is: a name, a slice of the configuration, tools and a prompt file; and how it becomes a CrewAI agent."""
+"""What an agent is: a name, a slice of the configuration, tools and a prompt file; who is in the crew; and how one of them
+becomes a CrewAI agent."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from core.errors import InputError, bad_value, unknown_name
 from core.registry import Registry
+from experiments.search.space import ALL_SLICES, ROLES
 from experiments.tables import TableView
+from multi_agent.communication.message_broker import NOT_AGENTS
 from multi_agent.tools.tool import Tool, ToolContext
 
 if TYPE_CHECKING:
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from multi_agent.llm.langchain_llm import LangChainLLM
 
 PROMPTS = Path(__file__).parent / "prompts"
+COORDINATOR_NAME = "Coordinator"
 MAX_MODEL_CALLS = 12  # of one turn; then one last call asks for the closing words
 
 
@@ -39,13 +46,68 @@ AGENTS: Registry[AgentSpec] = Registry("agent", package="multi_agent.agents", mo
 
 
 def crew_members() -> list[AgentSpec]:
-    """All agents in the order in which they speak."""
-    return sorted((AGENTS[name] for name in AGENTS), key=lambda spec: (spec.turn, spec.name))
+    """All registered agents in the order in which they speak.
+
+    InputError where an agent's file cannot be imported: nobody is missing from a crew without a word.
+    """
+    if AGENTS.failures:
+        raise InputError("; ".join(_import_failure(module, cause) for module, cause in AGENTS.failures.items()))
+    return _in_order(AGENTS[name] for name in AGENTS)
+
+
+def choose_members(agents: Sequence[str | AgentSpec] | None = None) -> list[AgentSpec]:
+    """The Coordinator and these agents, all registered ones by default, in the order in which they speak.
+
+    agents: names of registered agents, or specifications: those are used as they are, whoever is registered by that
+    name. InputError for an unknown name, two different agents of one name, and a specification that cannot take part.
+    """
+    registered = {member.name: member for member in crew_members()}
+    if agents is None:
+        return list(registered.values())
+    chosen: dict[str, AgentSpec] = {}
+    for agent in agents:
+        member = _member(agent, registered)
+        if chosen.setdefault(member.name, member) is not member:
+            raise InputError(f"agents: two different agents have the name {member.name!r}, allowed: each name once")
+    chosen.setdefault(COORDINATOR_NAME, registered[COORDINATOR_NAME])
+    return _in_order(chosen.values())
+
+
+def _member(agent: str | AgentSpec, registered: Mapping[str, AgentSpec]) -> AgentSpec:
+    if isinstance(agent, str):
+        if agent not in registered:
+            raise unknown_name("agent", agent, registered)
+        return registered[agent]
+    if not isinstance(agent, AgentSpec):
+        raise bad_value("agents", agent, f"AgentSpec objects and the names {', '.join(registered)}")
+    if not agent.name.strip() or agent.name in NOT_AGENTS:
+        raise bad_value("name of an agent", agent.name, f"any but an empty one and {', '.join(NOT_AGENTS)}")
+    if agent.slice not in (None, ALL_SLICES, *ROLES):
+        raise unknown_name("slice", agent.slice, [*ROLES, ALL_SLICES])
+    if "\n" not in agent.prompt and not (PROMPTS / agent.prompt).is_file():
+        raise unknown_name("prompt file", agent.prompt, [file.name for file in sorted(PROMPTS.glob("*.md"))])
+    return agent
+
+
+def _in_order(members: Iterable[AgentSpec]) -> list[AgentSpec]:
+    return sorted(members, key=lambda member: (member.turn, member.name))
+
+
+def _import_failure(module: str, cause: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    file = module if spec is None or spec.origin is None else spec.origin
+    return f"the agent in {file} could not be imported: {cause}"
 
 
 def list_agents() -> TableView:
     """The crew in the order in which it speaks: what each proposes, and the goal of its prompt."""
-    rows = tuple((member.name, member.slice or "nothing", _parts(member.prompt)[1]) for member in crew_members())
+    rows = tuple(
+        (member.name, member.slice or "nothing", _parts(member.prompt)[1])
+        for member in _in_order(AGENTS[name] for name in AGENTS)
+    )
     return TableView(columns=("agent", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
 
 

@@ -13,6 +13,10 @@ from typing import Any
 from core.errors import unknown_name
 
 EVERYONE = "all"
+HUMAN = "human"
+WORKFLOW = "workflow"
+NOT_AGENTS = (EVERYONE, HUMAN, WORKFLOW, "lab")
+"""Whom messages and events name that is no agent; no agent may have such a name."""
 
 
 @dataclass(frozen=True)

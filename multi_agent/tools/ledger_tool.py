@@ -10,14 +10,7 @@ from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.search.space import ALL_SLICES
 from experiments.vocabulary import Arm
-from multi_agent.tools.tool import NoArguments, RowId, Tool, ToolContext, Values, values_dict
-
-
-class ArmArguments(FrozenConfig):
-    """One side of the comparison."""
-
-    arm: Arm
-    """Side of the comparison."""
+from multi_agent.tools.tool import ArmArguments, NoArguments, RowId, Tool, ToolContext, Values, values_dict
 
 
 class QueryArguments(FrozenConfig):
@@ -43,20 +36,16 @@ class CurvesArguments(FrozenConfig):
     """Most runs to analyse."""
 
 
-class CheckArguments(FrozenConfig):
+class CheckArguments(ArmArguments):
     """A configuration to check before it is proposed."""
 
-    arm: Arm
-    """Side of the comparison."""
     values: Values
     """Hyperparameters to set; the others keep their defaults."""
 
 
-class ProposeArguments(FrozenConfig):
+class ProposeArguments(ArmArguments):
     """Your slice of one arm's configuration for this round."""
 
-    arm: Arm
-    """Side of the comparison."""
     values: Values
     """Hyperparameters of your slice."""
     reason: str = Field(min_length=1, max_length=800)
@@ -148,8 +137,8 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> BaseModel:
     values = values_dict(arguments.values)
     suggested = context.lab.suggest(arguments.arm).values
     same = all(name in suggested and suggested[name] == value for name, value in values.items())
-    if not same and context.mode != "agents":
-        owner = "the default configuration" if context.mode == "default" else "the optimizer's suggestion"
+    if not same and context.owner != "agents":
+        owner = "the default configuration" if context.owner == "default" else "the optimizer's suggestion"
         wanted = {name: suggested[name] for name in values if name in suggested}
         raise InputError(f"values: this round runs {owner}; allowed: exactly the values of suggest: {wanted}")
     roles = {p.name: p.role for p in context.lab.describe_search_space(arguments.arm, context.role).parameters}

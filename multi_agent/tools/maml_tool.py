@@ -16,22 +16,17 @@ from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from experiments.vocabulary import Arm
-from multi_agent.tools.ssm_tool import model_config
-from multi_agent.tools.tool import Param, Tool, ToolContext, Values
+from multi_agent.tools.ssm_tool import MemoryArguments, model_config
+from multi_agent.tools.tool import Tool, ToolContext
 
 INNER_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 PROBE_TASKS, PROBE_EPISODES, PROBE_STEPS = 3, 8, 32  # episodes: half to adapt on, half to measure on
 PROBE_LIMIT_S = 20.0  # after the first forward passes, which may compile
 
 
-class InnerRateArguments(FrozenConfig):
+class InnerRateArguments(MemoryArguments):
     """A sequence model to adapt."""
 
-    arm: Arm
-    """Side of the comparison."""
-    values: Values = Field(default_factory=list[Param])
-    """Hyperparameters of the model to set; the others keep their defaults."""
     inner_steps: int = Field(default=1, ge=1, le=5)
     """Gradient steps on each task."""
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.vocabulary import Arm
-from multi_agent.tools.tool import Param, Tool, ToolContext, Values, values_dict
+from multi_agent.tools.tool import ArmArguments, Param, Tool, ToolContext, Values, values_dict
 
 if TYPE_CHECKING:
     from core.sequence_model import SequenceModelConfig
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 LAGS = (0, 1, 2, 5, 10, 20, 50, 100, 199)
 
 
-class MemoryArguments(FrozenConfig):
+class MemoryArguments(ArmArguments):
     """A sequence model to probe."""
 
-    arm: Arm
-    """Side of the comparison."""
     values: Values = Field(default_factory=list[Param])
     """Hyperparameters of the model to set; the others keep their defaults."""
 

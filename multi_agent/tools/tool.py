@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
-from experiments.campaign.lab import Paused
+from experiments.runs.runner import Paused
+from experiments.vocabulary import Arm
 from multi_agent.llm.choose import redact
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 MAX_RESULT_CHARS = 12_000
 FIRST = ("run", "score", "noise floors", "trend", "forecast")  # columns that a one-line summary begins with
-Mode = Literal["default", "agents", "optimizer"]
+RoundOwner = Literal["default", "agents", "optimizer"]
+"""Whose configuration a search round runs."""
 
 RowId = Annotated[str, Field(pattern=r"^[a-z]+-\d+$", max_length=40)]
 
@@ -48,6 +50,13 @@ class NoArguments(FrozenConfig):
     """A tool that takes nothing."""
 
 
+class ArmArguments(FrozenConfig):
+    """One side of the comparison."""
+
+    arm: Arm
+    """Side of the comparison."""
+
+
 @dataclass
 class ToolContext:
     """What the tools of one agent may reach during its turn."""
@@ -59,16 +68,16 @@ class ToolContext:
     broker: MessageBroker
     memory: SharedMemory
     round: int = 0  # the round this turn is about
-    mode: Mode = "optimizer"  # whose configuration this round runs
+    owner: RoundOwner = "optimizer"  # whose configuration that round runs
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
     may_launch: bool = True  # whether this turn is the one that launches
     launched: BaseModel | None = None  # result of this turn's launch
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
 
-    def begin_turn(self, round_: int, mode: Mode, *, may_launch: bool = True) -> None:
+    def begin_turn(self, round_number: int, owner: RoundOwner, *, may_launch: bool = True) -> None:
         """Forget the last turn."""
-        self.may_launch = may_launch
-        self.round, self.mode, self.interrupt, self.launched, self.heard = round_, mode, None, None, []
+        self.round, self.owner, self.may_launch = round_number, owner, may_launch
+        self.interrupt, self.launched, self.heard = None, None, []
 
 
 @dataclass(frozen=True)

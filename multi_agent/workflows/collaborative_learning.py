@@ -1,70 +1,24 @@
-"""How the specialists of one round work together, and `CollaborativeLearning`, the public way to solve a task with it.
-
-Three modes, each a function over the crew:
-- sequential: one after another; each reads what those before it said in this round.
-- debate: all propose without hearing each other; then each reads everybody's words and may revise once.
-- emergent: nobody's words are passed on unasked; an agent speaks again when a colleague wrote to it, until nobody did.
-"""
+"""`CollaborativeLearning`: agents that solve a task together, and what came of it, computed from ledger rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from core.config import FrozenConfig
 from core.errors import unknown_name
 from experiments.judging.statistics import mean_interval
-from multi_agent.agents.agent import AGENTS, AgentSpec, crew_members
-from multi_agent.communication.message_broker import EVERYONE
+from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec, choose_members
+from multi_agent.workflows.crew import CrewEvent
+from multi_agent.workflows.modes import Collaboration, way_to_work
+from multi_agent.workflows.research_workflow import run_research
 
 if TYPE_CHECKING:
-    from experiments.campaign.lab import VerdictView
+    from experiments.campaign.views import VerdictView
     from experiments.ledger.models import Run
-    from multi_agent.workflows.research_workflow import Crew
-
-Mode = Literal["sequential", "debate", "emergent"]
-Ask = Callable[[AgentSpec, str, int], "str | None"]  # (agent, prompt file, pass) -> its closing words
-MAX_PASSES = 3
-COORDINATOR = "Coordinator"
-
-
-def sequential(crew: Crew, ask: Ask) -> None:
-    """One after another; each reads what those before it said in this round."""
-    for member in crew.specialists:
-        words = ask(member, "turn_propose.md", 0)
-        if words:
-            crew.broker.post(member.name, EVERYONE, words[:600])
-
-
-def debate(crew: Crew, ask: Ask) -> None:
-    """All propose without hearing each other; then each reads everybody's words and may revise once."""
-    said = [(member, ask(member, "turn_propose.md", 0)) for member in crew.specialists]
-    for member, words in said:
-        if words:
-            crew.broker.post(member.name, EVERYONE, words[:600])
-    for member in crew.specialists:
-        ask(member, "turn_revise.md", 1)
-
-
-def emergent(crew: Crew, ask: Ask) -> None:
-    """All speak once; then only those whom a colleague wrote to, until nobody was or three passes are over."""
-    speakers = crew.specialists
-    for number in range(MAX_PASSES):
-        for member in speakers:
-            words = ask(member, "turn_revise.md" if number else "turn_propose.md", number)
-            if words:
-                crew.broker.post(member.name, COORDINATOR, words[:600])
-        speakers = [member for member in crew.specialists if crew.broker.has_mail(member.name)]
-
-
-COLLABORATION: Mapping[str, Callable[[Crew, Ask], None]] = {
-    "sequential": sequential,
-    "debate": debate,
-    "emergent": emergent,
-}
 
 
 class Improvement(FrozenConfig):
@@ -95,7 +49,7 @@ class CollaborationResult(FrozenConfig):
     """What a collaboration came to. Every number is computed from ledger rows, or absent."""
 
     campaign: str
-    collaboration_mode: Mode
+    collaboration_mode: Collaboration
     outcome: str
     reason: str
     improvement: Improvement | None
@@ -105,43 +59,42 @@ class CollaborationResult(FrozenConfig):
 class CollaborativeLearning:
     """Agents that solve a task together.
 
-    agents: names of specialists (see `crew_members`) or their specs; slices of absent ones come from the optimizer.
-    coordinator: the agent that launches rounds and writes the narrative. llm: as `--llm`. data_dir: where rows go.
+    agents: the specialists, by name (see `crew_members`) or as specifications, which are used as they are; all
+    registered ones by default. Slices of absent ones come from the optimizer. coordinator: the agent that launches
+    rounds and writes the narrative. llm: as `--llm`. data_dir: where rows go. Raises InputError for an agent that
+    cannot take part.
     """
 
     def __init__(
         self,
         agents: Sequence[str | AgentSpec] | None = None,
-        coordinator: str | AgentSpec = COORDINATOR,
+        coordinator: str | AgentSpec = COORDINATOR_NAME,
         *,
         llm: str = "auto",
         data_dir: str | Path | None = None,
     ) -> None:
-        everyone = [member.name for member in crew_members() if member.name != COORDINATOR]
-        chosen = everyone if agents is None else [_name(agent) for agent in agents]
-        for name in (*chosen, _name(coordinator)):
-            AGENTS[name]  # an unknown one raises, and says which file of an agent could not be imported
-        if _name(coordinator) != COORDINATOR:
-            raise unknown_name("coordinator", _name(coordinator), [COORDINATOR])
-        self.agents = tuple(chosen)
+        name = coordinator.name if isinstance(coordinator, AgentSpec) else coordinator
+        if name != COORDINATOR_NAME:
+            raise unknown_name("coordinator", name, [COORDINATOR_NAME])
+        specialists = [m for m in choose_members() if m.name != COORDINATOR_NAME] if agents is None else agents
+        self.members = tuple(choose_members([*specialists, coordinator]))
         self.llm, self.data_dir = llm, data_dir
 
     def solve_task(
         self,
         task: str,
-        collaboration_mode: Mode = "sequential",
+        collaboration_mode: Collaboration = "sequential",
         *,
         env_steps: int = 20_000_000,
         seed: int = 0,
-        on_event: Callable[[Any], None] = lambda event: None,
+        on_event: Callable[[CrewEvent], None] = lambda event: None,
     ) -> CollaborationResult:
         """Research `task` to a verdict.
 
         task: a goal in words, or a task family, which means "beat LSTM on" it. env_steps: training steps of the whole
         campaign. Raises InputError for an unknown task or mode, or a budget that is too small.
         """
-        if collaboration_mode not in COLLABORATION:
-            raise unknown_name("collaboration_mode", collaboration_mode, COLLABORATION)
+        way_to_work(collaboration_mode)
         from env_runner.task_distributions import FAMILIES
         from experiments.campaign.begin import create_campaign, plan_campaign
         from experiments.campaign.lab import Lab
@@ -151,7 +104,6 @@ class CollaborativeLearning:
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.paths import Paths
         from multi_agent.llm.choose import choose_llm
-        from multi_agent.workflows.research_workflow import run_research
 
         question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task)
         choice = choose_llm(self.llm)
@@ -168,13 +120,15 @@ class CollaborativeLearning:
                 data_dir=paths.data,
                 on_event=on_event,
                 collaboration=collaboration_mode,
-                agents=self.agents,
+                agents=self.members,
             )
         runs = ledger.runs(campaign_id, purpose=("baseline", "search"))
         return summarise(lab.campaign_id, collaboration_mode, lab.judge(), runs)
 
 
-def summarise(campaign: str, mode: Mode, verdict: VerdictView, search_runs: Sequence[Run]) -> CollaborationResult:
+def summarise(
+    campaign: str, mode: Collaboration, verdict: VerdictView, search_runs: Sequence[Run]
+) -> CollaborationResult:
     """A result from a verdict and the campaign's search rows."""
     improvement = None
     if verdict.effect is not None and verdict.interval is not None:
@@ -202,7 +156,3 @@ def summarise(campaign: str, mode: Mode, verdict: VerdictView, search_runs: Sequ
         improvement=improvement,
         strategies=tuple(strategies),
     )
-
-
-def _name(agent: str | AgentSpec) -> str:
-    return agent if isinstance(agent, str) else agent.name

@@ -26,12 +26,12 @@ from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import Tried
 from experiments.search.space import ALL_SLICES, Value
-from multi_agent.agents.agent import AgentSpec
+from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
 from multi_agent.llm.choose import LLMChoice, choose_llm
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
-from multi_agent.tools.tool import Mode
-from multi_agent.workflows.collaborative_learning import COORDINATOR
-from multi_agent.workflows.research_workflow import STAGES, Crew
+from multi_agent.tools.tool import RoundOwner
+from multi_agent.workflows.crew import Crew
+from multi_agent.workflows.research_workflow import STAGES
 
 AgentArm = Literal["crew", "hybrid", "single-agent"]
 AGENT_ARMS: tuple[AgentArm, ...] = ("crew", "hybrid", "single-agent")
@@ -69,8 +69,10 @@ def agent_searcher(
         with tempfile.TemporaryDirectory(prefix="proposers-") as folder:
             lab = open_world_lab(world, trials, seed, Path(folder))
             lab.agent_share = Lab.agent_share if arm == "hybrid" else 1.0
-            kind = SingleAgent if arm == "single-agent" else Specialists
-            crew = kind(lab, llm, Path(folder), lambda event: None, max_tokens, None, "sequential", None, None)
+            agents = [RESEARCHER] if arm == "single-agent" else None
+            crew = Specialists(
+                lab, llm, data_dir=Path(folder), on_event=lambda event: None, max_tokens=max_tokens, agents=agents
+            )
             while lab.stage in ("baseline", "search"):
                 STAGES[lab.stage](crew)
             if crew.silent_because:
@@ -88,15 +90,8 @@ def agent_searcher(
 class Specialists(Crew):
     """The crew without its Coordinator's turns."""
 
-    def ask(self, name: str, prompt: str, *, mode: Mode = "optimizer", **turn: Any) -> str | None:
-        return None if name == COORDINATOR else super().ask(name, prompt, mode=mode, **turn)
-
-
-class SingleAgent(Specialists):
-    """One agent in the place of the specialists."""
-
-    def choose_members(self, agents: Sequence[str] | None) -> list[AgentSpec]:
-        return [m for m in super().choose_members(None) if m.name == COORDINATOR] + [RESEARCHER]
+    def ask(self, name: str, prompt: str, *, owner: RoundOwner = "optimizer", **turn: Any) -> str | None:
+        return None if name == COORDINATOR_NAME else super().ask(name, prompt, owner=owner, **turn)
 
 
 # ---- the lab of a world -----------------------------------------------------------------

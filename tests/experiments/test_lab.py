@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab_on_script import Score, lab_on_script, search
 
 from core.errors import InputError
 from core.seeding import numpy_stream
 from env_runner.task_distributions import get_family
-from experiments.campaign.begin import create_campaign
 from experiments.campaign.gate import is_near, probe, static_problems
 from experiments.campaign.lab import Lab
-from experiments.campaign.plan import Budget, Design, Plan
-from experiments.campaign.question import parse_goal
+from experiments.campaign.plan import Design
 from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
-from experiments.ledger import Ledger
 from experiments.presets import preset
-from experiments.runs.executor import Ended, Evaluated, Job, Listener, LocalExecutor, Report, Rung, Started
+from experiments.runs.executor import Job, LocalExecutor, Report, Rung
 from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
 from experiments.search.optimizer import PLATEAU_TRIALS
@@ -38,81 +35,19 @@ from experiments.search.pruning import Pruning, make_pruning
 from experiments.search.space import count_parameters
 from experiments.spec import RunSpec
 
-Score = Callable[[Job], float]
 DESIGN = Design(name="test", baseline_seeds=3, rounds=3, top=2, selection_seeds=1, confirmation_seeds=8)
-
-
-class InstantExecutor:
-    """Ends every job at once with returns around `score(job)`; a score of NaN fails the run. A rung's score rises by a
-    straight line to the final one; `probe_problem` says why a first iteration would fail, or None."""
-
-    workers = 2
-
-    def __init__(self, score: Score) -> None:
-        self.score = score
-        self.probe_problem: Callable[[Job], str | None] = lambda job: None
-        self.jobs: list[Job] = []
-
-    def run(self, jobs: Sequence[Job], on_message: Listener, stop: threading.Event) -> None:
-        for job in jobs:
-            self.jobs.append(job)
-            if job.probe:
-                problem = self.probe_problem(job)
-                on_message(job, Ended("failed" if problem else "done", problem, memory_mb=300))
-                continue
-            value = self.score(job)
-            on_message(job, Started(pid=1))
-            cause = None
-            for number, steps in enumerate(job.rungs, 1):
-                at_rung = value - 20 * (1 - steps / job.spec.env_steps)
-                on_message(job, Report(steps, {"rollout/ep_rew_mean": at_rung, "time/fps": 1e4}))
-                cause = on_message(job, Rung(number, steps, at_rung))
-                if cause is not None:
-                    on_message(job, Ended("pruned", cause, steps, 1.0))
-                    break
-            if cause is not None:
-                continue
-            on_message(job, Report(job.spec.env_steps, {"rollout/ep_rew_mean": value, "time/fps": 1e4}))
-            if np.isnan(value):
-                on_message(job, Ended("failed", "made to fail", job.spec.env_steps, 1.0))
-                continue
-            tasks = len(get_family(job.spec.task).eval_tasks(job.pool))
-            noise = numpy_stream(job.spec.seed, job.spec.policy.model.kind).normal(size=(tasks, 1))
-            on_message(job, Evaluated(job.pool, {"return": (value + noise).tolist()}))
-            on_message(job, Ended("done", None, job.spec.env_steps, 1.0))
 
 
 def _lab(
     folder: Path, score: Score, goal: str = "beat LSTM on point-robot", design: Design = DESIGN, **changes: Any
 ) -> Lab:
-    paths = Paths.of(folder / "data")
-    paths.ensure()
-    ledger = Ledger(paths.ledger_url)
-    question = parse_goal(goal)
-    plan = Plan(
-        budget=Budget(env_steps=10**6),
-        design=design,
-        tuned_arms=2 if question.baseline_is_tuned else 1,
-        env_steps_full=12_800,
-        env_steps_search=6_400,
-        workers=2,
-        steps_per_s=None,
-        **changes,
-    )
-    lab = Lab(ledger, create_campaign(ledger, question, plan, seed=1, llm="offline"), InstantExecutor(score), paths)
+    lab = lab_on_script(folder / "data", score, goal, design=design, new=True, **changes)
     lab.agent_share = 1.0  # these tests propose in every round
     return lab
 
 
-def _search(lab: Lab) -> None:
-    lab.run_baseline()
-    lab.set_stage("search")
-    while lab.round < lab.plan.rounds:
-        lab.launch()
-
-
 def _to_the_end(lab: Lab):
-    _search(lab)
+    search(lab)
     lab.run_selection()
     lab.write_claim()
     lab.run_confirmation()
@@ -157,7 +92,7 @@ def test_two_sides_that_have_not_learned_decide_nothing(tmp_path: Path) -> None:
 def test_a_failed_confirmation_run_leaves_the_question_open(tmp_path: Path) -> None:
     good = _by_arm(-5.0, -15.0)
     lab = _lab(tmp_path, lambda job: good(job))
-    _search(lab)
+    search(lab)
     lab.run_selection()
     unlucky = lab.write_claim().content.seeds[2]
     lab.executor.score = lambda job: float("nan") if job.spec.seed == unlucky else good(job)  # type: ignore[attr-defined]
@@ -187,7 +122,7 @@ def test_selection_can_overturn_the_search(tmp_path: Path) -> None:
         return -1000 * rate if job.pool == "search" else 1000 * rate - 10
 
     lab = _lab(tmp_path, score)
-    _search(lab)
+    search(lab)
     lab.run_selection()
     (_, first), (_, second) = lab.trials.candidates("baseline")
     assert first["learner.learning_rate"] < second["learner.learning_rate"]
@@ -312,7 +247,7 @@ def test_tools_see_search_runs_alone(tmp_path: Path) -> None:
 
 def test_the_search_is_closed_once_its_rounds_are_over(tmp_path: Path) -> None:
     lab = _lab(tmp_path, _by_arm(-5.0, -15.0))
-    _search(lab)
+    search(lab)
     with pytest.raises(InputError, match="the search is closed"):
         lab.suggest("challenger")
     with pytest.raises(InputError, match="claim"):
@@ -412,7 +347,7 @@ def test_what_differs_by_less_than_the_gates_threshold_is_the_same_trial(tmp_pat
 
 
 def test_a_run_that_would_outlast_the_time_left_is_refused() -> None:
-    spec = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 100_000})
+    spec = preset("point-robot", "lstm").model_copy(update={"env_steps": 100_000})
     count = count_parameters(spec)
     wide = {"memory_limit_mb": 4000, "expected_s": 90.0}
     assert static_problems(spec, count, left_s=100.0, **wide) == []
@@ -463,7 +398,7 @@ def test_of_many_proposals_good_bad_and_repeated_fewer_than_one_in_fifty_launche
 def test_a_real_worker_shows_what_breaks_before_the_spend(tmp_path: Path) -> None:
     paths = Paths.of(tmp_path)
     paths.ensure()
-    good = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 6_400})
+    good = preset("point-robot", "lstm").model_copy(update={"env_steps": 6_400})
     short = good.model_copy(update={"env_steps": 100})
     found = probe(
         [good, short], LocalExecutor(2, paths.environment()), paths, threading.Event(), memory_limit_mb=20_000
@@ -520,7 +455,7 @@ def test_rungs_are_whole_iterations_and_only_where_they_pay() -> None:
 
 def test_a_weak_trial_is_pruned_with_its_rung_score_and_cut_and_costs_what_it_spent(tmp_path: Path) -> None:
     lab = _pruned_lab(tmp_path, _by_rate)
-    _search(lab)
+    search(lab)
     pruned = [r for r in lab.ledger.runs(lab.number) if r.status == "pruned"]
     assert pruned
     for run in pruned:
@@ -566,7 +501,7 @@ def test_neither_side_spends_more_than_one_search_run_beyond_the_other_and_both_
         return -100.0 + place if better else -100.0 - place
 
     lab = _pruned_lab(tmp_path, score, rounds=8)
-    _search(lab)
+    search(lab)
     saved = {arm: lab.trials.saved(arm) for arm in lab.arms}
     assert saved["challenger"] == 0
     assert 0 < saved["baseline"] < RULE.env_steps
@@ -580,7 +515,7 @@ def test_what_pruning_saves_buys_rounds_for_both_sides(tmp_path: Path) -> None:
         return -100.0 - seen.setdefault(job.spec.config_hash, len(seen))
 
     lab = _pruned_lab(tmp_path, score, rounds=8)
-    _search(lab)
+    search(lab)
     bought = lab.plan.rounds - 8
     assert bought > 0
     assert {len(lab.trials.finished(arm)) for arm in lab.arms} == {8 + bought}
@@ -595,14 +530,14 @@ def test_a_decision_at_a_rung_does_not_depend_on_the_other_run_of_the_round(tmp_
         lab = _pruned_lab(tmp_path / name, _by_rate)
         run = lab.executor.run
         lab.executor.run = lambda jobs, on, stop, run=run, b=backwards: run(jobs[::-1] if b else jobs, on, stop)  # type: ignore[method-assign]
-        _search(lab)
+        search(lab)
         tables.append([(r.id, r.config_hash, r.status, r.cause, r.env_steps, r.score) for r in lab.ledger.runs(lab.number)])  # fmt: skip
     assert tables[0] == tables[1]
     assert any(row[2] == "pruned" for row in tables[0])
 
 
 def test_a_real_run_waits_at_its_rungs_and_training_does_not_notice(tmp_path: Path) -> None:
-    spec = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 6 * 640, "seed": 3})
+    spec = preset("point-robot", "lstm").model_copy(update={"env_steps": 6 * 640, "seed": 3})
 
     def run(name: str, rungs: tuple[int, ...], answer: str | None) -> list:
         job = Job(
@@ -647,7 +582,7 @@ def test_what_was_launched_is_not_changed_by_a_later_proposal(tmp_path: Path) ->
 
 def test_a_rerun_of_a_pruned_run_is_held_against_what_was_trained_up_to_the_rung(tmp_path: Path) -> None:
     lab = _pruned_lab(tmp_path, _by_rate)
-    _search(lab)
+    search(lab)
     pruned = next(r for r in lab.ledger.runs(lab.number) if r.status == "pruned")
     spec = RunSpec.model_validate(pruned.spec)
     rerun = queue_run(lab.ledger, spec, purpose="rerun", pool="search", proposer="rerun", rerun_of=pruned.id)

@@ -8,35 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from instant_lab import instant_lab, search_and_confirm
+from lab_on_script import lab_on_script, run_names, search_and_confirm
 from model_server import Brain, ModelServer, call, fail, results_of, say
 
 import main
 from core.errors import InputError
 from experiments.ledger import Ledger
 from experiments.reading.answers import CAN, answer, known_ids
-from experiments.runs.executor import Job
+from experiments.runs.executor import Ended, Job
 from multi_agent.ask import ask
 from multi_agent.llm.choose import choose_llm
-
-
-def _fails(job: Job) -> bool:
-    """The second challenger configuration of the search diverges."""
-    return (
-        job.pool == "search" and job.spec.policy.model.kind != "lstm" and job.spec.learner.learning_rate != _DEFAULT[0]
-    )
-
-
-_DEFAULT: list[float] = []
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
     """A campaign whose confirmation is measured and not judged; some search runs diverged."""
     folder = tmp_path_factory.mktemp("recorded")
-    lab = instant_lab(folder)
-    _DEFAULT.append(float(lab.suggest("challenger").values["learner.learning_rate"]))
-    lab.executor.fail = _fails  # type: ignore[attr-defined]
+    lab = lab_on_script(folder)
+    default_rate = lab.suggest("challenger").values["learner.learning_rate"]
+
+    def diverges(job: Job) -> Ended | None:
+        """Every challenger of the search but the default one."""
+        learner: Any = job.spec.learner
+        if job.pool != "search" or job.spec.policy.model.kind == "lstm" or learner.learning_rate == default_rate:
+            return None
+        return Ended("diverged", "the loss is not finite", job.spec.env_steps, 1.0)
+
+    lab.executor.end = diverges  # type: ignore[attr-defined]
     search_and_confirm(lab)
     lab.ledger.close()
     ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}", read_only=True)
@@ -45,8 +43,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
 
 
 def _ids(ledger: Ledger, **wanted: Any) -> list[str]:
-    runs = [r for r in ledger.runs(1) if all(getattr(r, k) == v for k, v in wanted.items())]
-    return [f"r-{r.id:04d}" for r in runs]
+    return run_names(ledger, 1, **wanted)
 
 
 def test_why_a_run_ended_as_it_did_is_answered_with_its_cause_and_rows(recorded: Ledger) -> None:
@@ -108,6 +105,16 @@ def test_an_id_that_is_not_there_and_an_empty_question_are_input_errors(recorded
             ask(recorded, 1, question, choose_llm("offline"), data_dir=tmp_path)
 
 
+def test_the_name_of_an_environment_is_no_verdict(recorded: Ledger, tmp_path: Path) -> None:
+    for question in ("what is best on CartPole-v1?", "what is best, as on halfcheetah-v5?"):
+        assert known_ids(recorded, question) == ([], [])
+        found = ask(recorded, 1, question, choose_llm("offline"), data_dir=tmp_path)
+        assert found.text.startswith("Best in the search")
+    assert known_ids(recorded, "see r-0001, R1 and v-0001") == (["r-0001"], ["v-0001"])
+    with pytest.raises(InputError, match="the ledger has no v-0001"):
+        ask(recorded, 1, "what about v1?", choose_llm("offline"), data_dir=tmp_path)
+
+
 def test_the_command_prints_words_and_json(recorded: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     assert recorded.path is not None
     place = ["--data-dir", str(recorded.path.parent), "--llm", "offline"]
@@ -126,7 +133,7 @@ def test_the_command_prints_words_and_json(recorded: Ledger, capsys: pytest.Capt
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
     """A campaign with its verdict."""
     folder = tmp_path_factory.mktemp("judged")
-    lab = instant_lab(folder)
+    lab = lab_on_script(folder)
     search_and_confirm(lab)
     lab.judge()
     lab.ledger.close()
@@ -160,6 +167,7 @@ def test_a_model_answers_from_its_own_selects_and_cites_rows(judged: Ledger, tmp
 BAD: dict[str, tuple[Brain, str]] = {
     "cites nothing": (lambda request: say("All is well."), "cites no row"),
     "cites a row that is not there": (lambda request: say("See r-4711."), "r-4711, which the ledger does not have"),
+    "cites only the name of an environment": (lambda request: say("It is CartPole-v1."), "cites no row"),
     "invents a number": (lambda request: say("r-0001 won by 47.5 %."), "47.5 stands in nothing"),
     "never ends": (lambda request: call(("read_ledger", {"statement": "select 1 as n"})), "not done after"),
     "an unknown tool": (lambda request: call(("drop_tables", {})), "not done after"),

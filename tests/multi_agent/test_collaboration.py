@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_lab import FakeLab
+from crew_on_script import MEMBERS, crew_lab, run_crew
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-import multi_agent.agents
 from core.errors import InputError
-from multi_agent.agents.agent import AGENTS
-from multi_agent.llm.choose import choose_llm
-from multi_agent.workflows.collaborative_learning import CollaborativeLearning, summarise
-from multi_agent.workflows.research_workflow import run_research
+from multi_agent.agents.agent import AgentSpec, choose_members, prompt_hash
+from multi_agent.tools.ledger_tool import READING, TALKING
+from multi_agent.workflows import CollaborativeLearning
+from multi_agent.workflows.collaborative_learning import summarise
 
 ROLES = ("state-modeling", "meta-learning", "adaptation", "environment")
 
@@ -31,9 +33,9 @@ def brain(request: dict[str, Any]) -> Reply:
 
 def turns(mode: str, folder: Path, **options: Any) -> list[tuple[str, int, set[str]]]:
     """(role, pass, roles whose words it had heard) of each specialist's turn in the agents' round."""
-    lab = FakeLab(rounds=4)  # the least that gives the agents a round
+    lab = crew_lab(folder, 4)  # the least that gives the agents a round
     with ModelServer(brain).running() as server:
-        run_research(lab, server.choice(), data_dir=folder, on_event=lambda e: None, collaboration=mode, **options)  # type: ignore[arg-type]
+        run_crew(lab, folder, server.choice(), collaboration=mode, **options)
     assert lab.stage == "done"
     heard = []
     for request in server.requests:
@@ -65,22 +67,84 @@ def test_absent_agents_do_not_speak(tmp_path: Path) -> None:
     assert [role for role, _, _ in turns("sequential", tmp_path, agents=("Adaptation",))] == ["adaptation"]
 
 
-def test_a_sixth_agent_in_one_file_takes_part_in_a_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "reviewer_agent.py").write_text(
+def test_a_sixth_agent_in_one_file_takes_part_in_a_campaign(tmp_path: Path, add_agent: Callable[..., Path]) -> None:
+    add_agent(
+        "reviewer_agent",
         "from multi_agent.agents.agent import AGENTS, AgentSpec\n"
         "from multi_agent.tools.ledger_tool import READING, TALKING\n"
-        "AGENTS.register('Reviewer')(AgentSpec('Reviewer', None, (*READING, *TALKING), 'environment.md', 50))\n"
+        "AGENTS.register('Reviewer')(AgentSpec('Reviewer', None, (*READING, *TALKING), 'environment.md', 50))\n",
     )
-    monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(tmp_path)])
-    lab, events = FakeLab(rounds=1), []
-    try:
-        run_research(
-            lab, choose_llm("offline"), data_dir=tmp_path / "data", on_event=events.append, agents=("Reviewer",)
-        )  # type: ignore[arg-type]
-    finally:
-        AGENTS._entries.pop("Reviewer")
+    lab = crew_lab(tmp_path, 1)
+    events = run_crew(lab, tmp_path, agents=("Reviewer",))
     assert lab.stage == "done"
     assert {e.actor for e in events if e.kind == "agent" and not e.payload.get("failed")} == {"Reviewer", "Coordinator"}
+
+
+# ---- the agents that are given are the ones that work ---------------------------------------
+
+
+def test_a_given_agent_is_used_in_the_place_of_the_registered_one_of_its_name(tmp_path: Path) -> None:
+    """Another prompt and fewer tools than the registered Adaptation; and an agent that is registered nowhere."""
+    adaptation = AgentSpec("Adaptation", "adaptation", READING, "researcher.md", 30)
+    critic = AgentSpec("Critic", None, (*READING, *TALKING), "environment.md", 50)
+    lab = crew_lab(tmp_path, 4)
+    with ModelServer(lambda request: say("Done.")).running() as server:
+        events = run_crew(lab, tmp_path, server.choice(), agents=(critic, adaptation))
+    offered = {
+        turn_of(request)["role"]: {tool["function"]["name"] for tool in request["tools"]}
+        for request in server.requests
+        if turn_of(request)["kind"] == "propose"
+    }
+    assert offered == {
+        "adaptation": {tool.name for tool in READING},
+        None: {tool.name for tool in (*READING, *TALKING)},
+    }
+    assert {e.actor for e in events if e.kind == "agent"} == {"Adaptation", "Critic", "Coordinator"}
+    prompts = events[0].payload["prompts"]
+    assert prompts["Adaptation"] == prompt_hash("researcher.md") != prompt_hash("adaptation.md")
+
+
+def test_the_class_hands_on_the_objects_that_it_is_given() -> None:
+    mine = AgentSpec("Adaptation", "adaptation", READING, "researcher.md", 30)
+    leader = dataclasses.replace(MEMBERS["Coordinator"], tools=READING)
+    team = CollaborativeLearning([mine, "Meta-Learning"], leader)
+    assert team.members == (MEMBERS["Meta-Learning"], mine, leader)
+    assert team.members[1] is mine
+    assert team.members[2] is leader
+    assert CollaborativeLearning().members == tuple(MEMBERS.values())
+    assert choose_members([]) == [MEMBERS["Coordinator"]]
+
+
+SPEC = AgentSpec("Critic", None, READING, "environment.md", 50)
+
+
+@pytest.mark.parametrize(
+    ("agents", "words"),
+    [
+        (["Meta Learning"], "Did you mean 'Meta-Learning'"),
+        (
+            [dataclasses.replace(SPEC, name="Adaptation"), "Adaptation"],
+            "two different agents have the name 'Adaptation'",
+        ),
+        ([SPEC, dataclasses.replace(SPEC, turn=3)], "two different agents have the name 'Critic'"),
+        ([dataclasses.replace(SPEC, name=" ")], "name of an agent: got ' '"),
+        ([dataclasses.replace(SPEC, name="human")], "name of an agent: got 'human'"),
+        ([dataclasses.replace(SPEC, slice="meta-learnin")], "Did you mean 'meta-learning'"),
+        ([dataclasses.replace(SPEC, prompt="enviroment.md")], "Did you mean 'environment.md'"),
+        ([3], "agents: got 3, allowed: AgentSpec objects and the names"),
+        ([SimpleNamespace(name="Adaptation")], "allowed: AgentSpec objects and the names"),
+        ([dataclasses.replace(SPEC, name="Coordinator")], "two different agents have the name 'Coordinator'"),
+    ],
+)
+def test_an_agent_that_cannot_take_part_is_refused_with_what_is_allowed(agents: list[Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        CollaborativeLearning(agents)
+
+
+def test_a_coordinator_of_another_name_is_refused() -> None:
+    for other in ("Adaptation", SPEC, 3):
+        with pytest.raises(InputError, match="unknown coordinator"):
+            CollaborativeLearning(coordinator=other)  # type: ignore[arg-type]
 
 
 def _run(id: int, trial: int | None, proposer: str, score: float | None, arm: str = "challenger") -> Any:
@@ -114,8 +178,10 @@ def test_without_evidence_the_improvement_is_absent() -> None:
     assert summarise("c-0001", "sequential", verdict, []).improvement is None
 
 
-def test_wrong_names_are_input_errors() -> None:
+def test_wrong_names_are_input_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'Meta-Learning'"):
         CollaborativeLearning(agents=["Meta Learning"])
     with pytest.raises(InputError, match="debate"):
         CollaborativeLearning().solve_task("point-robot", "debates")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="debate"):
+        run_crew(crew_lab(tmp_path, 1), tmp_path, collaboration="debates")

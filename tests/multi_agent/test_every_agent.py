@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from instant_lab import instant_lab
+from lab_on_script import lab_on_script
 
 import multi_agent.agents
 from core.errors import InputError
@@ -15,7 +14,7 @@ from experiments.search.space import ALL_SLICES, ROLES
 from multi_agent.agents.agent import AGENTS, crew_members, list_agents, prompt_hash, read_prompt
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
-from multi_agent.workflows.research_workflow import Crew
+from multi_agent.workflows.research_workflow import run_research
 
 EVERY = AGENTS.names()
 PROPOSES = {"propose", "suggest", "check_feasibility", "describe_search_space"}
@@ -37,10 +36,9 @@ def test_a_file_of_an_agent_that_is_broken_is_named_by_the_crew_the_list_and_who
     assert words in list_agents().note
     with pytest.raises(InputError, match="could not be imported"):
         CollaborativeLearning(["Broken"])
-    said: list[Any] = []
-    lab = instant_lab(tmp_path / "data")
-    Crew(lab, choose_llm("offline"), tmp_path, said.append, None, None, "sequential", None, None)
-    assert f"{words} The crew works without it." in [event.text for event in said]
+    lab = lab_on_script(tmp_path / "data")
+    with pytest.raises(InputError, match="No module named 'no_such_package'"):
+        run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda event: None)
     lab.ledger.close()
 
 

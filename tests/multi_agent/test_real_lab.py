@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,51 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crew_on_script import alone, crew_lab, run_crew
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
-from experiments.campaign.begin import create_campaign
 from experiments.campaign.lab import Lab
-from experiments.campaign.plan import Budget, Design, Plan
+from experiments.campaign.plan import Budget
 from experiments.campaign.question import parse_goal
-from experiments.ledger import Ledger
 from experiments.runs.executor import LocalExecutor
 from experiments.runs.paths import Paths
 from experiments.search.space import SearchSpace, plan_unit
-from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
-from multi_agent.workflows.research_workflow import run_research
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).resolve().parent
+GOAL = "beat LSTM on point-robot"
 
 
 def open_lab(folder: Path, rounds: int = 3) -> Lab:
-    """A new or the existing campaign of one training iteration a run in `folder`."""
-    paths = Paths.of(folder)
-    paths.ensure()
-    ledger = Ledger(paths.ledger_url)
-    question = parse_goal("beat LSTM on point-robot")
+    """A new or the existing campaign of one training iteration a run in `folder`, trained in processes of their own."""
+    question = parse_goal(GOAL)
     unit = plan_unit(
         [
             SearchSpace(family, question.task, learner=question.learner)
             for family in (question.challenger, question.baseline)
         ]
     )
-    design = Design(name="test", baseline_seeds=2, rounds=rounds, top=1, selection_seeds=1, confirmation_seeds=2)
-    plan = Plan(
-        budget=Budget(env_steps=10**9),
-        design=design,
-        tuned_arms=2,
-        env_steps_full=unit,
-        env_steps_search=unit,
-        workers=2,
-        steps_per_s=None,
-    )
-    try:
-        number = ledger.resolve("@last", "campaign")
-    except ValueError:
-        number = create_campaign(ledger, question, plan, seed=0, llm="offline")
-    return Lab(ledger, number, LocalExecutor(2, paths.environment()), paths)
+    executor = LocalExecutor(2, Paths.of(folder).environment())
+    lengths = {"env_steps_full": unit, "env_steps_search": unit, "budget": Budget(env_steps=10**9)}
+    return crew_lab(folder, rounds, goal=GOAL, executor=executor, **lengths)
 
 
 def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
@@ -73,7 +54,7 @@ def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
 
     lab = open_lab(tmp_path, rounds=4)
     with ModelServer(brain).running() as server, lab.holding():
-        run_research(lab, server.choice(), data_dir=tmp_path, on_event=lambda e: None)
+        run_crew(lab, tmp_path, server.choice())
     assert lab.stage == "done"
     search = lab.ledger.runs(lab.number, purpose="search")
     assert {r.proposer for r in search if r.trial == 1} == {"agent:meta-learning"}
@@ -86,11 +67,10 @@ def test_a_campaign_killed_in_the_search_is_resumed_to_its_verdict(tmp_path: Pat
     code = (
         "import sys; from pathlib import Path; from test_real_lab import *\n"
         "lab = open_lab(Path(sys.argv[1]))\n"
-        "with lab.holding(): run_research(lab, choose_llm('offline'), data_dir=Path(sys.argv[1]), on_event=lambda e: None)\n"
+        "with lab.holding(): run_crew(lab, Path(sys.argv[1]))\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
     lab = open_lab(tmp_path)  # the campaign that the process then works on
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, cwd=tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=alone(), cwd=tmp_path)
     deadline = time.monotonic() + 240
     while lab.round != 1 or not any(r.status == "running" for r in lab.ledger.runs(lab.number, purpose="search")):
         assert process.poll() is None
@@ -102,7 +82,7 @@ def test_a_campaign_killed_in_the_search_is_resumed_to_its_verdict(tmp_path: Pat
     assert lab.stage == "search"
     before = {r.id: (r.status, r.score) for r in lab.ledger.runs(lab.number) if r.status == "done"}
     with lab.holding():
-        run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda e: None)
+        run_crew(lab, tmp_path)
     assert lab.stage == "done"
     after = {r.id: (r.status, r.score) for r in lab.ledger.runs(lab.number)}
     assert before.items() <= after.items()

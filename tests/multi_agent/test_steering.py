@@ -5,120 +5,125 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_lab import FakeLab
-from instant_lab import instant_lab, search_and_confirm
+from crew_on_script import crew_lab, interrupted_in, narrative_of, quiet, run_crew
+from lab_on_script import lab_on_script, proposals_of, search_and_confirm
 from model_server import ModelServer, Reply, call, fail, results_of, say, turn_of
 
 import main
 from core.errors import InputError
-from experiments.campaign.lab import Paused
+from experiments.campaign.lab import Lab, Paused
 from experiments.campaign.steering import approve, end_campaign, is_stopped
 from experiments.ledger import Ledger
 from experiments.reading.queries import list_active
 from experiments.reading.report import gather, write_report
 from multi_agent.communication.message_broker import Message, MessageBroker
-from multi_agent.llm.choose import choose_llm
-from multi_agent.workflows import approval
-from multi_agent.workflows.research_workflow import CrewEvent, run_research
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    from multi_agent.tools import environment_tool
-
-    monkeypatch.setattr(environment_tool, "PROBE_S", 0.01)
-    monkeypatch.setattr(approval, "POLL_S", 0.01)
-
-
-def run(lab: Any, folder: Path, **options: Any) -> list[CrewEvent]:
-    events: list[CrewEvent] = []
-    llm = options.pop("llm", None) or choose_llm("offline")
-    run_research(lab, llm, data_dir=folder, on_event=events.append, **options)
-    return events
-
-
-def answering(lab: FakeLab, *answers: tuple[bool, str]) -> list[str]:
-    """A person in another thread who gives one answer after the other; the keys that were asked for."""
+@contextmanager
+def answering(lab: Lab, *denials: str | None) -> Iterator[list[str]]:
+    """A person in a second terminal who answers what is waited for: a text denies, None and whatever comes after the
+    last of them approves. Gives the keys that were asked for."""
     asked: list[str] = []
+    gone = threading.Event()
+    before = max((event.id for event in lab.events()), default=0)
 
     def person() -> None:
-        left, seen = list(answers), 0
-        deadline = time.monotonic() + 250
-        while time.monotonic() < deadline and lab.stage != "done":
+        left, seen = list(denials), before
+        terminal = Ledger(lab.ledger.url)
+        while not gone.wait(0.03):
             for event in lab.events(["waiting"], after=seen):
                 seen = event.id
                 asked.append(event.payload["key"])
-                granted, text = left.pop(0) if left else (True, "")
-                lab.record_event("approve", "human", {"key": event.payload["key"], "granted": granted, "text": text})
-            time.sleep(0.01)
+                approve(terminal, lab.number, deny=left.pop(0) if left else None)
+        terminal.close()
 
-    threading.Thread(target=person, daemon=True).start()
-    return asked
+    thread = threading.Thread(target=person, daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        gone.set()
+        thread.join()
 
 
 def test_every_stage_waits_for_approval(tmp_path: Path) -> None:
-    lab = FakeLab(rounds=2)
-    asked = answering(lab)
-    events = run(lab, tmp_path, approve_each="stage")
+    lab = crew_lab(tmp_path, 2)
+    began, before_s = time.monotonic(), lab.spent_s
+    with answering(lab) as asked:
+        events = run_crew(lab, tmp_path, agents=(), approve_each="stage")
     assert asked == [f"stage:{s}" for s in ("baseline", "search", "selection", "claim", "confirmation")]
     assert lab.stage == "done"
-    assert lab.rested > 0  # waiting for a person is not charged to the budget
+    charged_s = lab.spent_s - before_s
+    assert charged_s < time.monotonic() - began  # waiting for a person is not charged to the budget
     assert any("python main.py approve c-0001" in e.text for e in events if e.kind == "waiting")
 
 
 def test_every_group_of_runs_waits_for_approval(tmp_path: Path) -> None:
-    lab = FakeLab(rounds=2)
-    asked = answering(lab)
-    run(lab, tmp_path, approve_each="run")
+    lab = crew_lab(tmp_path, 2)
+    with answering(lab) as asked:
+        run_crew(lab, tmp_path, agents=(), approve_each="run")
     assert asked == ["stage:baseline", "round:0", "round:1", "stage:selection", "stage:confirmation"]
 
 
 def test_a_denied_stage_pauses_and_the_reason_waits_for_every_agent(tmp_path: Path) -> None:
-    lab = FakeLab(rounds=2)
-    answering(lab, (True, ""), (False, "not before lunch"))
-    with pytest.raises(Paused, match="not before lunch"):
-        run(lab, tmp_path, approve_each="stage")
-    assert (lab.stage, lab.launches) == ("search", 0)
-    asked = answering(lab)
-    with ModelServer(lambda request: say("Done.")).running() as server:
-        run(lab, tmp_path, llm=server.choice())  # what is approved is remembered by the campaign
+    lab = crew_lab(tmp_path, 2)
+    with answering(lab, None, "not before lunch"), pytest.raises(Paused, match="not before lunch"):
+        run_crew(lab, tmp_path, agents=(), approve_each="stage")
+    assert (lab.stage, lab.events(["launch"])) == ("search", [])
+    with answering(lab) as asked, ModelServer(quiet).running() as server:
+        run_crew(lab, tmp_path, server.choice())  # what is approved is remembered by the campaign
     assert "stage:search" in asked
     assert "not before lunch" in str(server.requests[0])
+
+
+def test_a_denied_round_pauses_where_no_model_could_propose_another(tmp_path: Path) -> None:
+    lab = crew_lab(tmp_path, 2)
+    with answering(lab, None, "too fast"), pytest.raises(Paused, match="search round 1 was denied: too fast"):
+        run_crew(lab, tmp_path, agents=(), approve_each="run")
+    assert lab.events(["launch"]) == []
 
 
 def test_a_denied_round_is_proposed_anew_by_the_crew(tmp_path: Path) -> None:
     def brain(request: dict[str, Any]) -> Reply:
         turn, results = turn_of(request), results_of(request)
         if turn["kind"] == "propose" and turn["role"] == "meta-learning" and turn["round"] == 1 and not results:
-            value = 0.0005 if "too fast" in str(request["messages"]) else 0.009
+            value = 0.0007 if "too fast" in str(request["messages"]) else 0.0021
             values = [{"name": "learner.learning_rate", "value": value}]
             text = {"reason": "r", "predicted_effect": "e", "evidence": []}
             return call(("propose", {"arm": "challenger", "values": values, **text}))
         return say("Done.")
 
-    lab = FakeLab(rounds=4)
-    asked = answering(lab, (True, ""), (True, ""), (False, "too fast"))
-    with ModelServer(brain).running() as server:
-        run(lab, tmp_path, llm=server.choice(), approve_each="run")
+    lab = crew_lab(tmp_path, 4)
+    with answering(lab, None, None, "too fast") as asked, ModelServer(brain).running() as server:
+        run_crew(lab, tmp_path, server.choice(), agents=("Meta-Learning",), approve_each="run")
     assert asked.count("round:1") == 2
-    assert lab.proposals[1, "challenger", "meta-learning"].values == {"learner.learning_rate": 0.0005}
+    proposal = proposals_of(lab)[1, "challenger", "meta-learning"]
+    assert (proposal.source, proposal.changes) == ("agent", {"learner.learning_rate": 0.0007})
 
 
 def test_a_wait_survives_a_stop_and_an_answer_given_meanwhile_counts(tmp_path: Path) -> None:
-    lab = FakeLab(rounds=2)
-    threading.Timer(0.5, lab.stop_event.set).start()
+    lab = crew_lab(tmp_path, 2)
+
+    def stop_once_it_waits() -> None:
+        while not lab.events(["waiting"]):
+            time.sleep(0.02)
+        lab.stop_event.set()
+
+    threading.Thread(target=stop_once_it_waits, daemon=True).start()
     with pytest.raises(Paused):
-        run(lab, tmp_path, approve_each="stage")
+        run_crew(lab, tmp_path, agents=(), approve_each="stage")
     assert lab.stage == "baseline"
     lab.stop_event.clear()
-    lab.record_event("approve", "human", {"key": "stage:baseline", "granted": True, "text": ""})
-    answering(lab)
-    run(lab, tmp_path)
-    assert [e.payload["key"] for e in lab.recorded if e.kind == "waiting"].count("stage:baseline") == 1
+    approve(lab.ledger, lab.number, deny=None)
+    with answering(lab):
+        run_crew(lab, tmp_path, agents=())
+    assert [e.payload["key"] for e in lab.events(["waiting"])].count("stage:baseline") == 1
     assert lab.stage == "done"
 
 
@@ -126,13 +131,13 @@ def test_only_the_launch_turn_launches(tmp_path: Path) -> None:
     def eager(request: dict[str, Any]) -> Reply:
         return say("Done.") if results_of(request) else call(("launch", {}))
 
-    lab = FakeLab(rounds=2)
+    lab = crew_lab(tmp_path, 2)
     with ModelServer(eager).running() as server:
-        events = run(lab, tmp_path, llm=server.choice())
+        events = run_crew(lab, tmp_path, server.choice())
     refused = [e for e in events if e.kind == "tool_result" and "this turn launches nothing" in e.text]
     assert {"plan", "report"} == {turn_of(r)["kind"] for r in server.requests} - {"launch", "propose"}
     assert len(refused) == 2
-    assert lab.launches == 2
+    assert [e.payload["round"] for e in lab.events(["launch"])] == [0, 1]
 
 
 # ---- the search ends early --------------------------------------------------------------------
@@ -145,20 +150,19 @@ def test_the_crew_may_ask_for_the_claim_and_code_decides(tmp_path: Path) -> None
             return call(calls[len(results_of(request))])
         return say("Done.")
 
-    lab = FakeLab(rounds=6)
-    lab.may_end_after = 3
+    lab = crew_lab(tmp_path, 6)
     with ModelServer(brain).running() as server:
-        events = run(lab, tmp_path, llm=server.choice())
+        events = run_crew(lab, tmp_path, server.choice(), agents=())
     assert lab.stage == "done"
-    asked = [(e.payload["round"], e.payload["granted"]) for e in lab.recorded if e.kind == "early_end"]
+    asked = [(e.payload["round"], e.payload["granted"]) for e in lab.events(["early_end"])]
     assert asked[:4] == [(0, False), (1, False), (2, False), (3, True)]
     assert any("as the crew asked" in e.text for e in events)
-    rows = {(arm, number) for _, arm, number, *_ in lab.runs if number >= 0}
-    assert {n for a, n in rows if a == "challenger"} == {n for a, n in rows if a == "baseline"}
+    tried = {arm: [t.number for t in lab.trials.finished(arm)] for arm in lab.arms}
+    assert tried == {"challenger": [0, 1, 2], "baseline": [0, 1, 2]}
 
 
-def test_the_real_lab_ends_a_search_by_its_rule_and_both_arms_stay_equal(tmp_path: Path) -> None:
-    lab = instant_lab(tmp_path)
+def test_the_lab_ends_a_search_by_its_rule_and_both_arms_stay_equal(tmp_path: Path) -> None:
+    lab = lab_on_script(tmp_path)
     lab.run_baseline()
     lab.set_stage("search")
     assert lab.request_confirmation("Coordinator", "now").decision.startswith("0 of 3 rounds")
@@ -180,7 +184,7 @@ def test_the_real_lab_ends_a_search_by_its_rule_and_both_arms_stay_equal(tmp_pat
 def test_a_campaign_stopped_in_the_search_ends_without_a_verdict_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab = instant_lab(tmp_path)
+    lab = lab_on_script(tmp_path)
     lab.run_baseline()
     lab.set_stage("search")
     lab.launch()
@@ -203,7 +207,7 @@ def test_a_campaign_stopped_in_the_search_ends_without_a_verdict_and_says_so(
 
 
 def test_a_campaign_stopped_in_its_confirmation_is_judged_on_what_there_is(tmp_path: Path) -> None:
-    lab = instant_lab(tmp_path)
+    lab = lab_on_script(tmp_path)
     search_and_confirm(lab)
     lab.ledger.record_event(lab.number, "stop", "human", {})
     assert is_stopped(lab.ledger, lab.number)
@@ -222,7 +226,7 @@ def test_a_campaign_stopped_in_its_confirmation_is_judged_on_what_there_is(tmp_p
 def test_status_shows_what_waits_and_approve_answers_it_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab = instant_lab(tmp_path)
+    lab = lab_on_script(tmp_path)
     place = ["--data-dir", str(tmp_path)]
     assert main.main(["approve", *place]) == 2
     assert "waits for no approval" in capsys.readouterr().err
@@ -248,18 +252,13 @@ def test_messages_that_nobody_had_read_at_a_kill_are_delivered_after_it(tmp_path
             return call(("tell", {"to": "Adaptation", "text": "look at shots", "evidence": []}))
         return say("Done.")
 
-    lab = FakeLab(rounds=4)
-
-    def kill() -> None:
-        raise Paused
-
-    lab.on_launch = kill
+    lab = crew_lab(tmp_path, 4)
+    interrupted_in(lab, 0, Paused)
     with ModelServer(teller).running() as server, pytest.raises(Paused):
-        run(lab, tmp_path, llm=server.choice())
+        run_crew(lab, tmp_path, server.choice())
     assert "look at shots" not in str([r for r in server.requests if turn_of(r)["kind"] == "propose"])
-    lab.on_launch = None
     with ModelServer(teller).running() as server:
-        run(lab, tmp_path, llm=server.choice())
+        run_crew(lab, tmp_path, server.choice())
     heard = [r for r in server.requests if "Coordinator: look at shots" in str(r["messages"][-1]["content"])]
     assert [turn_of(r)["role"] for r in heard] == ["adaptation"]
 
@@ -285,19 +284,18 @@ def test_messages_of_a_turn_that_failed_wait_for_the_next(tmp_path: Path) -> Non
             launches.append(str(request["messages"][-1]["content"]))
         return say("Done.")
 
-    lab = FakeLab(rounds=2)
+    lab = crew_lab(tmp_path, 2)
     lab.record_event("instruct", "human", {"text": "go slowly"})
     with ModelServer(brain).running() as server:
-        run(lab, tmp_path, llm=server.choice())
+        run_crew(lab, tmp_path, server.choice())
     assert ["human: go slowly" in text for text in launches] == [True, False]
 
 
 def test_a_crew_works_inside_a_running_event_loop(tmp_path: Path) -> None:
-    async def notebook() -> FakeLab:
-        lab = FakeLab(rounds=1)
-        run(lab, tmp_path)
+    async def notebook() -> Lab:
+        lab = crew_lab(tmp_path, 1)
+        run_crew(lab, tmp_path, agents=("Adaptation",))
         return lab
 
     lab = asyncio.run(notebook())
-    assert lab.finished is not None
-    assert lab.finished[1] == "Coordinator (offline)"
+    assert narrative_of(lab)[1] == "Coordinator (offline)"
