@@ -19,6 +19,7 @@ HEAD = f"""# Commands
 
 Made by `python -m cli.reference` from the command line itself; `python main.py COMMAND --help` says the same. Where the package is
 installed, `{INSTALLED}` is `python main.py`. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped.
+{app.help_epilogue}
 """
 SHARED: dict[str, type] = {"[ledger]": LedgerOptions, "[model]": BrainOptions}
 """Options that many commands take: said once, and named by a mark where they are taken."""
