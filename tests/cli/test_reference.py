@@ -22,7 +22,9 @@ def test_every_command_and_every_option_of_the_printed_help_is_in_the_reference(
     assert len(commands) > 25
     for name in commands:
         assert main.main([name, "--help"]) == 0
-        options = re.findall(r"^│ (?:\*  |   )?(?:[A-Z]+ )?(--[a-z][a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+        options = re.findall(
+            r"^│ (?:\*  |   )?(?:[A-Z]+ )?(--[a-z][a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE
+        )
         seen += len(options)
         chapter = re.search(rf"### `python main.py {name}[ `].*?(?=\n##|\Z)", text, flags=re.DOTALL)
         assert chapter is not None, name
