@@ -202,7 +202,7 @@ def _load_file(source: str | Path) -> Plugin:
     sys.modules[plugin.module] = module  # pydantic and dataclasses look their module up there
     try:
         exec(compile(code, str(path), "exec", dont_inherit=True), module.__dict__)  # the very bytes that were hashed
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(plugin.module, None)
         for _, _, undo in _registered.pop(plugin.module, ()):
             undo()
@@ -224,7 +224,7 @@ def _load_module(name: str) -> Plugin:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise bad_value(OPTION, name, "a Python file that exists (NAME.py), or a module that can be imported") from None  # fmt: skip
         raise _could_not_be_loaded(name, None, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _could_not_be_loaded(name, None, error) from error
     return _keep(Plugin(name, name, _package_digest(module), name))
 
@@ -234,7 +234,7 @@ def _keep(plugin: Plugin) -> Plugin:
     return plugin
 
 
-def _could_not_be_loaded(source: str, path: Path | None, error: Exception) -> InputError:
+def _could_not_be_loaded(source: str, path: Path | None, error: BaseException) -> InputError:
     """The error with the file and line that it came from: the last one of the plugin's own where there is one."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if path is not None and frame.filename == str(path)] or list(frames)
@@ -249,9 +249,10 @@ def _package_digest(module: ModuleType) -> str:
     top = sys.modules[_top(module.__name__)]
     folders = [Path(folder) for folder in getattr(top, "__path__", ())]
     if not folders:
-        if module.__file__ is None:
+        file = getattr(module, "__file__", None)
+        if file is None:
             raise bad_value(OPTION, module.__name__, "a module that is written in Python")
-        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):

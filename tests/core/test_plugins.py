@@ -93,6 +93,7 @@ def test_a_plugin_of_the_environment_may_be_named_by_a_relative_path(
         ("folder/", "allowed: a Python file that exists"),
         ("no_such_module", "'no_such_module', allowed: .*a module that can be imported"),
         ("core.ssm", "code from outside of the tree"),
+        ("sys", "a module that is written in Python"),
     ],
 )
 def test_what_is_not_there_is_refused(source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,7 @@ def test_the_option_needs_a_value() -> None:
         ),
         ("x = 1\ny = x / 0\n", r"line 2: ZeroDivisionError: division by zero"),
         ("def broken(:\n", r"line 1: SyntaxError: "),
+        ("import sys\nsys.exit(0)\n", r"line 2: SystemExit: 0"),
         (
             MODEL.format(kind="lstm"),
             r"line 14: RuntimeError: model 'lstm' is registered twice: by core\.recurrent and by plugin_bad",
@@ -127,7 +129,7 @@ def test_the_option_needs_a_value() -> None:
             r"line 3: TypeError: C must implement iteration_steps",
         ),
     ],
-    ids=["import", "error", "syntax", "taken name", "no contract"],
+    ids=["import", "error", "syntax", "exit", "taken name", "no contract"],
 )
 def test_an_error_while_it_is_imported_names_file_line_and_cause_and_leaves_nothing(
     text: str, cause: str, tmp_path: Path
