@@ -1,11 +1,11 @@
-"""What an agent is: a name, a slice of the configuration, tools and a prompt file; who is in the crew; and how one of them
-becomes a CrewAI agent."""
+"""What an agent is: a name, a slice of the configuration, tools and a prompt; who is in the crew; and how one of them becomes
+a CrewAI agent."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -42,7 +42,8 @@ class AgentSpec:
     """Agents speak in this order within a stage."""
 
 
-AGENTS: Registry[AgentSpec] = Registry("agent", package="multi_agent.agents", modules="*_agent")
+PACKAGE = "multi_agent.agents"
+AGENTS: Registry[AgentSpec] = Registry("agent", package=PACKAGE, modules="*_agent")
 
 
 def crew_members() -> list[AgentSpec]:
@@ -50,8 +51,9 @@ def crew_members() -> list[AgentSpec]:
 
     InputError where an agent's file cannot be imported: nobody is missing from a crew without a word.
     """
-    if AGENTS.failures:
-        raise InputError("; ".join(_import_failure(module, cause) for module, cause in AGENTS.failures.items()))
+    broken = [_mend(module, cause) for module, cause in AGENTS.failures.items() if module.startswith(f"{PACKAGE}.")]
+    if broken:
+        raise InputError(" ".join(broken))
     return _in_order(AGENTS[name] for name in AGENTS)
 
 
@@ -61,25 +63,30 @@ def choose_members(agents: Sequence[str | AgentSpec] | None = None) -> list[Agen
     agents: names of registered agents, or specifications: those are used as they are, whoever is registered by that
     name. InputError for an unknown name, two different agents of one name, and a specification that cannot take part.
     """
-    registered = {member.name: member for member in crew_members()}
+    everyone = crew_members()
     if agents is None:
-        return list(registered.values())
+        return everyone
     chosen: dict[str, AgentSpec] = {}
     for agent in agents:
-        member = _member(agent, registered)
+        member = _member(agent)
         if chosen.setdefault(member.name, member) is not member:
             raise InputError(f"agents: two different agents have the name {member.name!r}, allowed: each name once")
-    chosen.setdefault(COORDINATOR_NAME, registered[COORDINATOR_NAME])
+    chosen.setdefault(COORDINATOR_NAME, AGENTS[COORDINATOR_NAME])
     return _in_order(chosen.values())
 
 
-def _member(agent: str | AgentSpec, registered: Mapping[str, AgentSpec]) -> AgentSpec:
+def list_agents() -> TableView:
+    """The crew in the order in which it speaks: what each proposes, and the goal of its prompt; and what is broken."""
+    members = _in_order(AGENTS[name] for name in AGENTS)
+    rows = tuple((member.name, member.slice or "nothing", _parts(member.prompt)[1]) for member in members)
+    return TableView(columns=("agent", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
+
+
+def _member(agent: str | AgentSpec) -> AgentSpec:
     if isinstance(agent, str):
-        if agent not in registered:
-            raise unknown_name("agent", agent, registered)
-        return registered[agent]
+        return AGENTS[agent]
     if not isinstance(agent, AgentSpec):
-        raise bad_value("agents", agent, f"AgentSpec objects and the names {', '.join(registered)}")
+        raise bad_value("agents", agent, f"AgentSpec objects and the names {', '.join(AGENTS)}")
     if not agent.name.strip() or agent.name in NOT_AGENTS:
         raise bad_value("name of an agent", agent.name, f"any but an empty one and {', '.join(NOT_AGENTS)}")
     if agent.slice not in (None, ALL_SLICES, *ROLES):
@@ -93,22 +100,10 @@ def _in_order(members: Iterable[AgentSpec]) -> list[AgentSpec]:
     return sorted(members, key=lambda member: (member.turn, member.name))
 
 
-def _import_failure(module: str, cause: str) -> str:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
+def _mend(module: str, cause: str) -> str:
+    spec = importlib.util.find_spec(module)
     file = module if spec is None or spec.origin is None else spec.origin
-    return f"the agent in {file} could not be imported: {cause}"
-
-
-def list_agents() -> TableView:
-    """The crew in the order in which it speaks: what each proposes, and the goal of its prompt."""
-    rows = tuple(
-        (member.name, member.slice or "nothing", _parts(member.prompt)[1])
-        for member in _in_order(AGENTS[name] for name in AGENTS)
-    )
-    return TableView(columns=("agent", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
+    return f"{module} could not be imported: {cause}. Mend {file} or take it away: no crew works with a member missing."
 
 
 def read_prompt(prompt: str, **values: Any) -> str:

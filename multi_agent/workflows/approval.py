@@ -60,7 +60,7 @@ class Approvals:
     def before_round(self, number: int, *, can_propose: bool) -> bool:
         """Wait for a person's approval of search round `number` (from 0).
 
-        False where it was denied and the agents shall propose it again. Raises Paused where it was denied and nobody
+        False where it was denied and the agents shall propose it again. Raises Denied where they say no and nobody
         `can_propose` another.
         """
         if self.each != "run":

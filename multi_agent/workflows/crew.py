@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from experiments.runs.runner import Paused
 from multi_agent.agents.agent import (
+    AGENTS,
     COORDINATOR_NAME,
     MAX_MODEL_CALLS,
     AgentSpec,
@@ -112,6 +113,8 @@ class Crew:
             approve_each=self.approvals.each,
             prompts={m.name: prompt_hash(m.prompt) for m in self.members},
         )
+        if broken := AGENTS.failures_in_words():  # of plugins that may hold no agent; an agent's own file is refused
+            self.announce(f"{broken} The crew works without it.")
         if max_usd is not None and self.meter.price is None and choice.kind == "langchain":
             self.emit(
                 "stage",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import multi_agent.agents
-from multi_agent.agents.agent import AGENTS
 from multi_agent.tools import environment_tool
 from multi_agent.workflows import approval
 
@@ -23,23 +22,22 @@ def _short_waits() -> Iterator[None]:
 
 
 @pytest.fixture
-def add_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+def add_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_loaded: object
+) -> Iterator[Callable[[str, str], Path]]:
     """Adds one file (stem, text) with an agent to those that the crew is made of, for one test."""
     folder = tmp_path / "more agents"
     folder.mkdir()
-    AGENTS.names()  # they are all imported by now
-    before = dict(AGENTS._entries), dict(AGENTS._failures)
     added: list[str] = []
 
     def add(stem: str, text: str) -> Path:
         file = folder / f"{stem}.py"
         file.write_text(text)
-        added.append(f"multi_agent.agents.{stem}")
+        added.append(stem)
         monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(folder)])
         return file
 
     yield add
-    AGENTS._entries, AGENTS._failures = before
-    for module in added:
-        sys.modules.pop(module, None)
-        vars(multi_agent.agents).pop(module.rpartition(".")[2], None)
+    for stem in added:
+        sys.modules.pop(f"multi_agent.agents.{stem}", None)
+        vars(multi_agent.agents).pop(stem, None)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab_on_script import lab_on_script
+from crew_on_script import crew_lab, run_crew
 
-import multi_agent.agents
+from core import plugins
 from core.errors import InputError
 from experiments.search.space import ALL_SLICES, ROLES
 from multi_agent.agents.agent import AGENTS, crew_members, list_agents, prompt_hash, read_prompt
-from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
-from multi_agent.workflows.research_workflow import run_research
 
 EVERY = AGENTS.names()
 PROPOSES = {"propose", "suggest", "check_feasibility", "describe_search_space"}
@@ -24,22 +23,40 @@ def test_every_file_with_an_agent_can_be_imported() -> None:
     assert AGENTS.failures == {}
 
 
-@pytest.mark.usefixtures("plugins_loaded")
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def f(:\n", "SyntaxError"),
+        ("raise RuntimeError('half written')\n", "RuntimeError: half written"),
+    ],
+)
 def test_a_file_of_an_agent_that_is_broken_is_named_by_the_crew_the_list_and_whoever_asks_for_it(
+    text: str, cause: str, tmp_path: Path, add_agent: Callable[[str, str], Path]
+) -> None:
+    file = add_agent("broken_agent", text)
+    words = f"multi_agent.agents.broken_agent could not be imported: {cause}"
+    assert words in list_agents().note
+    assert "Coordinator" in {row[0] for row in list_agents().rows}
+    lab = crew_lab(tmp_path / "data", 1)
+    for asks in (crew_members, CollaborativeLearning, lambda: CollaborativeLearning(["Broken"]), lambda: run_crew(lab, tmp_path)):  # fmt: skip
+        with pytest.raises(InputError) as refused:  # no crew works with a member missing, each time it is asked
+            asks()
+        assert words in str(refused.value)
+        assert str(file) in str(refused.value)
+    assert lab.events() == []
+    lab.ledger.close()
+
+
+def test_a_broken_plugin_that_may_hold_no_agent_stops_no_crew_and_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken_agent.py").write_text("import no_such_package\n")
-    monkeypatch.setattr(multi_agent.agents, "__path__", [*multi_agent.agents.__path__, str(tmp_path)])
-    words = (
-        "multi_agent.agents.broken_agent could not be imported: ModuleNotFoundError: No module named 'no_such_package'."
-    )
-    assert words in list_agents().note
-    with pytest.raises(InputError, match="could not be imported"):
-        CollaborativeLearning(["Broken"])
-    lab = lab_on_script(tmp_path / "data")
-    with pytest.raises(InputError, match="No module named 'no_such_package'"):
-        run_research(lab, choose_llm("offline"), data_dir=tmp_path, on_event=lambda event: None)
-    lab.ledger.close()
+    monkeypatch.setattr(plugins, "_failures", {"far_away": "ImportError: not here"})
+    lab = crew_lab(tmp_path, 1)
+    events = run_crew(lab, tmp_path, agents=())
+    assert "far_away could not be imported: ImportError: not here. The crew works without it." in [
+        e.text for e in events
+    ]
 
 
 def test_the_coordinator_speaks_last() -> None:

@@ -28,12 +28,8 @@ GOAL = "beat LSTM on point-robot"
 def open_lab(folder: Path, rounds: int = 3) -> Lab:
     """A new or the existing campaign of one training iteration a run in `folder`, trained in processes of their own."""
     question = parse_goal(GOAL)
-    unit = plan_unit(
-        [
-            SearchSpace(family, question.task, learner=question.learner)
-            for family in (question.challenger, question.baseline)
-        ]
-    )
+    families = (question.challenger, question.baseline)
+    unit = plan_unit([SearchSpace(family, question.task, learner=question.learner) for family in families])
     executor = LocalExecutor(2, Paths.of(folder).environment())
     lengths = {"env_steps_full": unit, "env_steps_search": unit, "budget": Budget(env_steps=10**9)}
     return crew_lab(folder, rounds, goal=GOAL, executor=executor, **lengths)

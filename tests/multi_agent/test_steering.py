@@ -17,11 +17,12 @@ from model_server import ModelServer, Reply, call, fail, results_of, say, turn_o
 
 import main
 from core.errors import InputError
-from experiments.campaign.lab import Lab, Paused
+from experiments.campaign.lab import Lab
 from experiments.campaign.steering import approve, end_campaign, is_stopped
 from experiments.ledger import Ledger
 from experiments.reading.queries import list_active
 from experiments.reading.report import gather, write_report
+from experiments.runs.runner import Paused
 from multi_agent.communication.message_broker import Message, MessageBroker
 
 

@@ -27,8 +27,9 @@ from lab_on_script import proposals_of, run_names, ssm_leads
 from model_server import Brain, ModelServer, Reply, call, fail, results_of, say, turn_of
 
 from core.errors import InputError
-from experiments.campaign.lab import Lab, Paused
+from experiments.campaign.lab import Lab
 from experiments.runs.executor import Job
+from experiments.runs.runner import Paused
 from multi_agent.llm.choose import choose_llm
 from multi_agent.workflows.crew import CrewEvent
 
