@@ -20,13 +20,12 @@ from experiments.campaign.economy import Economy
 from experiments.campaign.journal import Journal
 from experiments.campaign.trials import Trials, slice_of
 from experiments.campaign.views import FeasibilityView
-from experiments.judging.judge import PARAMETER_TOLERANCE
 from experiments.runs.executor import Ended, Executor, Job, Message
 from experiments.runs.paths import Paths
 from experiments.runs.runner import TIME_LIMIT_S, Paused
 from experiments.search.space import ROLES, Parameter, Value, count_parameters, iteration_steps
 from experiments.spec import RunSpec
-from experiments.vocabulary import readable_id
+from experiments.vocabulary import PARAMETER_TOLERANCE, readable_id
 
 NEAR = 0.02
 """Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than

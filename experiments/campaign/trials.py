@@ -85,8 +85,9 @@ class Trials:
         return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
 
     def spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
-        """The specification of a configuration, its policy sized to the campaign's parameter count."""
-        return self.space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters)
+        """The specification of a configuration, its policy sized to the campaign's parameter count by the plan's rule."""
+        space, sizing = self.space(arm), self.plan.sizing
+        return space.spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters, sizing=sizing)
 
     def search_spec(self, arm: str, values: dict[str, Value]) -> RunSpec:
         """What a configuration is trained as in the search."""

@@ -23,11 +23,10 @@ from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.judging import statistics
 from experiments.search.pruning import Pruning
-from experiments.vocabulary import FINISHED, Outcome
+from experiments.vocabulary import FINISHED, PARAMETER_TOLERANCE, Outcome
 
 ARMS = ("challenger", "baseline")
 MIN_SEEDS = 5
-PARAMETER_TOLERANCE = 0.10
 
 
 class ArmClaim(FrozenConfig):
