@@ -30,6 +30,7 @@ from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
 from experiments.ledger import Ledger
 from experiments.presets import preset
+from experiments.reading.report import write_report
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, LocalExecutor, Report, Rung, Started
 from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
@@ -200,6 +201,23 @@ def test_a_default_baseline_is_neither_searched_nor_selected(tmp_path: Path) -> 
     assert {r.arm for r in lab.ledger.runs(lab.number, purpose=("search", "selection"))} == {"challenger"}
     assert verdict.margin > 0
     assert [p.name for p in verdict.parity] == ["parameters (within 10 %)"]
+
+
+@pytest.mark.parametrize("goal", ["find the best lstm on point-robot", "improve lstm on point-robot by 10 %"])
+def test_a_default_that_no_trial_beats_is_not_confirmed_against_itself(tmp_path: Path, goal: str) -> None:
+    default = preset("point-robot", "lstm", "rl2")
+
+    def score(job: Job) -> float:
+        return -5.0 if job.spec.learner == default.learner and job.spec.policy == default.policy else -15.0
+
+    lab = _lab(tmp_path, score, goal)
+    verdict = _to_the_end(lab)
+    assert lab.trials.winner("challenger")[1] == lab.trials.space("challenger").default_values()
+    assert verdict.outcome == "inconclusive"
+    assert "nothing better was found" in verdict.reason
+    assert not lab.ledger.runs(lab.number, purpose="confirmation")
+    lab.finish("the verdict is inconclusive", "code")
+    assert "nothing better was found" in write_report(lab.ledger, lab.number, lab.paths)[1].read_text()
 
 
 def test_trial_0_is_every_arms_default_and_the_baselines_is_not_trained_twice(tmp_path: Path) -> None:
