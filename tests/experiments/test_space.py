@@ -11,8 +11,8 @@ import pytest
 from core.errors import InputError
 from core.policy import PolicyConfig
 from core.sequence_model import with_width
-from experiments.campaign.gate import static_problems
 from experiments.campaign.begin import create_campaign
+from experiments.campaign.gate import static_problems
 from experiments.campaign.plan import DESIGNS, Budget, Plan
 from experiments.campaign.question import parse_goal, parse_model
 from experiments.campaign.trials import Trials
