@@ -20,7 +20,7 @@ from typing import Literal
 from sqlalchemy import select
 
 from core.errors import InputError, bad_value, unknown_name
-from experiments.campaign.claims import confirmation_rows, find_claim, judge_claim, write_claim
+from experiments.campaign.claims import confirmation_rows, find_claim, find_verdict, judge_claim, write_claim
 from experiments.campaign.economy import Economy
 from experiments.campaign.evidence import Evidence, described, runs_table
 from experiments.campaign.gate import Gate
@@ -121,9 +121,12 @@ class Lab:
         with self._lock:
             return self.journal.round
 
-    def holding(self) -> AbstractContextManager[None]:
-        """Marks the campaign as worked on by this process; InputError where another one holds it."""
-        return holding(self.ledger, self.number, self.stop_event, lambda: self.economy.spent_s)
+    def holding(self, *, take_over: bool = False) -> AbstractContextManager[None]:
+        """Marks the campaign as worked on by this process; InputError where another one holds it.
+
+        take_over: take it from a holder on another machine, which a person knows to be gone.
+        """
+        return holding(self.ledger, self.number, self.stop_event, lambda: self.economy.spent_s, take_over=take_over)
 
     # ---- what tools may call ------------------------------------------------------------
 
@@ -315,6 +318,11 @@ class Lab:
         """Judge the claim from its rows and keep the verdict. Idempotent."""
         with self._lock:
             return judge_claim(self.ledger, self._claim_for("a verdict"))
+
+    def is_judged(self) -> bool:
+        """Whether there is a verdict; a campaign that a person stopped early ends without one."""
+        claim = find_claim(self.ledger, self.number)
+        return claim is not None and find_verdict(self.ledger, claim) is not None
 
     # ---- inner workings -----------------------------------------------------------------
 

@@ -196,8 +196,15 @@ def test_selection_can_overturn_the_search(tmp_path: Path) -> None:
 
 
 def test_a_default_baseline_is_neither_searched_nor_selected(tmp_path: Path) -> None:
-    lab = _lab(tmp_path, _by_arm(-5.0, -15.0), "improve lstm on point-robot by 10 %")
+    default = preset("point-robot", "lstm", "rl2").learner
+
+    def score(job: Job) -> float:
+        luck = float(numpy_stream(job.spec.seed, "luck").normal())
+        return (-15.0 if job.spec.learner == default else -5.0) + 0.3 * luck
+
+    lab = _lab(tmp_path, score, "improve lstm on point-robot by 10 %")
     verdict = _to_the_end(lab)
+    assert verdict.outcome == "confirmed"
     assert {r.arm for r in lab.ledger.runs(lab.number, purpose=("search", "selection"))} == {"challenger"}
     assert verdict.margin > 0
     assert [p.name for p in verdict.parity] == ["parameters (within 10 %)"]
