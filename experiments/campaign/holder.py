@@ -21,9 +21,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from core.errors import InputError
-from core.numbers import format_seconds
 from experiments.ledger.models import Campaign, Event
 from experiments.ledger.store import Ledger, now
+from experiments.numbers import format_seconds
 from experiments.vocabulary import readable_id
 
 LOOK_EVERY_S = 2.0  # between two looks for a word that asks to pause or to end

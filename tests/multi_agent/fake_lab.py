@@ -248,7 +248,6 @@ class FakeLab:
         reason: str,
         predicted_effect: str,
         evidence: list[str],
-        source: str,
     ) -> Proposal:
         self._arm(arm)
         self._check(arm, values, role)
@@ -266,7 +265,7 @@ class FakeLab:
             reason=reason,
             predicted_effect=predicted_effect,
             evidence=tuple(evidence),
-            source=source,
+            source="optimizer" if values.items() <= self.suggest(arm).values.items() else "agent",
         )
         old = self.proposals.get(key)
         if old is not None and old.values == values:
