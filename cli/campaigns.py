@@ -100,6 +100,7 @@ def resume(
     campaign: CampaignId = "@last",
     *,
     dry_run: Flag = False,
+    take_over: Flag = False,
     brain: CrewOptions = CrewOptions(),
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -109,6 +110,8 @@ def resume(
     ----------
     dry_run
         Show what was spent and what is left, and stop.
+    take_over
+        Take it from a process on another machine that is gone; where it lives after all, it stops within seconds.
     """
     began = time.monotonic()
     output = options.output
@@ -127,7 +130,7 @@ def resume(
         output.say(f"Campaign c-{campaign_id:04d} is finished; its verdict stands.")
         return _conclude(_open_lab(ledger, campaign_id, options.paths()), options)
     output.say(f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
-    return _work(ledger, campaign_id, choice, brain, options, began)
+    return _work(ledger, campaign_id, choice, brain, options, began, take_over=take_over)
 
 
 def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> int:
@@ -178,7 +181,14 @@ def _open_lab(
 
 
 def _work(
-    ledger: Ledger, campaign_id: int, choice: LLMChoice, brain: CrewOptions, options: LedgerOptions, began: float
+    ledger: Ledger,
+    campaign_id: int,
+    choice: LLMChoice,
+    brain: CrewOptions,
+    options: LedgerOptions,
+    began: float,
+    *,
+    take_over: bool = False,
 ) -> int:
     """Drive a campaign to its verdict, or to a pause."""
     from cli.live import LiveView
@@ -194,9 +204,9 @@ def _work(
     )
     view.lab = lab
     if is_stopped(ledger, campaign_id):  # asked for while nobody worked on it
-        return _end(lab, options)
+        return _end(lab, options, take_over=take_over)
     try:
-        with lab.holding(), stopping(lab.stop_event, output.say), view:
+        with lab.holding(take_over=take_over), stopping(lab.stop_event, output.say), view:
             output.say(f"Campaign {lab.campaign_id} in {ledger.path or ledger.url}")
             run_research(
                 lab,
@@ -218,11 +228,11 @@ def _work(
     return _conclude(lab, options)
 
 
-def _end(lab: Lab, options: LedgerOptions) -> int:
+def _end(lab: Lab, options: LedgerOptions, *, take_over: bool = False) -> int:
     """End a campaign that a person stopped, with a verdict where confirming had begun."""
     from experiments.campaign.steering import end_campaign
 
-    with lab.holding():
+    with lab.holding(take_over=take_over):
         end_campaign(lab)
     return _conclude(lab, options)
 
@@ -235,7 +245,7 @@ def _conclude(lab: Lab, options: LedgerOptions) -> int:
     output, ledger = options.output, lab.ledger
     html, _ = write_report(ledger, lab.number, lab.paths)
     shown: dict[str, Any] = {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None}
-    if not ledger.runs(lab.number, purpose="confirmation"):  # a person stopped it before there was anything to judge
+    if not lab.is_judged():  # a person stopped it before there was anything to judge
         narrative = ledger.get_campaign(lab.number).narrative or ""
         output.result(shown, narrative, f"Report: {html}")
         return 0

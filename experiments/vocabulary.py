@@ -6,7 +6,7 @@ from typing import Literal, get_args, overload
 
 from core.pools import POOLS, Pool
 
-__all__ = ["ARMS", "FINISHED", "OUTCOMES", "POOLS", "POOL_OFFSET", "PURPOSES", "STAGES", "STATUSES", "Arm", "Outcome", "Pool", "Purpose", "RunStatus", "Stage", "readable_id"]  # fmt: skip
+__all__ = ["ARMS", "FINISHED", "OUTCOMES", "PARAMETER_TOLERANCE", "POOLS", "POOL_OFFSET", "PURPOSES", "STAGES", "STATUSES", "Arm", "Outcome", "Pool", "Purpose", "RunStatus", "Stage", "readable_id"]  # fmt: skip
 
 POOL_OFFSET: dict[Pool, int] = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 """Where the range of training seeds of each pool begins; the ranges are disjoint."""
@@ -27,6 +27,9 @@ RunStatus = Literal["queued", "running", "done", "pruned", "diverged", "failed",
 STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 FINISHED: tuple[RunStatus, ...] = STATUSES[2:]
 """Statuses of runs that never change again."""
+
+PARAMETER_TOLERANCE = 0.10
+"""Two sides are of one size where their parameter counts differ by at most this share of the larger one."""
 
 Outcome = Literal["confirmed", "refuted", "inconclusive", "invalid"]
 """Of a claim."""

@@ -45,10 +45,15 @@ def write_claim(trials: Trials, question: Question) -> ClaimView:
     return ClaimView(id=readable_id("k", row.id), content=content, content_hash=row.content_hash)
 
 
+def find_verdict(ledger: Ledger, claim: Claim) -> Verdict | None:
+    """The verdict on a claim, None before it is judged."""
+    with ledger.session() as session:
+        return session.scalar(select(Verdict).where(Verdict.claim_id == claim.id))
+
+
 def judge_claim(ledger: Ledger, claim: Claim) -> VerdictView:
     """Judge a claim from its rows and keep the verdict; the same verdict where it is judged already."""
-    with ledger.session() as session:
-        row = session.scalar(select(Verdict).where(Verdict.claim_id == claim.id))
+    row = find_verdict(ledger, claim)
     if row is None:
         content = judge(ClaimContent.model_validate(claim.content), confirmation_rows(ledger, claim.id))
         row = Verdict(

@@ -31,7 +31,10 @@ class Evidence:
         return SpaceView(arm=arm, parameters=self.trials.space(arm).of_role(role))
 
     def ledger_query(self, view: str, arm: str | None = None, limit: int = 8) -> TableView:
-        """A compact table of search-pool facts: incumbent, top, runs, failures, baseline or sensitivity."""
+        """A compact table of search-pool facts: incumbent, top, runs, failures, baseline or sensitivity.
+
+        top and incumbent begin with the best, runs and failures with the newest.
+        """
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
         if arm is not None:
@@ -48,16 +51,15 @@ class Evidence:
         if view == "failures":
             ended = [run for run in self.search_runs(arm) if run.status in FINISHED]
             failed = [run for run in ended if run.status not in ("done", "pruned")]
-            return runs_table(failed[-limit:], "arm", "status", "cause")
+            return runs_table(failed[::-1][:limit], "arm", "status", "cause")
         trials = [t for a in ([arm] if arm else self.trials.arms) for t in self.trials.finished(a)]
-        if view != "runs":
-            trials = best_first(trials)
+        trials = sorted(trials, key=lambda t: -t.run.id) if view == "runs" else best_first(trials)
         if view == "incumbent":
             trials = [next(t for t in trials if t.arm == a) for a in dict.fromkeys(t.arm for t in trials)]
         return self._trials_table(trials[:limit])
 
     def _trials_table(self, trials: Sequence[FinishedTrial]) -> TableView:
-        level, floor = self.trials.baseline_mean(), self.trials.noise_floor()
+        level, floor = self.trials.default_score(), self.trials.noise_floor()
         rows = tuple(
             (
                 readable_id("r", t.run.id), t.arm, t.number, t.run.status, rounded(t.score),
@@ -66,7 +68,11 @@ class Evidence:
             )
             for t in trials
         )  # fmt: skip
-        note = f"noise floors: distance from the baseline's default in units of {floor:.3g}" if floor else ""
+        note = (
+            f"noise floors: distance from the baseline's default on the same seed in units of {floor:.3g}"
+            if floor
+            else ""
+        )
         return TableView(
             columns=("run", "arm", "trial", "status", "score", "noise floors", "configuration"), rows=rows, note=note
         )

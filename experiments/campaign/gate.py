@@ -20,13 +20,12 @@ from experiments.campaign.economy import Economy
 from experiments.campaign.journal import Journal
 from experiments.campaign.trials import Trials, slice_of
 from experiments.campaign.views import FeasibilityView
-from experiments.judging.judge import PARAMETER_TOLERANCE
 from experiments.runs.executor import Ended, Executor, Job, Message
 from experiments.runs.paths import Paths
 from experiments.runs.runner import TIME_LIMIT_S, Paused
 from experiments.search.space import ROLES, Parameter, Value, count_parameters, iteration_steps
 from experiments.spec import RunSpec
-from experiments.vocabulary import readable_id
+from experiments.vocabulary import PARAMETER_TOLERANCE, readable_id
 
 NEAR = 0.02
 """Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
@@ -61,17 +60,23 @@ class Gate:
         self._passed: set[int] = set()  # rounds whose suggestions went through
 
     def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
-        """Whether `values`, completed with defaults, can be trained within the plan, and at what cost."""
-        plan = self.trials.plan
+        """Whether the present round's configuration with `values`, completed as a proposal of them is, can be trained within
+        the plan, and at what cost."""
         try:
-            space = self.trials.space(arm)
-            values = space.complete(space.check_values(values))
-            spec = self.trials.search_spec(arm, values)
-            parameters = count_parameters(spec)
+            values, trial = self.trials.space(arm).check_values(values), self.journal.round
+            if self.journal.stage == "search" and trial < self.trials.plan.rounds and not self.journal.ends_early():
+                self.pass_suggestions(trial)
+            return self._feasibility(arm, self.trials.joint(arm, trial, values))
         except InputError as error:
             return FeasibilityView(
                 feasible=False, problems=(str(error),), parameters=None, expected_s=None, same_as=None
             )
+
+    def _feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+        """The same of a complete configuration."""
+        plan = self.trials.plan
+        spec = self.trials.search_spec(arm, values)
+        parameters = count_parameters(spec)
         rate = self.economy.steps_per_s(spec.policy.model.kind)
         expected_s = None if rate is None else round(spec.env_steps / rate + plan.startup_s, 1)
         problems = static_problems(
@@ -105,7 +110,7 @@ class Gate:
 
     def check_proposal(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> None:
         """InputError, kept as an event, where the round's configuration with one role's `values` may not be trained."""
-        problem = self._examine({arm: self.trials.joint(arm, trial, role, values)}, trial)[arm]
+        problem = self._examine({arm: self.trials.joint(arm, trial, values, role)}, trial)[arm]
         if problem is not None:
             raise InputError(self._refuse(arm, trial, values, problem, source="agent", role=role))
 
@@ -152,7 +157,10 @@ class Gate:
         untried: dict[str, RunSpec] = {}
         tried = self._probes()
         for arm, values in configurations.items():
-            problems = list(self.check_feasibility(arm, values).problems)
+            try:
+                problems = list(self._feasibility(arm, values).problems)
+            except InputError as error:  # no model is built from these values
+                problems = [str(error)]
             if same := self.same_trial(arm, values, before=trial):
                 problems.append(
                     f"it is the same trial as {same} (nothing differs by more than {100 * NEAR:.0f} % of its range): change at "

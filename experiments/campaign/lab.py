@@ -15,12 +15,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
 
 from sqlalchemy import select
 
 from core.errors import InputError, bad_value, unknown_name
-from experiments.campaign.claims import confirmation_rows, find_claim, judge_claim, write_claim
+from experiments.campaign.claims import confirmation_rows, find_claim, find_verdict, judge_claim, write_claim
 from experiments.campaign.economy import Economy
 from experiments.campaign.evidence import Evidence, described, runs_table
 from experiments.campaign.gate import Gate
@@ -33,6 +32,7 @@ from experiments.campaign.views import (
     BudgetView,
     ClaimView,
     DecisionView,
+    FeasibilityView,
     NoteView,
     ProposalView,
     RoundView,
@@ -94,14 +94,13 @@ class Lab:
         self.trials = trials = Trials(ledger, campaign_id, self.question, Plan.model_validate(row.plan), row.seed)
         self.journal = journal = Journal(trials)
         self.economy = economy = Economy(trials, journal, spent_before_s=row.spent_s, began=began)
-        self.gate = gate = Gate(trials, journal, economy, executor, paths, self.stop_event)
+        self.gate = Gate(trials, journal, economy, executor, paths, self.stop_event)
         self.evidence = evidence = Evidence(trials)
         self.arms = trials.arms
         # What tools and the workflow ask of a part, they ask of the lab: the part's own methods, by their own names.
         self.events, self.record_event = journal.events, journal.record_event
         self.ends_early, self.finish = journal.ends_early, journal.finish
         self.time_is_short, self.rest = economy.time_is_short, economy.rest
-        self.check_feasibility = gate.check_feasibility
         self.describe_search_space, self.ledger_query = evidence.describe_search_space, evidence.ledger_query
         self.compare_variants = evidence.compare_variants
         self.analyse_curves, self.episode_returns = evidence.analyse_curves, evidence.episode_returns
@@ -121,9 +120,12 @@ class Lab:
         with self._lock:
             return self.journal.round
 
-    def holding(self) -> AbstractContextManager[None]:
-        """Marks the campaign as worked on by this process; InputError where another one holds it."""
-        return holding(self.ledger, self.number, self.stop_event, lambda: self.economy.spent_s)
+    def holding(self, *, take_over: bool = False) -> AbstractContextManager[None]:
+        """Marks the campaign as worked on by this process; InputError where another one holds it.
+
+        take_over: take it from a holder on another machine, which a person knows to be gone.
+        """
+        return holding(self.ledger, self.number, self.stop_event, lambda: self.economy.spent_s, take_over=take_over)
 
     # ---- what tools may call ------------------------------------------------------------
 
@@ -144,39 +146,46 @@ class Lab:
         reason: str,
         predicted_effect: str = "",
         evidence: Sequence[str] = (),
-        source: Literal["optimizer", "agent"] = "agent",
     ) -> ProposalView:
         """Set one role's slice of the present round. A repeated call replaces it until the round is launched.
 
-        Trial 0 is the default configuration of every arm by rule, so other values are refused there. The ledger, not
-        the caller, says where values came from: `source` is kept as "optimizer" only where they equal the suggestion.
+        What `values` leave open is the suggestion's. Trial 0 is the default configuration of every arm by rule, so other
+        values are refused there. The ledger, not the caller, says whose a slice is: the agent's where it departs from
+        the suggestion, the optimizer's where it does not.
         """
         with self._lock:
             space, trial = self.trials.space(arm), self._present_round()
             if role not in ROLES:
                 raise unknown_name("role", role, ROLES)
-            values = space.check_values(values, role)
+            named = space.check_values(values, role)
             suggestion = self.suggest(arm)
             suggested = slice_of(space, role, suggestion.values)
-            if trial == 0:
-                wrong = {k: v for k, v in values.items() if k in suggested and v != suggested[k]}
-                if wrong:
-                    name, value = next(iter(wrong.items()))
-                    raise bad_value(name, value, f"{suggested[name]} in round 0: trial 0 is every arm's default")
-                values, origin = suggested, "default"
-            else:
-                origin = source if all(suggested.get(k) == v for k, v in values.items()) else "agent"
-                origin = suggestion.source if origin == "optimizer" else origin
+            wrong = {k: v for k, v in named.items() if k in suggested and v != suggested[k]}
+            if trial == 0 and wrong:
+                name, value = next(iter(wrong.items()))
+                raise bad_value(name, value, f"{suggested[name]} in round 0: trial 0 is every arm's default")
+            own = slice_of(space, role, self.trials.joint(arm, trial, named, role))
             self.evidence.check_ids(evidence)
             present = next((p.changes for p in self.trials.slices(arm, trial) if p.role == role), None)
-            if present != values and self.journal.is_launched(trial):  # its run may be half trained already
-                raise InputError(f"round {trial + 1} is launched: its configuration stands. Propose in the next round")
-            if origin == "agent" and trial > 0:
+            if self.journal.is_launched(trial):  # its run may be half trained already
+                if present not in (own, named):
+                    raise InputError(
+                        f"round {trial + 1} is launched: its configuration stands. Propose in the next round"
+                    )
+                own = present
+            origin = suggestion.source if own == suggested else "agent"
+            if origin == "agent":
                 self._check_share(trial)
-                self.gate.check_proposal(arm, trial, role, values)
+                self.gate.check_proposal(arm, trial, role, own)
             return self.trials.write_proposal(
-                arm, trial, role, values, origin, reason=reason, effect=predicted_effect, evidence=evidence
+                arm, trial, role, own, origin, reason=reason, effect=predicted_effect, evidence=evidence
             )
+
+    def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+        """Whether the present round's configuration with `values`, completed as `propose` completes them, can be trained
+        within the plan, and at what cost."""
+        with self._lock:
+            return self.gate.check_feasibility(arm, values)
 
     def prepare_round(self) -> TableView:
         """Complete the present round's configurations, as `launch` would, and show them. Nothing is trained."""
@@ -225,7 +234,7 @@ class Lab:
                 rounds_done=rounds_done,
                 rounds_planned=self.plan.rounds,
                 challenger=best.get("challenger"),
-                baseline=best.get("baseline", self.trials.baseline_mean()),
+                baseline=best.get("baseline", self.trials.default_score()),
                 floor=self.trials.noise_floor(),
             )
             text = refused or f"the search ends after {rounds_done} rounds: the claim is written next"
@@ -315,6 +324,11 @@ class Lab:
         """Judge the claim from its rows and keep the verdict. Idempotent."""
         with self._lock:
             return judge_claim(self.ledger, self._claim_for("a verdict"))
+
+    def is_judged(self) -> bool:
+        """Whether there is a verdict; a campaign that a person stopped early ends without one."""
+        claim = find_claim(self.ledger, self.number)
+        return claim is not None and find_verdict(self.ledger, claim) is not None
 
     # ---- inner workings -----------------------------------------------------------------
 

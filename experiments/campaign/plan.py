@@ -17,6 +17,7 @@ from core.errors import InputError
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.pruning import Pruning, make_pruning
+from experiments.search.space import SIZING
 from meta_rl.learner import LearnerConfig
 
 MIN_ITERATIONS = 2
@@ -78,6 +79,9 @@ class Plan(FrozenConfig):
     """How search runs end early; None where they are too short or too few for it to pay."""
     rounds_bought: int = Field(default=0, ge=0)
     """Search rounds beyond the design's, paid for with what pruning saved."""
+    sizing: int = Field(default=1, ge=1, le=SIZING, exclude_if=lambda rule: rule == 1)
+    """The rule of `experiments.search.space.size_policy`, so that a campaign's configurations keep their hashes. It is written
+    when the campaign is created; left out of the JSON, as before there were two, it is 1."""
 
     @property
     def rounds(self) -> int:

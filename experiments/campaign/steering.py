@@ -1,7 +1,7 @@
 """Words of people to a campaign that runs in another process. All of them are events; nothing else is shared.
 
-`waiting` is written by the workflow where it needs an approval, `approve`, `instruct`, `pause` and `stop` by a person's
-command. What a person said is part of the report.
+`waiting` is written by the workflow where it needs an approval, `approve`, `instruct`, `pause`, `stop` and `take-over` by a
+person's command. What a person said is part of the report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.vocabulary import FINISHED
 if TYPE_CHECKING:
     from experiments.campaign.lab import Lab
 
-HUMAN_KINDS = ("instruct", "approve", "pause", "stop")
+HUMAN_KINDS = ("instruct", "approve", "pause", "stop", "take-over")
 
 
 class Waiting(FrozenConfig):

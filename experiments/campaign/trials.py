@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import select, update
 
-from core.errors import unknown_name
+from core.errors import bad_value, unknown_name
 from core.seeding import numpy_stream
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
@@ -23,7 +23,7 @@ from experiments.ledger.models import Event, Proposal, Run
 from experiments.ledger.store import Ledger, join_value, now, readable_id
 from experiments.runs.runner import RUNG_SCORE
 from experiments.search.optimizer import Tried, suggest
-from experiments.search.space import ROLES, SearchSpace, Value, count_parameters
+from experiments.search.space import ALL_SLICES, ROLES, SearchSpace, Value, count_parameters
 from experiments.spec import RunSpec
 from experiments.vocabulary import ARMS, FINISHED, POOL_OFFSET, Arm, Pool
 
@@ -85,8 +85,9 @@ class Trials:
         return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
 
     def spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
-        """The specification of a configuration, its policy sized to the campaign's parameter count."""
-        return self.space(arm).spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters)
+        """The specification of a configuration, its policy sized to the campaign's parameter count by the plan's rule."""
+        space, sizing = self.space(arm), self.plan.sizing
+        return space.spec(values, env_steps=env_steps, seed=seed, parameters=self.parameters, sizing=sizing)
 
     def search_spec(self, arm: str, values: dict[str, Value]) -> RunSpec:
         """What a configuration is trained as in the search."""
@@ -138,11 +139,25 @@ class Trials:
             merged |= values
         return self.space(arm).complete(merged)
 
-    def joint(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> dict[str, Value]:
-        """The configuration that `complete` would give if one role proposed `values`; nothing is written."""
-        suggestion = self.suggest(arm, trial)
-        suggested = {other: slice_of(self.space(arm), other, suggestion.values) for other in ROLES}
-        return self._merged(arm, suggested | self._changes(arm, trial) | {role: values})
+    def joint(self, arm: str, trial: int, values: dict[str, Value], role: str | None = None) -> dict[str, Value]:
+        """The configuration that a trial would have if `values` were proposed; nothing is written.
+
+        What they leave open is the suggestion's in their own slices, and elsewhere what is proposed already, or else the suggestion's
+        again. role: the slice that they are, where that is not to be read off them. InputError for a field that the
+        configuration's model kind does not have.
+        """
+        space = self.space(arm)
+        suggestion = self.suggest(arm, trial).values
+        own = {p.role for p in space.parameters if p.name in values} if role is None else {role}
+        slices = {other: slice_of(space, other, suggestion) for other in ROLES}
+        slices |= {other: changes for other, changes in self._changes(arm, trial).items() if other not in own}
+        configuration = self._merged(arm, slices | {ALL_SLICES: values})
+        for name, value in values.items():
+            if name not in configuration:
+                kind = configuration.get("model.kind", space.family.kinds[0])
+                fields = ", ".join(other for other in configuration if other.startswith("model."))
+                raise bad_value(name, value, f"no value, since {kind} has no such field; of {kind}: {fields}")
+        return configuration
 
     def shaped_by_agents(self) -> set[int]:
         """Rounds in which a proposal of an agent holds that departs from the suggestion, on either arm."""
@@ -281,6 +296,12 @@ class Trials:
         """Mean score of the baseline's default configuration over those seeds; None without a score."""
         scores = self.baseline_scores()
         return statistics.fmean(scores) if scores else None
+
+    def default_score(self) -> float | None:
+        """Score of the baseline's default configuration on the seed of all search trials, so that two differ by their
+        settings alone; None without one."""
+        first = self.baseline_specs()[0].config_hash
+        return next((run.score for run in self.baseline_runs() if run.config_hash == first), None)
 
     def noise_floor(self) -> float | None:
         """Standard deviation of the score over those seeds; None with fewer than two scores."""

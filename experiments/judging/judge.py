@@ -23,11 +23,10 @@ from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.judging import statistics
 from experiments.search.pruning import Pruning
-from experiments.vocabulary import FINISHED, Outcome
+from experiments.vocabulary import FINISHED, PARAMETER_TOLERANCE, Outcome
 
 ARMS = ("challenger", "baseline")
 MIN_SEEDS = 5
-PARAMETER_TOLERANCE = 0.10
 
 
 class ArmClaim(FrozenConfig):
@@ -98,6 +97,12 @@ class ClaimContent(FrozenConfig):
     def stages(self) -> tuple[tuple[int, float], ...]:
         """(seeds, two-sided level) of every look; one look at all seeds where none is named."""
         return tuple((look.seeds, look.level) for look in self.looks) or ((len(self.seeds), self.alpha),)
+
+    @property
+    def is_of_one_configuration(self) -> bool:
+        """Whether both sides are the same variant, which happens where the search for something better than a default
+        chose that default: the same seed would give the same training twice."""
+        return self.challenger.variant_hash == self.baseline.variant_hash
 
     @property
     def content_hash(self) -> str:
@@ -190,9 +195,16 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
 
     invalid: the evidence is not what the claim asked for (a dropped seed or task, another configuration, unequal
     budgets). confirmed: the interval of the paired difference lies above the margin. refuted: it lies below the margin.
-    inconclusive: anything else, with the reason.
+    inconclusive: anything else, with the reason. One configuration on both sides is not trained at all: nothing better
+    was found (rows of it, from before that was so, are judged as they were).
     """
     parity = check_parity(claim)
+    if claim.is_of_one_configuration and not rows:
+        reason = (
+            f"nothing better was found: the best of {claim.challenger.search_trials} configurations tried is the default "
+            "itself, and a training differs from itself by nothing"
+        )
+        return VerdictContent(outcome="inconclusive", reason=reason, parity=parity)
     verdict, look = None, 0
     for count, level in claim.stages:
         verdict, look = _judge_look(claim, rows, parity, count, level), look + 1
@@ -214,6 +226,8 @@ def seeds_to_run(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> tuple[
 
     Call it, train what it names, and call it again until it is empty; then `judge` decides on the same rows.
     """
+    if claim.is_of_one_configuration and not rows:
+        return ()
     for count, level in claim.stages:
         seeds = claim.seeds[:count]
         present = [row for row in rows if row.seed in seeds]

@@ -46,7 +46,7 @@ class Campaign(Base):
     stage: Mapped[str] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(16))  # running | paused | done | failed
     llm: Mapped[str] = mapped_column(String(120))
-    holder: Mapped[Json | None]  # which process works on it: pid, its start time, host
+    holder: Mapped[Json | None]  # which process works on it, and its last sign of life
     spent_s: Mapped[float] = mapped_column(default=0.0)  # wall seconds of all sittings so far
     provenance: Mapped[Json]
     narrative: Mapped[str | None] = mapped_column(Text)

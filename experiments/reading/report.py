@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
 
 def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
     own = [p for p in proposals if p.arm == run.arm and p.trial == run.trial]
-    values = {k: v for p in own for k, v in p.changes.items()}
+    values = _as_trained(run, {k: v for p in own for k, v in p.changes.items()})
     return Trial(
         run=readable_id("r", run.id),
         arm=run.arm or "",
@@ -175,6 +175,24 @@ def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
         configuration=", ".join(f"{k.split('.', 1)[1]} {_number(v)}" for k, v in values.items()),
         reasons=tuple(f"{p.role} ({p.source}, {readable_id('p', p.id)}): {p.reason}" for p in own if p.reason),
     )
+
+
+def _as_trained(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was trained with of the fields that were proposed for it; those that its model kind lacks are left out.
+
+    It may be other than what was proposed: sizing scaled `state_dim` with the width in campaigns before `Plan.sizing` 2.
+    """
+    sections = {
+        "model": run.spec["policy"]["model"],
+        "policy": run.spec["policy"],
+        "learner": run.spec["learner"],
+    }
+    trained = {}
+    for name in values:
+        section, field = name.split(".", 1)
+        if field in sections[section]:
+            trained[name] = sections[section][field]
+    return trained
 
 
 def _groups(runs: Sequence[Run], judged: bool) -> tuple[ArmRows, ...]:

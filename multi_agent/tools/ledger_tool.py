@@ -154,7 +154,6 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> BaseModel:
             reason=arguments.reason,
             predicted_effect=arguments.predicted_effect,
             evidence=list(arguments.evidence),
-            source="optimizer" if same else "agent",
         )
         for role, own in slices.items()
     ]

@@ -69,11 +69,12 @@ def model_config(context: ToolContext, arm: Arm, given: list[Param]) -> Sequence
     from core.sequence_model import parse_model_config
 
     values = values_dict(given)
-    problems = context.lab.check_feasibility(arm, values).problems
-    if problems:
-        raise InputError("; ".join(str(problem) for problem in problems))
     space = context.lab.describe_search_space(arm, "state-modeling")
     chosen = {p.name: p.default for p in space.parameters} | values
+    kind = {name: chosen[name] for name in ("model.kind",) if name in chosen}
+    problems = context.lab.check_feasibility(arm, kind | values).problems
+    if problems:
+        raise InputError("; ".join(str(problem) for problem in problems))
     fields = {name.removeprefix("model."): v for name, v in chosen.items() if name.startswith("model.")}
     fields.setdefault("kind", getattr(context.lab.question, arm).kinds[0])
     config_fields = type(parse_model_config(fields["kind"])).model_fields

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
+from experiments.campaign.holder import this_process
 from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign, Claim, Eval, Run
 from experiments.ledger.store import now, split_value
@@ -71,3 +76,12 @@ def add_run(ledger: Ledger, *, returns: list[list[float]] | None = None, finish:
             if returns and finish == "done":
                 run.score = sum(row[0] for row in returns) / len(returns)
     return number
+
+
+def dead_holder() -> dict[str, Any]:
+    """What is written beside a campaign by a process of this machine that was killed."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    holder = this_process() | {"pid": process.pid, "start": None}
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return holder

@@ -193,6 +193,24 @@ def test_a_run_that_did_not_finish_leaves_the_question_open_and_is_never_dropped
     assert status in verdict.reason
 
 
+def test_a_configuration_against_itself_is_not_trained_and_the_verdict_is_that_nothing_better_was_found() -> None:
+    side = _claim().challenger
+    claim = _claim(challenger=side, baseline=side)
+    assert seeds_to_run(claim, []) == ()
+    verdict = judge(claim, [])
+    assert (verdict.outcome, verdict.effect, verdict.seeds, verdict.run_ids) == ("inconclusive", None, 0, ())
+    assert verdict.reason.startswith(
+        "nothing better was found: the best of 4 configurations tried is the default itself"
+    )
+
+
+def test_a_configuration_that_was_confirmed_against_itself_is_judged_as_it_was_when_it_was_trained() -> None:
+    side = _claim().challenger
+    claim = _claim(challenger=side, baseline=side, margin_pct=10.0)
+    returns = np.linspace(5, 8, 8)[:, None] + np.zeros((8, TASKS))
+    assert judge(claim, _rows(claim, returns, returns)).outcome == "refuted"
+
+
 @given(st.lists(st.integers(0, 15), max_size=16), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_no_choice_of_dropped_runs_turns_an_open_question_into_a_decision(dropped: list[int], seed: int) -> None:

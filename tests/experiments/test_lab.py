@@ -27,6 +27,7 @@ from experiments.campaign.plan import Design
 from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
 from experiments.presets import preset
+from experiments.reading.report import write_report
 from experiments.runs.executor import Job, LocalExecutor, Report, Rung
 from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
@@ -130,11 +131,35 @@ def test_selection_can_overturn_the_search(tmp_path: Path) -> None:
 
 
 def test_a_default_baseline_is_neither_searched_nor_selected(tmp_path: Path) -> None:
-    lab = _lab(tmp_path, _by_arm(-5.0, -15.0), "improve lstm on point-robot by 10 %")
+    default = preset("point-robot", "lstm", "rl2").learner
+
+    def score(job: Job) -> float:
+        luck = float(numpy_stream(job.spec.seed, "luck").normal())
+        return (-15.0 if job.spec.learner == default else -5.0) + 0.3 * luck
+
+    lab = _lab(tmp_path, score, "improve lstm on point-robot by 10 %")
     verdict = _to_the_end(lab)
+    assert verdict.outcome == "confirmed"
     assert {r.arm for r in lab.ledger.runs(lab.number, purpose=("search", "selection"))} == {"challenger"}
     assert verdict.margin > 0
     assert [p.name for p in verdict.parity] == ["parameters (within 10 %)"]
+
+
+@pytest.mark.parametrize("goal", ["find the best lstm on point-robot", "improve lstm on point-robot by 10 %"])
+def test_a_default_that_no_trial_beats_is_not_confirmed_against_itself(tmp_path: Path, goal: str) -> None:
+    default = preset("point-robot", "lstm", "rl2")
+
+    def score(job: Job) -> float:
+        return -5.0 if job.spec.learner == default.learner and job.spec.policy == default.policy else -15.0
+
+    lab = _lab(tmp_path, score, goal)
+    verdict = _to_the_end(lab)
+    assert lab.trials.winner("challenger")[1] == lab.trials.space("challenger").default_values()
+    assert verdict.outcome == "inconclusive"
+    assert "nothing better was found" in verdict.reason
+    assert not lab.ledger.runs(lab.number, purpose="confirmation")
+    lab.finish("the verdict is inconclusive", "code")
+    assert "nothing better was found" in write_report(lab.ledger, lab.number, lab.paths)[1].read_text()
 
 
 def test_trial_0_is_every_arms_default_and_the_baselines_is_not_trained_twice(tmp_path: Path) -> None:
@@ -156,14 +181,76 @@ def test_a_proposal_stands_in_the_round_and_its_source_is_what_the_ledger_finds(
     suggestion = lab.suggest("challenger")
     assert suggestion == lab.suggest("challenger")
     same = {"learner.gamma": suggestion.values["learner.gamma"]}
-    assert lab.propose(arm="challenger", role="meta-learning", values=same, reason="", source="optimizer").source == "optimizer"  # fmt: skip
+    assert lab.propose(arm="challenger", role="meta-learning", values=same, reason="").source == "optimizer"
     other = {"learner.gamma": 0.99 if suggestion.values["learner.gamma"] != 0.99 else 0.95}
-    pretended = lab.propose(arm="challenger", role="meta-learning", values=other, reason="longer", source="optimizer")
-    assert pretended.source == "agent"
+    changed = lab.propose(arm="challenger", role="meta-learning", values=other, reason="longer")
+    assert changed.source == "agent"
+    rest = {p.name: suggestion.values[p.name] for p in lab.trials.space("challenger").of_role("meta-learning")}
+    assert changed.values == rest | other  # what a proposal leaves open is the suggestion's
     lab.launch()
     (run,) = [r for r in lab.ledger.runs(lab.number, purpose="search", arm="challenger") if r.trial == 1]
     assert run.spec["learner"]["gamma"] == other["learner.gamma"]
     assert run.proposer == "agent:meta-learning"
+
+
+def test_what_is_checked_is_completed_as_a_proposal_of_it_is(tmp_path: Path) -> None:
+    lab = _in_round_one(_lab(tmp_path, _by_arm(-10.0, -10.0)))
+    values = {"learner.gamma": 0.95}
+    lab.propose(arm="challenger", role="environment", values={"learner.num_worlds": 64}, reason="more")
+    checked = lab.check_feasibility("challenger", values)
+    lab.propose(arm="challenger", role="meta-learning", values=values, reason="shorter")
+    lab.launch()
+    trained = lab.trials.finished("challenger")[1]
+    assert checked.parameters == trained.run.parameters
+    assert (trained.values["learner.gamma"], trained.values["learner.num_worlds"]) == (0.95, 64)
+    assert lab.check_feasibility("challenger", {}).same_as is None  # the next suggestion, and no default
+    again = lab.check_feasibility("challenger", trained.values)
+    assert again.same_as == f"r-{trained.run.id:04d}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "inert"), [("lru", "model.dt_min"), ("s5", "model.r_max"), ("s4d", "model.state_dim")]
+)
+def test_a_field_that_the_proposed_kind_does_not_have_is_refused(tmp_path: Path, kind: str, inert: str) -> None:
+    lab = _in_round_one(_lab(tmp_path, _by_arm(-10.0, -10.0)))
+    parameter = next(p for p in lab.trials.space("challenger").parameters if p.name == inert)
+    values = {"model.kind": kind, inert: parameter.default}
+    with pytest.raises(InputError, match=f"{kind} has no such field; of {kind}: model.kind, model.num_layers"):
+        lab.propose(arm="challenger", role="state-modeling", values=values, reason="x")
+    assert not lab.check_feasibility("challenger", values).feasible
+    kept = lab.propose(arm="challenger", role="state-modeling", values={"model.kind": kind}, reason="x")
+    assert inert not in kept.values
+
+
+def test_a_proposal_from_before_slices_were_completed_keeps_its_configuration(tmp_path: Path) -> None:
+    lab = _in_round_one(_lab(tmp_path, _by_arm(-10.0, -10.0)))
+    old = {"learner.gamma": 0.95}
+    lab.trials.write_proposal("challenger", 1, "meta-learning", old, "agent", reason="partial")
+    lab.launch()
+    default = lab.trials.space("challenger").default_values()
+    trained = lab.trials.finished("challenger")[1].values
+    own = [p.name for p in lab.trials.space("challenger").of_role("meta-learning")]
+    assert {name: trained[name] for name in own} == {name: default[name] for name in own} | old
+
+
+def test_the_distance_in_noise_floors_is_to_the_default_on_the_same_seed(tmp_path: Path) -> None:
+    lab = _in_round_one(_lab(tmp_path, _by_arm(-5.0, -15.0, spread=2.0)))
+    rows = {row[1]: dict(zip(lab.ledger_query("runs").columns, row, strict=True)) for row in lab.ledger_query("runs").rows}  # fmt: skip
+    assert rows["baseline"]["noise floors"] == 0.0
+    floor = lab.trials.noise_floor()
+    distance = (rows["challenger"]["score"] - rows["baseline"]["score"]) / floor
+    assert rows["challenger"]["noise floors"] == pytest.approx(distance, abs=0.1)
+    assert lab.trials.baseline_mean() != pytest.approx(rows["baseline"]["score"], abs=0.01)
+
+
+def test_runs_and_failures_are_listed_with_the_newest_first(tmp_path: Path) -> None:
+    lab = _lab(tmp_path, lambda job: float("nan") if job.spec.policy.model.kind != "lstm" else -10.0)
+    search(lab)
+    for view, count in (("runs", 6), ("failures", 3)):
+        every = [row[0] for row in lab.ledger_query(view).rows]
+        assert every == sorted(every, reverse=True)
+        assert len(every) == count
+        assert [row[0] for row in lab.ledger_query(view, limit=2).rows] == every[:2]
 
 
 def test_agents_shape_at_most_their_share_of_the_rounds_and_both_arms_of_a_round_count_as_one(tmp_path: Path) -> None:

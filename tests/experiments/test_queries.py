@@ -7,8 +7,6 @@ import csv
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger_rows import add_campaign, add_claim, add_run
+from ledger_rows import add_campaign, add_claim, add_run, dead_holder
 from sqlalchemy import text
 
 from core.errors import InputError
-from experiments.campaign.holder import is_alive, this_process
+from experiments.campaign.holder import this_process
 from experiments.ledger import Ledger, marks
 from experiments.ledger.export import TABLES, export
 from experiments.ledger.filters import parse_where
@@ -444,26 +442,9 @@ def test_only_files_of_archived_and_crashed_runs_are_removed(file_ledger: Ledger
 # ---- who works on what, and health ------------------------------------------------------
 
 
-def _dead_holder() -> dict:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    holder = this_process() | {"pid": process.pid, "start": None}
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    return holder
-
-
-def test_a_reused_process_number_is_told_apart() -> None:
-    own = this_process()
-    assert is_alive(own)
-    assert not is_alive(own | {"start": "1"}) or own["start"] is None
-    assert is_alive(own | {"host": "elsewhere", "pid": 1})
-    assert not is_alive(_dead_holder())
-    assert not is_alive(None)
-
-
 def test_open_campaigns_are_listed_with_who_holds_them(ledger: Ledger) -> None:
     add_campaign(ledger, status="running", holder=this_process())
-    add_campaign(ledger, status="running", holder=_dead_holder())
+    add_campaign(ledger, status="running", holder=dead_holder())
     add_campaign(ledger, status="done", stage="done")
     add_run(ledger, campaign_id=1, finish="running", env_steps=250, heartbeat_at=now() - timedelta(seconds=5))
     add_run(ledger, campaign_id=1)
@@ -479,7 +460,7 @@ def test_open_campaigns_are_listed_with_who_holds_them(ledger: Ledger) -> None:
 
 
 def test_runs_that_nobody_works_on_become_crashed_only_when_asked(ledger: Ledger, ledger_url: str, tmp_path: Path) -> None:  # fmt: skip
-    add_campaign(ledger, status="running", holder=_dead_holder())
+    add_campaign(ledger, status="running", holder=dead_holder())
     add_campaign(ledger, status="running", holder=this_process())
     add_run(ledger, campaign_id=1, finish="running")  # r-0001: stale
     add_run(ledger, campaign_id=1, finish=None)  # r-0002: queued, waits for resume

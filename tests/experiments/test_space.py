@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.errors import InputError
+from core.policy import PolicyConfig
+from core.sequence_model import with_width
+from experiments.campaign.begin import create_campaign
 from experiments.campaign.gate import static_problems
-from experiments.campaign.question import parse_goal
-from experiments.search.space import ROLES, SearchSpace, count_parameters, iteration_steps, plan_unit, size_policy
+from experiments.campaign.plan import DESIGNS, Budget, Plan
+from experiments.campaign.question import parse_goal, parse_model
+from experiments.campaign.trials import Trials
+from experiments.ledger import Ledger
+from experiments.search.space import (
+    ROLES,
+    SIZING,
+    SearchSpace,
+    count_parameters,
+    iteration_steps,
+    plan_unit,
+    size_policy,
+)
 from experiments.spec import RunSpec, parse_spec, set_fields
+from experiments.vocabulary import PARAMETER_TOLERANCE
 from meta_rl.learner import parse_learner_config
 
 QUESTION = parse_goal("beat LSTM on point-robot")
@@ -89,9 +105,68 @@ def test_every_configuration_is_sized_to_the_parameter_budget(kind: str, layers:
     assert abs(count_parameters(spec) - budget) < 0.06 * budget
 
 
-def test_sizing_to_its_own_size_changes_nothing() -> None:
-    spec = _spec(BASELINE)
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mlp", "s5", "lru", "s4d", "mamba", "transformer"])
+@pytest.mark.parametrize("task", ["point-robot", "halfcheetah-vel"])
+def test_sizing_to_its_own_size_changes_nothing(task: str, kind: str) -> None:
+    spec = _spec(SearchSpace(parse_model(kind), task, learner="rl2"))
     assert size_policy(spec, count_parameters(spec)) == spec
+
+
+@pytest.mark.parametrize("task", ["point-robot", "halfcheetah-vel", "ant-dir"])
+@pytest.mark.parametrize("kind", ["s5", "lru"])
+def test_two_layers_of_a_state_space_model_against_an_lstm_are_as_wide_as_the_encoder_so_that_they_train_compiled(
+    task: str, kind: str
+) -> None:
+    budget = count_parameters(_spec(SearchSpace(parse_model("lstm"), task, learner="rl2")))
+    space, two = SearchSpace(parse_model(kind), task, learner="rl2"), {"model.num_layers": 2}
+    sized = space.spec(two, env_steps=1, seed=0, parameters=budget, sizing=SIZING)
+    assert sized.policy.model.hidden_dim == sized.policy.encoder_dim
+    assert abs(count_parameters(sized) - budget) < 0.01 * budget
+    before = space.spec(two, env_steps=1, seed=0, parameters=budget)
+    assert before.policy.model.hidden_dim == 61  # what campaigns that began before are resumed with
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mlp", "s5", "s4d"])
+def test_no_other_width_comes_nearer_to_the_budget_than_the_chosen_one(kind: str) -> None:
+    """But for the encoder's width, which a compiled memory gets within half of what the judge lets two sides differ by."""
+    spec = _spec(SearchSpace(parse_model(kind), "halfcheetah-vel", learner="rl2"), model__num_layers=1)
+    every = {w: count_parameters(spec.model_copy(update={"policy": _as_wide(spec, w)})) for w in range(40, 100)}  # fmt: skip
+    for budget in (every[63], every[64], every[65], (every[63] + every[65]) // 2, every[50] + 9):
+        sized = size_policy(spec, budget)
+        nearest = min(abs(count - budget) for count in every.values())
+        allowed = PARAMETER_TOLERANCE / 2 * budget if kind in ("s5", "s4d") and sized.policy.model.hidden_dim == 64 else nearest  # fmt: skip
+        assert abs(count_parameters(sized) - budget) <= allowed
+
+
+def _as_wide(spec: RunSpec, width: int) -> PolicyConfig:
+    model = spec.policy.model
+    changed = with_width(model, width) if model.kind == "s4d" else model.model_copy(update={"hidden_dim": width})
+    return spec.policy.model_copy(update={"model": changed})
+
+
+@pytest.mark.parametrize("states", [32, 64, 128])
+def test_a_searched_state_size_is_trained_as_it_is_shown(states: int) -> None:
+    budget = count_parameters(_spec(BASELINE))
+    values = {"model.kind": "s5", "model.num_layers": 1, "model.state_dim": states}
+    spec = CHALLENGER.spec(values, env_steps=1, seed=0, parameters=budget, sizing=SIZING)
+    assert spec.policy.model.model_dump()["state_dim"] == states
+    assert abs(count_parameters(spec) - budget) < 0.01 * budget
+
+
+def test_a_plan_from_before_there_was_a_second_rule_of_sizing_keeps_the_first(tmp_path: Path) -> None:
+    old = Plan(
+        budget=Budget(env_steps=10**6), design=DESIGNS[-1], tuned_arms=2, env_steps_full=10, env_steps_search=5, workers=2, steps_per_s=None
+    )  # fmt: skip
+    assert "sizing" not in old.model_dump(mode="json")
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    campaign_id = create_campaign(ledger, QUESTION, old, seed=1, llm="offline")
+    new = Plan.model_validate(ledger.get_campaign(campaign_id).plan)
+    assert new.sizing == SIZING
+    widths = []
+    for plan in (old, new):
+        trials = Trials(ledger, campaign_id, QUESTION, plan, seed=1)
+        widths.append(trials.spec("challenger", {}, seed=1, env_steps=10).policy.model.hidden_dim)
+    assert widths == [61, 64]
 
 
 def test_unit_coordinates_and_values_are_each_others_inverse() -> None:
