@@ -197,7 +197,7 @@ def _work(
         return _end(lab, options)
     try:
         with lab.holding(), stopping(lab.stop_event, output.say), view:
-            output.say(f"Campaign {lab.campaign_id} in {ledger.path or ledger.url}")
+            output.say(f"Campaign {lab.campaign_id} in {ledger.place}")
             run_research(
                 lab,
                 choice,

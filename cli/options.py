@@ -11,6 +11,8 @@ from cyclopts import Parameter
 from cli.output import Output
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from experiments.ledger import Ledger
     from experiments.runs.paths import Paths
     from multi_agent.llm.choose import LLMChoice
@@ -44,7 +46,7 @@ class LedgerOptions:
         return Output(json=self.json, quiet=self.quiet)
 
     @property
-    def ledger_url(self) -> str:
+    def ledger_url(self) -> str | URL:
         paths = self.paths()
         return self.ledger or paths.ledger_url
 
@@ -65,14 +67,10 @@ class LedgerOptions:
 
     def read_if_there(self) -> Ledger | None:
         """The ledger for reading, None where there is none yet."""
-        from pathlib import Path
+        from experiments.ledger.store import ledger_file
 
-        from sqlalchemy.engine import make_url
-
-        url = self.ledger_url
-        if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
-            return None
-        return self.read()
+        file = ledger_file(self.ledger_url)
+        return None if file is not None and not file.is_file() else self.read()
 
     def change(self) -> Ledger:
         """The existing ledger, open for writing; none is created."""

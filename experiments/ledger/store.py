@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Engine, create_engine, event, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import InputError
 from core.files import replacing
+from core.text import storable, without_password
 from experiments.ledger import scores
 from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
@@ -63,10 +64,11 @@ def join_value(value: float | None, kind: str) -> float:
 def write_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     """JSON that every database and program takes: what is not finite becomes the string "NaN", "Infinity" or "-Infinity"."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     except ValueError:
         clean = _name_non_finite(value)
-        return json.dumps(clean, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+        text = json.dumps(clean, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+    return storable(text)
 
 
 def _name_non_finite(value: Any) -> Any:
@@ -79,31 +81,70 @@ def _name_non_finite(value: Any) -> Any:
     return value
 
 
+def parse_url(url: str | URL) -> URL:
+    """The URL of a ledger. LedgerError where it is none, or of a database that is not supported."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ValueError, ArgumentError):
+        shown = without_password(str(url))
+        raise LedgerError(
+            f"--ledger: got {shown!r}, allowed: a database URL such as sqlite:///runs/ledger.db"
+        ) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise LedgerError(f"--ledger: got a {backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
+    if backend == "sqlite" and isinstance(url, str) and "?" in url:
+        raise LedgerError(
+            f"--ledger: got {url!r}, allowed: sqlite:///FILE without ?; in a file's name it is written %3F, and % as %25"
+        )
+    return parsed
+
+
+def file_url(path: Path) -> URL:
+    """The URL of a SQLite file with any name; in text `?` and `%` would mean something else."""
+    return URL.create("sqlite", database=str(path))
+
+
+def ledger_file(url: str | URL) -> Path | None:
+    """The file of a SQLite ledger; None for one in memory or on a server."""
+    parsed = parse_url(url)
+    in_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(parsed.database or "") if in_file else None
+
+
+def _clean_texts(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    """Every text on its way into the database, whoever wrote it, becomes one that the database takes."""
+    if executemany:
+        return statement, [_storable_values(row) for row in parameters]
+    return statement, _storable_values(parameters)
+
+
+def _storable_values(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: storable(value) if isinstance(value, str) else value for name, value in values.items()}
+    return tuple(storable(value) if isinstance(value, str) else value for value in values)
+
+
 class Ledger:
     """The ledger behind one URL.
 
-    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db` or `postgresql+psycopg://user@host/name`.
+    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db` or `postgresql+psycopg://user@host/name`. The URL of
+        a file is best made by `file_url`.
     read_only: open for reading alone; the file must exist, nothing is migrated and the database refuses writes.
     """
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(self, url: str | URL, *, read_only: bool = False) -> None:
         self.url, self.read_only = url, read_only
-        try:
-            parsed = make_url(url)
-        except ArgumentError:
-            raise LedgerError(
-                f"--ledger: got {url!r}, allowed: a database URL such as sqlite:///runs/ledger.db"
-            ) from None
+        parsed = parse_url(url)
         self.backend = parsed.get_backend_name()
-        if self.backend not in ("sqlite", "postgresql"):
-            raise LedgerError(f"--ledger: got a {self.backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
-        in_file = self.backend == "sqlite" and parsed.database not in (None, "", ":memory:")
-        self.path = Path(parsed.database or "") if in_file else None
-        self.place = str(self.path or parsed.render_as_string(hide_password=True))
+        self.path = ledger_file(parsed)
+        self.place = str(self.path or without_password(parsed.render_as_string(hide_password=True)))
         if self.path is not None:
             self._check_path(self.path)
         try:
-            self.engine = self._connect(url)
+            self.engine = self._connect()
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             extra = ' (pip install -e ".[postgres]")' if self.backend == "postgresql" else ""
             raise LedgerError(
@@ -130,14 +171,17 @@ class Ledger:
                 f"cannot create {path.parent} for the ledger: {error.strerror}. Choose another with --data-dir"
             ) from None
 
-    def _connect(self, url: str) -> Engine:
+    def _connect(self) -> Engine:
         if self.backend != "sqlite":
             options = {"postgresql_readonly": True} if self.read_only else {}
-            return create_engine(url, json_serializer=write_json, pool_pre_ping=True, execution_options=options)
+            engine = create_engine(self.url, json_serializer=write_json, pool_pre_ping=True, execution_options=options)
+            event.listen(engine, "before_cursor_execute", _clean_texts, retval=True)
+            return engine
         if self.path is None:
-            engine = create_engine(url, json_serializer=write_json)
+            engine = create_engine(self.url, json_serializer=write_json)
         else:
-            engine = create_engine(url, json_serializer=write_json, creator=self.open_file)
+            engine = create_engine(self.url, json_serializer=write_json, creator=self.open_file)
+        event.listen(engine, "before_cursor_execute", _clean_texts, retval=True)
         begin = "BEGIN" if self.read_only else "BEGIN IMMEDIATE"
 
         @event.listens_for(engine, "connect")
@@ -160,8 +204,9 @@ class Ledger:
             beside = self.path.with_name(self.path.name + "-wal")
             closed = not beside.exists() and not os.access(self.path.parent, os.W_OK)
             mode = "ro&immutable=1" if closed else "ro"  # WAL needs files beside; without that right nobody writes
+        name = quote(os.fsencode(self.path.absolute()))
         connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode={mode}",
+            f"{'file://' if name.startswith('/') else 'file:'}{name}?mode={mode}",
             uri=True,
             timeout=BUSY_S,
             isolation_level=None,
@@ -258,7 +303,7 @@ class Ledger:
             except (sqlite3.Error, OSError) as error:
                 raise LedgerError(self._way_out(str(error))) from error
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # it goes through configparser
         with self.engine.begin() as connection:
             if self.backend == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(5241)"))  # two first starts at once: one waits

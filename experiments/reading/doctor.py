@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import select, text
+from sqlalchemy.engine import URL
 
 from core.config import FrozenConfig
 from experiments.campaign.holder import describe_holder, is_alive
@@ -87,7 +88,7 @@ class Finding(FrozenConfig):
     fixed: bool = False
 
 
-def examine(url: str, paths: Paths, *, fix: bool = False) -> list[Finding]:
+def examine(url: str | URL, paths: Paths, *, fix: bool = False) -> list[Finding]:
     """Everything that is wrong with the ledger and its files; with `fix` what can be mended is.
 
     Checked: the file itself, its schema and triggers, hashes of claims, verdicts against their rows, campaigns and runs
@@ -216,7 +217,7 @@ def _model_problems(ledger: Ledger, paths: Paths) -> list[Finding]:
     return findings
 
 
-def _stale(url: str, *, fix: bool) -> list[Finding]:
+def _stale(url: str | URL, *, fix: bool) -> list[Finding]:
     """Campaigns and runs that say they are being worked on, by processes that have ended."""
     ledger = Ledger(url, read_only=not fix)
     findings = []
