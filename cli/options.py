@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from cli.output import Output
+from core.commands import add_to_commands
+from core.text import url_without_password
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -84,10 +86,15 @@ class LedgerOptions:
         self.paths().ensure()
         return Ledger(self.ledger_url, read_only=False)
 
-    def flags(self) -> str:
-        """The flags that name this place, for commands that are printed."""
-        data = f" --data-dir {self.data_dir}" if self.data_dir else ""
-        return data + (f" --ledger {self.ledger}" if self.ledger else "")
+    def name_in_commands(self) -> None:
+        """From here on commands are printed with the ledger that was named, without its password."""
+        named = {"--data-dir": self.data_dir, "--ledger": url_without_password(self.ledger) if self.ledger else None}
+        words: list[str] = []
+        for option, value in named.items():
+            if value is not None:  # one that begins with a dash would be read as an option
+                words += [f"{option}={value}"] if value.startswith("-") else [option, value]
+        secret = "PGPASSWORD" if named["--ledger"] != self.ledger else ""
+        add_to_commands(ledger=tuple(words), secret=secret)
 
 
 @Parameter(name="*")

@@ -16,6 +16,11 @@ def storable(text: str) -> str:
 
 
 def without_password(word: str) -> str:
-    """A word of a command line as it is recorded and shown: a URL in it loses its password."""
+    """A word of a command line as it is recorded and shown: in a URL stars stand for the password."""
     word = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", word)
-    return re.sub(r"(?<=[?&])((?:ssl)?password=)[^&\s]+", r"\1***", word)
+    return re.sub(r"([?&](?:ssl)?password=)[^&\s]+", r"\1***", word)
+
+
+def url_without_password(url: str) -> str:
+    """A database's URL that asks for the password elsewhere, such as in PGPASSWORD."""
+    return re.sub(r"([?&])password=[^&]*&?", r"\1", re.sub(r"(://[^:/@]*):.*@", r"\1@", url))

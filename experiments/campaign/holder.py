@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from core.commands import command
 from core.errors import InputError
 from experiments.ledger.models import Campaign, Event
 from experiments.ledger.store import Ledger, now
@@ -52,7 +53,7 @@ def _take(ledger: Ledger, campaign_id: int) -> None:
         if row.status == "running" and elsewhere and is_alive(row.holder):
             name = readable_id("c", campaign_id)
             raise InputError(
-                f"{name} is being worked on by {describe_holder(row.holder)}. Pause that one first: python main.py pause {name}"
+                f"{name} is being worked on by {describe_holder(row.holder)}. Pause that one first: {command('pause', name)}"
             )
         row.status = "running" if row.stage != "done" else "done"
         row.holder = this_process()

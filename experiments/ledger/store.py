@@ -24,11 +24,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.commands import command
 from core.errors import InputError
 from core.files import replacing
 from core.text import storable, without_password
 from experiments.ledger import scores
-from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id
+from experiments.ledger.ids import EVERY_KIND, EXAMPLE_GOAL, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
 from experiments.vocabulary import readable_id
 
@@ -93,6 +94,10 @@ def parse_url(url: str | URL) -> URL:
         ) from None
     if backend not in ("sqlite", "postgresql"):
         raise LedgerError(f"--ledger: got a {backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
+    if "@" in (parsed.host or ""):
+        raise LedgerError(
+            "--ledger: got a URL with two @, allowed: one, after the password; in a password it is written %40"
+        )
     if backend == "sqlite" and isinstance(url, str) and "?" in url:
         raise LedgerError(
             f"--ledger: got {url!r}, allowed: sqlite:///FILE without ?; in a file's name it is written %3F, and % as %25"
@@ -116,15 +121,16 @@ def _clean_texts(
     connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> tuple[str, Any]:
     """Every text on its way into the database, whoever wrote it, becomes one that the database takes."""
-    if executemany:
-        return statement, [_storable_values(row) for row in parameters]
-    return statement, _storable_values(parameters)
+    return statement, _storable_texts(parameters)
 
 
-def _storable_values(values: Any) -> Any:
+def _storable_texts(values: Any) -> Any:
+    """Parameters of a statement, of one row or of many, with their texts made storable."""
+    if isinstance(values, str):
+        return storable(values)
     if isinstance(values, Mapping):
-        return {name: storable(value) if isinstance(value, str) else value for name, value in values.items()}
-    return tuple(storable(value) if isinstance(value, str) else value for value in values)
+        return {name: _storable_texts(value) for name, value in values.items()}
+    return type(values)(map(_storable_texts, values)) if type(values) in (list, tuple) else values
 
 
 class Ledger:
@@ -160,9 +166,7 @@ class Ledger:
             raise LedgerError(f"--ledger: {path} is a folder, allowed: the path of a file, such as {path}/ledger.db")
         if self.read_only:
             if not path.exists():
-                raise LedgerError(
-                    f'no ledger at {path}. Start one with: python main.py --goal "beat LSTM on halfcheetah-vel"'
-                )
+                raise LedgerError(f"no ledger at {path}. Start one with: {command('--goal', EXAMPLE_GOAL)}")
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +256,7 @@ class Ledger:
         elif "unable to open" in cause:
             way = "it cannot be opened: check the path and its permissions, or choose another with --ledger"
         else:
-            way = "see: python main.py doctor"
+            way = f"see: {command('doctor')}"
         return f"ledger {self.place}: {cause}; {way}"
 
     def schema(self) -> str | None:
@@ -281,17 +285,15 @@ class Ledger:
             )
         if self.read_only:
             if current is None:
-                raise LedgerError(
-                    f'ledger {self.place} is empty. Start with: python main.py --goal "beat LSTM on halfcheetah-vel"'
-                )
+                raise LedgerError(f"ledger {self.place} is empty. Start with: {command('--goal', EXAMPLE_GOAL)}")
             raise LedgerError(
-                f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: python main.py doctor --fix"
+                f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: {command('doctor', '--fix')}"
             )
         self._migrate(current)
 
     def _migrate(self, current: str | None) -> None:
         """To the newest schema in one transaction; a file that holds rows is copied first."""
-        from alembic import command
+        from alembic import command as alembic
         from alembic.config import Config
 
         if self.path is not None:
@@ -308,7 +310,7 @@ class Ledger:
             if self.backend == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(5241)"))  # two first starts at once: one waits
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            alembic.upgrade(config, "head")
 
     def _copy_file(self, target: Path) -> None:
         """A whole copy through SQLite itself, which sees what is still in the write-ahead log."""
