@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Annotated, Literal, get_args
 from cyclopts import App, CycloptsError, Parameter
 
 from cli import campaigns, keeping, reading, steering, training
+from cli.options import LedgerOptions
+from core.commands import Invocation, add_to_commands, command, printed_as
 from core.errors import InputError, bad_value
-from core.plugins import plugins_from
+from core.plugins import OPTION, plugins_from
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 INSTALLED = "ssm-metarl"  # the command of pyproject.toml's [project.scripts]
@@ -133,14 +136,33 @@ complete -c python3 -n __main_py_typed -f -a '(__main_py_rest)'
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped."""
+    with printed_as(Invocation(_program())):
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _program() -> tuple[str, ...]:
+    """How this program was called: as the installed command, or as a file by some Python."""
+    called = sys.argv[0]
+    if IS_INSTALLED:
+        found = shutil.which(INSTALLED)
+        return (INSTALLED if found and Path(found).samefile(called) else called,)
+    return (sys.orig_argv[0], called) if Path(called).name == "main.py" else Invocation.program
+
+
+def _main(arguments: Sequence[str]) -> int:
     try:
-        words, _ = plugins_from(sys.argv[1:] if arguments is None else arguments)
-        return app(words, exit_on_error=False, print_error=False) or 0
+        words, named = plugins_from(arguments)
+        add_to_commands(plugins=tuple(word for plugin in named for word in (OPTION, plugin.source)))
+        called, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        for options in bound.arguments.values():
+            if isinstance(options, LedgerOptions):
+                options.name_in_commands()
+        return called(*bound.args, **bound.kwargs) or 0
     except campaigns.NoGoal:
         app.help_print([])
         return 0
     except CycloptsError as error:
-        print(f"error: {error}\nSee: {INSTALLED if IS_INSTALLED else 'python main.py'} --help", file=sys.stderr)
+        print(f"error: {error}\nSee: {command('--help')}", file=sys.stderr)
         return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -153,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = f" {error.filename}" if error.filename else ""
         print(
             f"error: cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
-            "what is in the ledger is kept, go on with: python main.py resume",
+            f"what is in the ledger is kept, go on with: {command('resume')}",
             file=sys.stderr,
         )
         return 1

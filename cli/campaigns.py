@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.options import CampaignId, CrewOptions, Flag, LedgerOptions, Memory, memory_limit
 from cli.output import stopping
+from core.commands import command, quoted
 from core.errors import InputError, bad_value
 
 if TYPE_CHECKING:
@@ -207,7 +209,7 @@ def _work(
         return _end(lab, options, take_over=take_over)
     try:
         with lab.holding(take_over=take_over), stopping(lab.stop_event, output.say), view:
-            output.say(f"Campaign {lab.campaign_id} in {ledger.path or ledger.url}")
+            output.say(f"Campaign {lab.campaign_id} in {ledger.place}")
             run_research(
                 lab,
                 choice,
@@ -222,8 +224,7 @@ def _work(
             return _end(lab, options)
         if isinstance(paused, Denied):
             output.say(f"{paused}.")
-        resume_command = f"python main.py resume {lab.campaign_id}{options.flags()}"
-        output.say(f"Paused; nothing is lost. Go on with: {resume_command}", always=True)
+        output.say(f"Paused; nothing is lost. Go on with: {command('resume', lab.campaign_id)}", always=True)
         return 130
     return _conclude(lab, options)
 
@@ -253,13 +254,10 @@ def _conclude(lab: Lab, options: LedgerOptions) -> int:
     model = keep_model(ledger, lab.number, lab.paths)
     shown |= {"verdict": verdict, "model": str(model) if model else None}
     lines = verdict_lines(verdict, lab.question, lab.plan, lab.round, lab.campaign_id, verdict.claim_id)
-    flags = options.flags()
-    commands = [f"open {html}"]
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    commands = [quoted(opener, str(html))]
     for run_id in verdict.run_ids[:1]:
-        commands += [
-            f"python main.py show r-{run_id:04d}{flags}",
-            f"python main.py rerun r-{run_id:04d} --check{flags}",
-        ]
-    commands.append(f"python main.py runs --campaign {lab.campaign_id}{flags}")
-    output.result(shown, verdict_panel(lines, verdict.outcome, commands))
+        commands += [command("show", f"r-{run_id:04d}"), command("rerun", f"r-{run_id:04d}", "--check")]
+    commands.append(command("runs", "--campaign", lab.campaign_id))
+    output.result(shown, verdict_panel(lines, verdict.outcome), "next  " + "\n      ".join(commands))
     return 0

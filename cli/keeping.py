@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cli.options import Flag, LedgerOptions
+from core.commands import command
 from core.errors import InputError
 
 
@@ -118,7 +119,7 @@ def gc(*, yes: Flag = False, options: LedgerOptions = LedgerOptions()) -> None:
     elif yes:
         said = f"Removed {words}."
     else:
-        said = f"{words} can go; remove them with: python main.py gc --yes{options.flags()}"
+        said = f"{words} can go; remove them with: {command('gc', '--yes')}"
     rows = tuple((item.run, item.why, len(item.files), round(item.size / 1e6, 2)) for item in items)
     table = TableView(columns=("run", "why", "files", "MB"), rows=rows, note=said)
     options.output.result({"removed": yes, "bytes": size, "runs": items}, table)

@@ -83,13 +83,12 @@ def verdict_lines(
     return lines
 
 
-def verdict_panel(lines: Sequence[str], outcome: str, commands: Sequence[str]) -> Panel:
-    """The verdict with the next commands."""
+def verdict_panel(lines: Sequence[str], outcome: str) -> Panel:
+    """The verdict in a frame."""
     body = Text()
     for index, line in enumerate(lines):
-        body.append(line + "\n", style=f"bold {COLOURS[outcome]}" if index == 0 else "")
-    body.append("\nnext  ")
-    body.append("\n      ".join(commands))
+        end = "\n" if index < len(lines) - 1 else ""
+        body.append(line + end, style=f"bold {COLOURS[outcome]}" if index == 0 else "")
     return Panel(body, title="verdict", border_style=COLOURS[outcome], expand=False)
 
 

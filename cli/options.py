@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from cli.output import Output
+from core.commands import add_to_commands
+from core.text import url_without_password
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from experiments.ledger import Ledger
     from experiments.runs.paths import Paths
     from multi_agent.llm.choose import LLMChoice
@@ -44,7 +48,7 @@ class LedgerOptions:
         return Output(json=self.json, quiet=self.quiet)
 
     @property
-    def ledger_url(self) -> str:
+    def ledger_url(self) -> str | URL:
         paths = self.paths()
         return self.ledger or paths.ledger_url
 
@@ -65,14 +69,10 @@ class LedgerOptions:
 
     def read_if_there(self) -> Ledger | None:
         """The ledger for reading, None where there is none yet."""
-        from pathlib import Path
+        from experiments.ledger.store import ledger_file
 
-        from sqlalchemy.engine import make_url
-
-        url = self.ledger_url
-        if url.startswith("sqlite") and not Path(make_url(url).database or "").is_file():
-            return None
-        return self.read()
+        file = ledger_file(self.ledger_url)
+        return None if file is not None and not file.is_file() else self.read()
 
     def change(self) -> Ledger:
         """The existing ledger, open for writing; none is created."""
@@ -86,10 +86,15 @@ class LedgerOptions:
         self.paths().ensure()
         return Ledger(self.ledger_url, read_only=False)
 
-    def flags(self) -> str:
-        """The flags that name this place, for commands that are printed."""
-        data = f" --data-dir {self.data_dir}" if self.data_dir else ""
-        return data + (f" --ledger {self.ledger}" if self.ledger else "")
+    def name_in_commands(self) -> None:
+        """From here on commands are printed with the ledger that was named, without its password."""
+        named = {"--data-dir": self.data_dir, "--ledger": url_without_password(self.ledger) if self.ledger else None}
+        words: list[str] = []
+        for option, value in named.items():
+            if value is not None:  # one that begins with a dash would be read as an option
+                words += [f"{option}={value}"] if value.startswith("-") else [option, value]
+        secret = "PGPASSWORD" if named["--ledger"] != self.ledger else ""
+        add_to_commands(ledger=tuple(words), secret=secret)
 
 
 @Parameter(name="*")

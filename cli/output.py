@@ -88,8 +88,8 @@ class Output:
             self._print_table(part)
         elif isinstance(part, TableView):
             print(part.note or "No rows.")
-        else:  # a terminal wraps words at its width, a file gets them as one line
-            self.console.print(part, soft_wrap=isinstance(part, Text) and not self.console.is_terminal)
+        else:  # words are never cut into lines here: a command among them must stay one when it is copied
+            self.console.print(part, soft_wrap=isinstance(part, Text))
 
     def _print_table(self, view: TableView) -> None:
         from rich.text import Text
@@ -102,7 +102,7 @@ class Output:
             note = "; ".join(part for part in (common, note) if part)
         self.console.print(table(columns, rows))
         if note:
-            self.console.print(Text(note))
+            self.console.print(Text(note), soft_wrap=True)
 
     def _print_json(self, value: Any) -> None:
         from experiments.ledger.store import write_json

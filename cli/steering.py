@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cli.options import BrainOptions, CampaignId, LedgerOptions
+from core.commands import command
 from core.errors import InputError, bad_value
 
 
@@ -86,6 +87,6 @@ def _leave_word(campaign: str, kind: str, payload: dict[str, str], outcome: str,
     if row.stage == "done":
         raise InputError(f"{name} is finished: there is nothing to {kind}")
     if kind == "pause" and row.status != "running":
-        raise InputError(f"{name} is not running ({row.status}). Go on with: python main.py resume {name}")
+        raise InputError(f"{name} is not running ({row.status}). Go on with: {command('resume', name)}")
     ledger.record_event(campaign_id, kind, "human", payload)
     options.output.done({"campaign": name, kind: outcome}, f"{name}: {outcome}")

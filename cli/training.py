@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from cli.execution import Execution
 from cli.options import Changes, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
+from core.commands import command
 from core.errors import InputError, bad_value
 from core.pools import Pool
 
@@ -218,8 +219,8 @@ def evaluate(
 def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
     """The specification in a JSON file, or a stored one."""
     if (file_name is None) == (preset is None):
-        allowed = "either --spec FILE or --preset NAME (see: python main.py list presets)"
-        raise bad_value("run", "both" if file_name else "neither", allowed)
+        hint = f"See: {command('list', 'presets')}"
+        raise bad_value("run", "both" if file_name else "neither", "either --spec FILE or --preset NAME", hint=hint)
     if file_name is None:
         from experiments.presets import named_preset
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from core.errors import InputError
 from core.files import write_atomic
@@ -37,7 +37,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
         if not file.is_file():
             raise InputError(f"checkpoint: {file} does not exist")
     record = json.loads(beside.read_text())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
     if digest != record["sha256"]:
         raise InputError(f"checkpoint: {path} has hash {digest[:12]}, its JSON says {record['sha256'][:12]}: refused")
-    return load_file(path), record["meta"]
+    return load(data), record["meta"]  # `load_file` takes no name that is not UTF-8

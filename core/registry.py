@@ -18,6 +18,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 from core import plugins
+from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
 
 T = TypeVar("T")
@@ -28,15 +29,15 @@ class Registry(Generic[T]):
     """Maps a name to an entry. An unknown name is answered with the nearest match and the list.
 
     kind: the word used in error messages, such as "model".
-    hint: what to run next when a name is unknown, such as "See: python main.py list models".
+    listed: what `list` calls these names, such as "models": the way out of an unknown one; empty where they are not listed.
     package: where entries register themselves: every module in its folders that fits `modules` is imported at the first look-up,
         so that a new entry is one new file and no other edit. A module that cannot be imported hides no other one; what is
         wrong with it is in `failures` and in the answer to every unknown name.
     """
 
-    def __init__(self, kind: str, hint: str = "", *, package: str | None = None, modules: str = "*") -> None:
+    def __init__(self, kind: str, listed: str = "", *, package: str | None = None, modules: str = "*") -> None:
         self.kind = kind
-        self.hint = hint
+        self.listed = listed
         self.package = package
         self.modules = modules
         self._entries: dict[str, T] = {}
@@ -80,7 +81,8 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            error = unknown_name(self.kind, name, self.names(), hint=self.hint)
+            hint = f"See: {command('list', self.listed)}" if self.listed else ""
+            error = unknown_name(self.kind, name, self.names(), hint=hint)
         raise InputError(f"{error} {self.failures_in_words()}".rstrip())
 
     def __contains__(self, name: object) -> bool:

@@ -46,7 +46,7 @@ class ModelEntry:
     build: Callable[..., SequenceModel]
 
 
-MODELS: Registry[ModelEntry] = Registry("model", hint="See: python main.py list models", package="core")
+MODELS: Registry[ModelEntry] = Registry("model", "models", package="core")
 
 
 def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callable[[type[ModelT]], type[ModelT]]:

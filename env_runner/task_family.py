@@ -133,7 +133,7 @@ class TaskFamily(ABC):
 Resolver = Callable[[str], TaskFamily | None]
 """The family of an id, or None for an id that is not of its kind."""
 
-FAMILIES: Registry[TaskFamily] = Registry("task family", hint="See: python main.py list tasks.", package="env_runner")
+FAMILIES: Registry[TaskFamily] = Registry("task family", "tasks", package="env_runner")
 """The families that are listed, by id: all that the files of this folder register."""
 RESOLVERS: Registry[Resolver] = Registry("kind of task family ids", package="env_runner")
 """How families that are not listed are made, each under one id of its kind, which the contract tests try."""

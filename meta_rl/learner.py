@@ -83,7 +83,7 @@ class LearnerEntry:
     config_type: type[LearnerConfig]
 
 
-LEARNERS: Registry[LearnerEntry] = Registry("learner", hint="See: python main.py list learners", package="meta_rl")
+LEARNERS: Registry[LearnerEntry] = Registry("learner", "learners", package="meta_rl")
 
 LearnerT = TypeVar("LearnerT", bound="type[Learner]")
 

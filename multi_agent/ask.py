@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from experiments.ledger.read_sql import read_sql
@@ -72,7 +73,7 @@ def ask(
         raise bad_value("question", f"{len(question)} characters", f"from 1 to {MAX_QUESTION_CHARS} characters")
     _, missing = known_ids(ledger, question)
     if missing:
-        raise InputError(f"the ledger has no {missing[0]}. List its rows: python main.py runs")
+        raise InputError(f"the ledger has no {missing[0]}. List its rows: {command('runs')}")
     if llm.make_chat is None:
         return answer(ledger, campaign, question)
     if _confirming(ledger):

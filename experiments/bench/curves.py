@@ -14,7 +14,7 @@ from scipy import stats
 
 from experiments.bench.registered import register_bench
 from experiments.campaign.curves import RETURN, analyse_curve
-from experiments.ledger.store import Ledger, join_value
+from experiments.ledger.store import Ledger, file_url, join_value
 
 LEAST = 16  # points of a curve that is used
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("ledgers", nargs="+", help="SQLite files of recorded campaigns")
     curves: list[tuple[str, np.ndarray]] = []
     for file in parser.parse_args(arguments).ledgers:
-        ledger = Ledger(f"sqlite:///{file}", read_only=True)
+        ledger = Ledger(file_url(file), read_only=True)
         for run in ledger.runs():
             rows = [(m.env_steps, join_value(m.value, m.kind)) for m in ledger.metrics(run.id, RETURN)]
             rows = [row for row in rows if math.isfinite(row[1])]

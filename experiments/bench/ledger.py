@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.bench.registered import register_bench
 from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign, Run
-from experiments.ledger.store import now
+from experiments.ledger.store import file_url, now
 from experiments.reading.queries import list_runs
 from experiments.runs.paths import CHECKOUT
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     runs, rows = (options.runs // 10, options.rows // 100) if options.quick else (options.runs, options.rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
-        url = options.url or f"sqlite:///{path}"
+        url = options.url or file_url(path)
         ledger = Ledger(url)
         _add_runs(ledger, runs)
         print(f"{runs:,} runs; inserting {rows:,} metric rows, one report of {METRICS} metrics a transaction ...", flush=True)  # fmt: skip
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{words:40} {1e3 * _median_s(call):10.1f} ms   (target for runs: {TARGET_RUNS_S * 1e3:.0f} ms)")
         reader.close()
         script = CHECKOUT / "main.py"
-        command = [sys.executable, str(script), "runs", "--ledger", url]
+        at = ["--data-dir", folder] if options.url is None else ["--ledger", options.url]
+        command = [sys.executable, str(script), "runs", *at]
         whole = _median_s(lambda: subprocess.run(command, check=True, capture_output=True), repeats=3)
         print(f"{'python main.py runs, start to end':40} {1e3 * whole:10.1f} ms")
     return 0

@@ -54,7 +54,7 @@ class _Benches(Registry[Main]):
         return (text or "").strip().split("\n")[0]
 
 
-BENCHES = _Benches("bench", hint="See: python main.py list benches")
+BENCHES = _Benches("bench", "benches")
 
 
 def register_bench(name: str) -> Callable[[MainT], MainT]:

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
+from core.commands import command
 from core.errors import InputError
 from experiments.ledger.models import Campaign, Event
 from experiments.ledger.store import Ledger, now
@@ -82,9 +83,9 @@ def _take(ledger: Ledger, campaign_id: int, *, take_over: bool) -> None:
 
 def _advice(campaign_id: int, holder: dict[str, Any] | None) -> str:
     name = readable_id("c", campaign_id)
-    advice = f"{describe_holder(holder)}. Pause that one first: python main.py pause {name}"
+    advice = f"{describe_holder(holder)}. Pause that one first: {command('pause', name)}"
     if not _is_here(holder):
-        advice += f". If its machine is gone, take the campaign over: python main.py resume {name} --take-over"
+        advice += f". If its machine is gone, take the campaign over: {command('resume', name, '--take-over')}"
     return advice
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
 from core.sequence_model import MODELS
@@ -119,7 +120,7 @@ def parse_model(words: str) -> ModelFamily:
         candidate = ALIASES.get(candidate, candidate)
         if candidate in families:
             return families[candidate]
-    raise unknown_name("model", name, families, hint="See: python main.py list models")
+    raise unknown_name("model", name, families, hint=f"See: {command('list', 'models')}")
 
 
 def parse_task(words: str) -> str:
@@ -133,14 +134,14 @@ def parse_task(words: str) -> str:
     try:
         return get_family(name).id
     except InputError:
-        raise unknown_name("task", name, FAMILIES, hint="See: python main.py list tasks") from None
+        raise unknown_name("task", name, FAMILIES, hint=f"See: {command('list', 'tasks')}") from None
 
 
 def parse_learner(word: str) -> str:
     """The learner that a word names; InputError with the nearest and the list."""
     name = word.lower()
     if name not in LEARNERS:
-        raise unknown_name("learner", name, LEARNERS, hint="See: python main.py list learners")
+        raise unknown_name("learner", name, LEARNERS, hint=f"See: {command('list', 'learners')}")
     return name
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.ledger.models import Event, Run
@@ -58,7 +59,7 @@ def approve(ledger: Ledger, campaign_id: int, *, deny: str | None) -> Waiting:
     with ledger.session() as session:
         waiting = open_wait(session, campaign_id)
     if waiting is None:
-        raise InputError(f"{name} waits for no approval. See: python main.py status")
+        raise InputError(f"{name} waits for no approval. See: {command('status')}")
     payload: dict[str, Any] = {"key": waiting.key, "granted": deny is None, "text": deny or ""}
     ledger.record_event(campaign_id, "approve", "human", payload)
     return waiting

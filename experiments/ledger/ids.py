@@ -17,6 +17,7 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from core.commands import command
 from core.errors import InputError, bad_value
 from experiments.ledger.models import Base, Campaign, Claim, Proposal, Run, Tag, Verdict
 from experiments.ledger.scores import SCORE
@@ -32,14 +33,15 @@ PREFIXES: dict[str, tuple[Kind, type[Base]]] = {
 }
 LETTERS: dict[Kind, str] = {kind: letter for letter, (kind, _) in PREFIXES.items()}
 EVERY_KIND: tuple[Kind, ...] = tuple(LETTERS)
-LISTINGS: dict[Kind, str] = {
-    "run": "python main.py runs",
-    "campaign": "python main.py campaigns",
-    "proposal": 'python main.py sql "select id, arm, trial, role from proposals"',
-    "claim": 'python main.py sql "select id, campaign_id from claims"',
-    "verdict": 'python main.py sql "select id, claim_id, outcome from verdicts"',
+LISTINGS: dict[Kind, tuple[str, ...]] = {  # the command that lists the rows
+    "run": ("runs",),
+    "campaign": ("campaigns",),
+    "proposal": ("sql", "select id, arm, trial, role from proposals"),
+    "claim": ("sql", "select id, campaign_id from claims"),
+    "verdict": ("sql", "select id, claim_id, outcome from verdicts"),
 }
 ARCHIVED = "archived"
+EXAMPLE_GOAL = "beat LSTM on halfcheetah-vel"
 LARGEST = 2**31 - 1  # of an id column
 HASH_LENGTH = 4  # the least characters of a hash
 SHOWN = 8  # how many rows an ambiguous prefix lists
@@ -119,7 +121,7 @@ def _numbered(session: Session, value: str, digits: str, kinds: Sequence[Kind]) 
         return hashed
     close = difflib.get_close_matches(str(number), [str(i) for i in ids[-5000:]], n=1, cutoff=0.0)
     near = f" The nearest is {readable_id(letter, int(close[0]))}." if close else " It has none yet."
-    raise InputError(f"the ledger has no {kind} {letter}-{digits:0>4}.{near} List them: {LISTINGS[kind]}")
+    raise InputError(f"the ledger has no {kind} {letter}-{digits:0>4}.{near} List them: {command(*LISTINGS[kind])}")
 
 
 def _table(kind: Kind) -> Any:
@@ -134,7 +136,7 @@ def _marked(session: Session, value: str, letter: str | None, word: str, kinds: 
     if word == "last":
         number = session.scalar(select(func.max(table.id)))
         if number is None:
-            raise InputError(f'the ledger has no {kind} yet. Start: python main.py --goal "..."')
+            raise InputError(f"the ledger has no {kind} yet. Start: {command('--goal', EXAMPLE_GOAL)}")
         return kind, number
     if word == "best" and kind == "run":
         return kind, _best_run(session)
@@ -150,7 +152,7 @@ def _best_run(session: Session) -> int:
     shown = [SCORE.is_not(None), Run.id.not_in(runs), Run.campaign_id.is_(None) | Run.campaign_id.not_in(campaigns)]
     task = session.scalar(select(Run.task).where(*shown).order_by(Run.id.desc()).limit(1))
     if task is None:
-        raise InputError("the ledger has no run with a score yet. List them: python main.py runs")
+        raise InputError(f"the ledger has no run with a score yet. List them: {command('runs')}")
     best = session.scalar(select(Run.id).where(*shown, Run.task == task).order_by(SCORE.desc(), Run.id).limit(1))
     assert best is not None
     return best
@@ -167,7 +169,7 @@ def _best_campaign(session: Session) -> int:
         if means:
             judged.append((max(means), -number, str(question.get("task"))))
     if not judged:
-        raise InputError("the ledger has no campaign with judged scores yet. List them: python main.py campaigns")
+        raise InputError(f"the ledger has no campaign with judged scores yet. List them: {command('campaigns')}")
     task = min(judged, key=lambda entry: entry[1])[2]
     return -max(entry for entry in judged if entry[2] == task)[1]
 
@@ -197,16 +199,14 @@ def _ambiguous(value: str, rows: Sequence[str]) -> InputError:
 def _wrong_kind(value: str, kind: Kind | None, kinds: Sequence[Kind]) -> InputError:
     if kind is None:
         return _malformed(value, kinds)
-    see = (
-        f"python main.py runs --campaign {value.strip()}"
-        if kind == "campaign"
-        else f"python main.py show {value.strip()}"
-    )
+    see = command("runs", "--campaign", value.strip()) if kind == "campaign" else command("show", value.strip())
     return InputError(f"{_of(kinds)} id: got {value!r}, which names a {kind}, allowed: {_examples(kinds)}. See: {see}")
 
 
 def _malformed(value: str, kinds: Sequence[Kind]) -> InputError:
-    return InputError(f"{_of(kinds)} id: got {value!r}, allowed: {_examples(kinds)}. List them: {LISTINGS[kinds[0]]}")
+    return InputError(
+        f"{_of(kinds)} id: got {value!r}, allowed: {_examples(kinds)}. List them: {command(*LISTINGS[kinds[0]])}"
+    )
 
 
 def _of(kinds: Sequence[Kind]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
+from core.commands import command
 from core.errors import bad_value
 from experiments.ledger.ids import ARCHIVED, LETTERS, readable_id
 from experiments.ledger.models import Note, Tag
@@ -48,7 +49,7 @@ def set_tag(ledger: Ledger, target: str, tag: str, *, remove: bool = False) -> s
     if not (1 <= len(tag) <= 64 and tag == tag.strip() and tag.isprintable()):
         raise bad_value("tag", tag, "1 to 64 printable characters")
     if tag in (ARCHIVED, REMOVED):
-        raise bad_value("tag", tag, "another word; this one is kept by: python main.py archive, and gc")
+        raise bad_value("tag", tag, f"another word; this one is kept by: {command('archive', 'r-0001')}, and by gc")
     name = check_target(ledger, target)
     put_tag(ledger, name, tag, remove=remove)
     return name

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from core.errors import InputError, bad_value
+from core.text import storable
 from experiments.ledger.store import Ledger
 from experiments.tables import TableView
 
@@ -20,7 +21,7 @@ def read_sql(ledger: Ledger, statement: str, *, limit: int = 1000) -> TableView:
         raise bad_value("--limit", limit, "1 or more")
     if not ledger.read_only:
         raise ValueError("ledger: got a writable one, allowed: one opened with read_only=True")
-    columns, found = (_sqlite if ledger.path is not None else _postgres)(ledger, statement, limit + 1)
+    columns, found = (_sqlite if ledger.path is not None else _postgres)(ledger, storable(statement), limit + 1)
     note = f"the first {limit} rows; see more with --limit" if len(found) > limit else ""
     rows = tuple(tuple(_plain(value) for value in row) for row in found[:limit])
     return TableView(columns=_distinct(columns), rows=rows, note=note)

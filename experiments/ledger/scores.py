@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import case, exists, select
 from sqlalchemy.orm import Session
 
+from core.commands import command
 from core.errors import InputError
 from experiments.ledger.models import Run, Verdict
 from experiments.vocabulary import readable_id
@@ -24,7 +25,8 @@ def is_hidden(session: Session, run: Run) -> bool:
 
 def hidden_error(run: Run) -> InputError:
     """What is answered to whoever asks for a hidden score."""
+    name = readable_id("c", run.campaign_id)
     return InputError(
         f"{readable_id('r', run.id)} is a confirmation run: its score is not shown before the verdict on "
-        f"{readable_id('k', run.claim_id)}. Go on with: python main.py resume {readable_id('c', run.campaign_id)}"
+        f"{readable_id('k', run.claim_id)}." + ("" if name is None else f" Go on with: {command('resume', name)}")
     )

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +20,16 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Engine, create_engine, event, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.commands import command
 from core.errors import InputError
 from core.files import replacing
+from core.text import storable, without_password
 from experiments.ledger import scores
-from experiments.ledger.ids import EVERY_KIND, PREFIXES, Kind, find_row, parse_id
+from experiments.ledger.ids import EVERY_KIND, EXAMPLE_GOAL, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
 from experiments.vocabulary import readable_id
 
@@ -63,10 +65,11 @@ def join_value(value: float | None, kind: str) -> float:
 def write_json(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
     """JSON that every database and program takes: what is not finite becomes the string "NaN", "Infinity" or "-Infinity"."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     except ValueError:
         clean = _name_non_finite(value)
-        return json.dumps(clean, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+        text = json.dumps(clean, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+    return storable(text)
 
 
 def _name_non_finite(value: Any) -> Any:
@@ -79,31 +82,75 @@ def _name_non_finite(value: Any) -> Any:
     return value
 
 
+def parse_url(url: str | URL) -> URL:
+    """The URL of a ledger. LedgerError where it is none, or of a database that is not supported."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ValueError, ArgumentError):
+        shown = without_password(str(url))
+        raise LedgerError(
+            f"--ledger: got {shown!r}, allowed: a database URL such as sqlite:///runs/ledger.db"
+        ) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise LedgerError(f"--ledger: got a {backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
+    if "@" in (parsed.host or ""):
+        raise LedgerError(
+            "--ledger: got a URL with two @, allowed: one, after the password; in a password it is written %40"
+        )
+    if backend == "sqlite" and isinstance(url, str) and "?" in url:
+        raise LedgerError(
+            f"--ledger: got {url!r}, allowed: sqlite:///FILE without ?; in a file's name it is written %3F, and % as %25"
+        )
+    return parsed
+
+
+def file_url(path: Path) -> URL:
+    """The URL of a SQLite file with any name; in text `?` and `%` would mean something else."""
+    return URL.create("sqlite", database=str(path))
+
+
+def ledger_file(url: str | URL) -> Path | None:
+    """The file of a SQLite ledger; None for one in memory or on a server."""
+    parsed = parse_url(url)
+    in_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(parsed.database or "") if in_file else None
+
+
+def _clean_texts(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    """Every text on its way into the database, whoever wrote it, becomes one that the database takes."""
+    return statement, _storable_texts(parameters)
+
+
+def _storable_texts(values: Any) -> Any:
+    """Parameters of a statement, of one row or of many, with their texts made storable."""
+    if isinstance(values, str):
+        return storable(values)
+    if isinstance(values, Mapping):
+        return {name: _storable_texts(value) for name, value in values.items()}
+    return type(values)(map(_storable_texts, values)) if type(values) in (list, tuple) else values
+
+
 class Ledger:
     """The ledger behind one URL.
 
-    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db` or `postgresql+psycopg://user@host/name`.
+    url: SQLAlchemy URL, such as `sqlite:///runs/ledger.db` or `postgresql+psycopg://user@host/name`. The URL of
+        a file is best made by `file_url`.
     read_only: open for reading alone; the file must exist, nothing is migrated and the database refuses writes.
     """
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    def __init__(self, url: str | URL, *, read_only: bool = False) -> None:
         self.url, self.read_only = url, read_only
-        try:
-            parsed = make_url(url)
-        except ArgumentError:
-            raise LedgerError(
-                f"--ledger: got {url!r}, allowed: a database URL such as sqlite:///runs/ledger.db"
-            ) from None
+        parsed = parse_url(url)
         self.backend = parsed.get_backend_name()
-        if self.backend not in ("sqlite", "postgresql"):
-            raise LedgerError(f"--ledger: got a {self.backend} URL, allowed: sqlite:///FILE, postgresql+psycopg://...")
-        in_file = self.backend == "sqlite" and parsed.database not in (None, "", ":memory:")
-        self.path = Path(parsed.database or "") if in_file else None
-        self.place = str(self.path or parsed.render_as_string(hide_password=True))
+        self.path = ledger_file(parsed)
+        self.place = str(self.path or without_password(parsed.render_as_string(hide_password=True)))
         if self.path is not None:
             self._check_path(self.path)
         try:
-            self.engine = self._connect(url)
+            self.engine = self._connect()
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             extra = ' (pip install -e ".[postgres]")' if self.backend == "postgresql" else ""
             raise LedgerError(
@@ -119,9 +166,7 @@ class Ledger:
             raise LedgerError(f"--ledger: {path} is a folder, allowed: the path of a file, such as {path}/ledger.db")
         if self.read_only:
             if not path.exists():
-                raise LedgerError(
-                    f'no ledger at {path}. Start one with: python main.py --goal "beat LSTM on halfcheetah-vel"'
-                )
+                raise LedgerError(f"no ledger at {path}. Start one with: {command('--goal', EXAMPLE_GOAL)}")
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +175,17 @@ class Ledger:
                 f"cannot create {path.parent} for the ledger: {error.strerror}. Choose another with --data-dir"
             ) from None
 
-    def _connect(self, url: str) -> Engine:
+    def _connect(self) -> Engine:
         if self.backend != "sqlite":
             options = {"postgresql_readonly": True} if self.read_only else {}
-            return create_engine(url, json_serializer=write_json, pool_pre_ping=True, execution_options=options)
+            engine = create_engine(self.url, json_serializer=write_json, pool_pre_ping=True, execution_options=options)
+            event.listen(engine, "before_cursor_execute", _clean_texts, retval=True)
+            return engine
         if self.path is None:
-            engine = create_engine(url, json_serializer=write_json)
+            engine = create_engine(self.url, json_serializer=write_json)
         else:
-            engine = create_engine(url, json_serializer=write_json, creator=self.open_file)
+            engine = create_engine(self.url, json_serializer=write_json, creator=self.open_file)
+        event.listen(engine, "before_cursor_execute", _clean_texts, retval=True)
         begin = "BEGIN" if self.read_only else "BEGIN IMMEDIATE"
 
         @event.listens_for(engine, "connect")
@@ -160,8 +208,9 @@ class Ledger:
             beside = self.path.with_name(self.path.name + "-wal")
             closed = not beside.exists() and not os.access(self.path.parent, os.W_OK)
             mode = "ro&immutable=1" if closed else "ro"  # WAL needs files beside; without that right nobody writes
+        name = quote(os.fsencode(self.path.absolute()))
         connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode={mode}",
+            f"{'file://' if name.startswith('/') else 'file:'}{name}?mode={mode}",
             uri=True,
             timeout=BUSY_S,
             isolation_level=None,
@@ -207,7 +256,7 @@ class Ledger:
         elif "unable to open" in cause:
             way = "it cannot be opened: check the path and its permissions, or choose another with --ledger"
         else:
-            way = "see: python main.py doctor"
+            way = f"see: {command('doctor')}"
         return f"ledger {self.place}: {cause}; {way}"
 
     def schema(self) -> str | None:
@@ -236,17 +285,15 @@ class Ledger:
             )
         if self.read_only:
             if current is None:
-                raise LedgerError(
-                    f'ledger {self.place} is empty. Start with: python main.py --goal "beat LSTM on halfcheetah-vel"'
-                )
+                raise LedgerError(f"ledger {self.place} is empty. Start with: {command('--goal', EXAMPLE_GOAL)}")
             raise LedgerError(
-                f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: python main.py doctor --fix"
+                f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: {command('doctor', '--fix')}"
             )
         self._migrate(current)
 
     def _migrate(self, current: str | None) -> None:
         """To the newest schema in one transaction; a file that holds rows is copied first."""
-        from alembic import command
+        from alembic import command as alembic
         from alembic.config import Config
 
         if self.path is not None:
@@ -258,12 +305,12 @@ class Ledger:
             except (sqlite3.Error, OSError) as error:
                 raise LedgerError(self._way_out(str(error))) from error
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # it goes through configparser
         with self.engine.begin() as connection:
             if self.backend == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(5241)"))  # two first starts at once: one waits
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            alembic.upgrade(config, "head")
 
     def _copy_file(self, target: Path) -> None:
         """A whole copy through SQLite itself, which sees what is still in the write-ahead log."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
@@ -42,17 +43,19 @@ def named_preset(name: str) -> RunSpec:
     Its seed is 0 and its budget a million env steps. InputError names what is wrong with the name.
     """
     task, dot, kind = name.rpartition(".")
+    see = f"See: {command('list', 'presets')}"
     if not dot:
         close = ", ".join(other for other in _names() if name in other.split("."))
-        raise bad_value("--preset", name, "TASK.MODEL, such as halfcheetah-vel.lstm", hint=f"With {name}: {close}." if close else "See: python main.py list presets")  # fmt: skip
+        hint = f"With {name}: {close}." if close else see
+        raise bad_value("--preset", name, "TASK.MODEL, such as halfcheetah-vel.lstm", hint=hint)
     from env_runner.task_distributions import FAMILIES, get_family
 
     if kind not in MODELS:
-        raise unknown_name("model in --preset", kind, MODELS, hint="See: python main.py list presets")
+        raise unknown_name("model in --preset", kind, MODELS, hint=see)
     try:
         get_family(task)
     except InputError:
-        raise unknown_name("task in --preset", task, FAMILIES, hint="See: python main.py list presets") from None
+        raise unknown_name("task in --preset", task, FAMILIES, hint=see) from None
     found = next(_files(task, kind), None)
     return preset(task, kind, DEFAULT_LEARNER) if found is None else _spec(task, found["policy"], found["learner"])
 
@@ -70,7 +73,8 @@ def list_presets() -> TableView:
     return TableView(
         columns=("preset", "task", "model", "learner", "tuned", "effort"),
         rows=tuple(rows),
-        note="Any other TASK.MODEL is a preset too: the class's defaults, untuned. Train one with: python main.py run --preset NAME",
+        note="Any other TASK.MODEL is a preset too: the class's defaults, untuned. Train one with: "
+        + command("run", "--preset", "point-robot.gru"),
     )
 
 

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.ledger.ids import LARGEST, named_rows
@@ -85,7 +86,7 @@ class _Answerer:
         words = question.lower()
         named, missing = known_ids(self.ledger, question)
         if missing:
-            raise InputError(f"the ledger has no {missing[0]}. List its rows: python main.py runs")
+            raise InputError(f"the ledger has no {missing[0]}. List its rows: {command('runs')}")
         runs = [int(name[2:]) for name in named if name.startswith("r-")]
         text = self._choose(words, runs)
         return Answer(text=text, rows=tuple(self.rows), statements=tuple(self.statements))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import select, text
+from sqlalchemy.engine import URL
 
+from core.commands import command
 from core.config import FrozenConfig
 from experiments.campaign.holder import describe_holder, is_alive
 from experiments.ledger.ids import archived, readable_id
@@ -87,7 +89,7 @@ class Finding(FrozenConfig):
     fixed: bool = False
 
 
-def examine(url: str, paths: Paths, *, fix: bool = False) -> list[Finding]:
+def examine(url: str | URL, paths: Paths, *, fix: bool = False) -> list[Finding]:
     """Everything that is wrong with the ledger and its files; with `fix` what can be mended is.
 
     Checked: the file itself, its schema and triggers, hashes of claims, verdicts against their rows, campaigns and runs
@@ -143,7 +145,7 @@ def _trigger_problems(ledger: Ledger) -> list[Finding]:
     return [
         Finding(
             what=f"the triggers {', '.join(wrong)} are missing or changed: rows may have been edited by hand",
-            way_out='trust no verdict of this ledger; start a new one, or check runs with "rerun --check"',
+            way_out="trust no verdict of this ledger; start a new one, or check single runs with rerun and --check",
         )
     ]
 
@@ -211,12 +213,12 @@ def _model_problems(ledger: Ledger, paths: Paths) -> list[Finding]:
             what = f"{artifact.path} is not the file that was recorded (its hash differs)"
         else:
             continue
-        again = f"train it again with: python main.py rerun {readable_id('r', artifact.run_id)}"
+        again = f"train it again with: {command('rerun', readable_id('r', artifact.run_id or 0))}"
         findings.append(Finding(what=what, way_out=again))
     return findings
 
 
-def _stale(url: str, *, fix: bool) -> list[Finding]:
+def _stale(url: str | URL, *, fix: bool) -> list[Finding]:
     """Campaigns and runs that say they are being worked on, by processes that have ended."""
     ledger = Ledger(url, read_only=not fix)
     findings = []
@@ -229,7 +231,7 @@ def _stale(url: str, *, fix: bool) -> list[Finding]:
             findings.append(
                 Finding(
                     what=f"campaign {name} says it is running, held by {describe_holder(campaign.holder)}",
-                    way_out=f"python main.py resume {name}" if not fix else "marked as paused",
+                    way_out=f"go on with: {command('resume', name)}" if not fix else "marked as paused",
                     fixed=fix,
                 )
             )
@@ -245,11 +247,10 @@ def _stale(url: str, *, fix: bool) -> list[Finding]:
             elif run.campaign_id in living or run.status == "queued":
                 continue  # a campaign's queued runs wait for its resume
             else:
-                resume = (
-                    f"python main.py resume {readable_id('c', run.campaign_id)} goes on with it from its checkpoint; "
-                )
+                again = command("resume", readable_id("c", run.campaign_id))
+                resume = f"go on with it from its checkpoint: {again}; or "
             what = f"run {readable_id('r', run.id)} is {run.status}, but nobody works on it"
-            way = "marked as crashed" if fix else f"{resume}doctor --fix gives it up (crashed)"
+            way = "marked as crashed" if fix else f"{resume}give it up (crashed): {command('doctor', '--fix')}"
             findings.append(Finding(what=what, way_out=way, fixed=fix))
             if fix:
                 run.status, run.cause, run.ended_at = "crashed", "the process that worked on it ended", now()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from sqlalchemy import select
 
+from core.commands import command
 from core.errors import InputError, unknown_name
 from env_runner.task_distributions import get_family
 from experiments.campaign.question import Question, label
@@ -65,7 +66,7 @@ def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
     else:
         raise InputError(
             f"{readable_id('c', number)} has no finished runs of both sides to plot yet (stage {campaign.stage}). "
-            f"See: python main.py runs --campaign {readable_id('c', number)}"
+            f"See: {command('runs', '--campaign', readable_id('c', number))}"
         )
     names = {"challenger": label(question.challenger), "baseline": label(question.baseline)}
     for arm, family in (("challenger", question.challenger), ("baseline", question.baseline)):

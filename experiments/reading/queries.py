@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
 from experiments.campaign.holder import describe_holder, is_alive
 from experiments.campaign.steering import open_wait
@@ -154,8 +155,8 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
         ]
         waits = {readable_id("c", n): w for n in open_ids if (w := open_wait(session, n)) is not None}
     interrupted = [row[0] for row in campaigns if row[3] != "running"]
-    notes = [f"Go on with: python main.py resume {interrupted[-1]}"] if interrupted else []
-    notes += [f"{name} waits for approval of {w.what} python main.py approve {name} [--deny REASON]" for name, w in waits.items()]  # fmt: skip
+    notes = [f"Go on with: {command('resume', interrupted[-1])}"] if interrupted else []
+    notes += [f"{name} waits for approval of {w.what} Approve: {command('approve', name)}, or refuse with --deny REASON" for name, w in waits.items()]  # fmt: skip
     wasted = {n: count_waste(ledger, n) for n in open_ids}
     notes += [f"{readable_id('c', n)} wasted trials: {w.sentence()}" for n, w in wasted.items() if w.launched]
     note = "\n".join(notes)

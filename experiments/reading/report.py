@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import func, select
 
+from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
 from core.files import write_atomic
@@ -63,11 +64,12 @@ class ArmRows(FrozenConfig):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its words and the rows it shows."""
+    """A figure with its words, the rows it shows and the command that draws it again."""
 
     title: str
     caption: str
     rows: str
+    again: str
     svg: str
 
 
@@ -225,8 +227,10 @@ def _figures(ledger: Ledger, campaign_id: int, judged: bool) -> tuple[Figure, ..
         drawn = draw_all(ledger, campaign_sides(ledger, campaign_id))
     except InputError:  # a side has no finished run
         return ()
-    again = f"python main.py plot {readable_id('c', campaign_id)} --what"
-    return tuple(Figure(d.title, d.caption, f"{d.rows}; {again} {d.what}", plots.svg(d.figure)) for d in drawn)
+    name = readable_id("c", campaign_id)
+    return tuple(
+        Figure(d.title, d.caption, d.rows, command("plot", name, "--what", d.what), plots.svg(d.figure)) for d in drawn
+    )
 
 
 def _search_economy(ledger: Ledger, campaign_id: int, runs: Sequence[Run]) -> dict[str, str]:
@@ -286,14 +290,15 @@ def _spread(verdict: VerdictContent) -> float:
 
 
 def _commands(name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
-    commands = [("this report", f"python main.py report {name}"), ("every run behind it", f"python main.py runs --campaign {name} --limit 200")]  # fmt: skip
+    commands = [
+        ("this report", command("report", name)),
+        ("every run behind it", command("runs", "--campaign", name, "--limit", "200")),
+    ]
     done = [r for r in runs if r.status == "done"]
     for purpose in ("confirmation", "selection", "search", "baseline"):
         own = [r for r in done if r.purpose == purpose]
         if own:
-            commands.append(
-                (f"a {purpose} run, exactly", f"python main.py rerun {readable_id('r', own[0].id)} --check")
-            )
+            commands.append((f"a {purpose} run, exactly", command("rerun", readable_id("r", own[0].id), "--check")))
     return tuple(commands)
 
 

@@ -7,8 +7,13 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.errors import InputError
+from core.text import storable
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +28,10 @@ class Paths:
     @classmethod
     def of(cls, data_dir: str | Path | None) -> Paths:
         """The default is `runs/` and `saved_models/` in the checkout; another data folder holds its kept models too."""
+        if storable(str(CHECKOUT)) != str(CHECKOUT):
+            raise InputError(
+                f"the code lies in {str(CHECKOUT)!a}, whose name is not UTF-8: numba compiles nothing there; move it"
+            )
         if data_dir is None:
             root = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
             return cls(root / "runs", root / "saved_models")
@@ -42,8 +51,10 @@ class Paths:
             ) from None
 
     @property
-    def ledger_url(self) -> str:
-        return f"sqlite:///{self.data / 'ledger.db'}"
+    def ledger_url(self) -> URL:
+        from experiments.ledger.store import file_url  # not above: the processes that train open no ledger
+
+        return file_url(self.data / "ledger.db")
 
     def checkpoint(self, run_id: int) -> Path:
         return self.data / "checkpoints" / f"r-{run_id:04d}"

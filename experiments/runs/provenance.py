@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 from core.errors import InputError
 from core.files import write_atomic
 from core.plugins import loaded_plugins, registrations, unlike_recorded
+from core.text import without_password
 from env_runner.task_family import RESOLVERS
 from experiments.runs.paths import CHECKOUT
 
@@ -154,11 +154,6 @@ def _git(root: Path, *arguments: str, index: Path | None = None) -> bytes | None
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout if result.returncode == 0 else None
-
-
-def without_password(word: str) -> str:
-    """An argument as it is recorded: a URL loses its password."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", word)
 
 
 def processor() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from core.commands import command
 from core.errors import InputError, unknown_name
 
 TIMEOUT_S = 90.0
@@ -86,7 +87,7 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None) -> LLMCho
     if provider_name == "replay":
         if not re.fullmatch(r"c-\d+", model):
             raise InputError(
-                f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007. See: python main.py runs"
+                f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007. See: {command('campaigns')}"
             )
         return LLMChoice(name, "replay")
     provider_name = ALIASES.get(provider_name, provider_name)

@@ -18,6 +18,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field
 
+from core.commands import command
 from core.errors import InputError
 from multi_agent.llm.offline import find_turn, parse_turn
 
@@ -51,7 +52,7 @@ class Recording:
             if event.actor in key:
                 self.turns[key[event.actor]].append(event.payload)
         if not self.turns:
-            raise InputError(f"--llm replay:{campaign}: no model call is recorded there. See: python main.py campaigns")
+            raise InputError(f"--llm replay:{campaign}: no model call is recorded there. See: {command('campaigns')}")
 
     def translate(self, text: str) -> str:
         """`text` with the recording's row ids as those of the present campaign."""

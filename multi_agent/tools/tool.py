@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
+from core.text import storable
 from experiments.runs.runner import Paused
 from experiments.vocabulary import Arm
 from multi_agent.llm.choose import redact
@@ -135,7 +136,7 @@ def _attempt(tool: Tool, context: ToolContext, raw: Mapping[str, Any]) -> BaseMo
 def clean(value: Any, longest: int = 4_000) -> Any:
     """`value` as data that every database can store: no lone surrogates, NUL or NaN, nothing endless or unknown."""
     if isinstance(value, str):
-        return value[:longest].encode("utf-8", "replace").decode().replace("\0", "")
+        return storable(value[:longest])
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from core.commands import command
 from experiments.runs.runner import Denied, Paused
 from multi_agent.communication.message_broker import EVERYONE, HUMAN, WORKFLOW, MessageBroker
 
@@ -90,9 +91,8 @@ class Approvals:
         if answers and answers[-1].payload["granted"]:
             return None
         since = answers[-1].id if answers else 0
-        words = (
-            f"Waits for approval of {text} Answer from a second terminal: python main.py approve {self.lab.campaign_id}"
-        )
+        answer = command("approve", self.lab.campaign_id)
+        words = f"Waits for approval of {text} Answer from a second terminal: {answer}"
         if any(e.payload["key"] == key for e in self.lab.events(["waiting"], after=since)):
             self._show(words)
         else:

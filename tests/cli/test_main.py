@@ -373,4 +373,4 @@ def test_the_installed_command_is_the_same_and_names_itself(tmp_path: Path) -> N
     shown = [subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path) for arguments in (["list", "--help"], ["list", "taks"])]  # fmt: skip
     assert [found.returncode for found in shown] == [0, 2]
     assert shown[0].stdout.startswith(f"Usage: {INSTALLED} list")
-    assert f"See: {INSTALLED} --help" in shown[1].stderr
+    assert f"See: {script} --help" in shown[1].stderr  # not on PATH

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cli.options import LedgerOptions
 from cli.output import Output, described_parts, narrowed
 from core.config import FrozenConfig
 from experiments.tables import TableView
@@ -95,8 +94,3 @@ def test_a_described_row_shows_its_fields_then_each_part_and_no_empty_one(capsys
     assert "seeds: 1000, 2000" in lines
     assert lines[-1] == "the end"
     assert not any("cause" in line or "files" in line for line in lines)
-
-
-def test_the_flags_of_printed_commands_name_the_same_place() -> None:
-    assert LedgerOptions().flags() == ""
-    assert LedgerOptions(data_dir="d", ledger="sqlite:///x", json=True).flags() == " --data-dir d --ledger sqlite:///x"

@@ -670,6 +670,9 @@ def test_a_process_that_may_write_no_more_says_so_and_loses_nothing(file_ledger:
     ("url", "words"),
     [
         ("nonsense", "allowed: a database URL"),
+        ("postgresql+psycopg://someone:secret@127.0.0.1:port/x", "allowed: a database URL"),
+        ("postgresql+psycopg://someone:a@secret@127.0.0.1:1/x", "it is written %40"),
+        ("postgresql+psycopg://someone@127.0.0.1:1/x?password=secret", "check that the server runs"),
         ("mysql://localhost/x", "allowed: sqlite:///FILE, postgresql+psycopg://"),
         ("postgresql+psycopg://someone:secret@127.0.0.1:1/x", "check that the server runs"),
     ],

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from core.text import without_password
 from experiments.runs import provenance as module
-from experiments.runs.provenance import checkout_and_machine, keep_patch, provenance, tree, without_password
+from experiments.runs.provenance import checkout_and_machine, keep_patch, provenance, tree
 
 
 def _git(folder: Path, *arguments: str) -> None:
