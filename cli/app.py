@@ -6,15 +6,20 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from cyclopts import App, CycloptsError, Parameter
 
 from cli import campaigns, keeping, reading, steering, training
+from cli.start import STOPPED
 from core.errors import InputError, bad_value
 from core.plugins import plugins_from
+from experiments.terminal import drop_unread, emit, make_console, prepare_streams
 
+HELP = {"--help", "-h", "--version"}
+NOBODY_READS = 141  # as a shell says of a program that ended by SIGPIPE
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 INSTALLED = "ssm-metarl"  # the command of pyproject.toml's [project.scripts]
 IS_INSTALLED = Path(sys.argv[0]).stem == INSTALLED
@@ -27,6 +32,7 @@ app = App(
     help_epilogue="With any command: --plugin FILE|MODULE (may be repeated) takes in models, tasks, learners, agents and benches from there.",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it is `main`'s to answer
 )
 app.default(campaigns.research)
 for _command in (
@@ -80,7 +86,7 @@ def completion(*, shell: Shell | None = None) -> None:
     for known in get_args(Shell):
         if name == known:
             script = app.generate_completion(prog_name=INSTALLED, shell=known)
-            print(script.removeprefix(f"#compdef {INSTALLED}\n").rstrip() + "\n" + TIES[known])
+            emit(script.removeprefix(f"#compdef {INSTALLED}\n").rstrip() + "\n" + TIES[known])
             return
     raise bad_value("--shell", name, ", ".join(get_args(Shell)))
 
@@ -132,34 +138,58 @@ complete -c python3 -n __main_py_typed -f -a '(__main_py_rest)'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped."""
+    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped, 141 nobody reads the output."""
+    prepare_streams()
     try:
-        words, _ = plugins_from(sys.argv[1:] if arguments is None else arguments)
-        return app(words, exit_on_error=False, print_error=False) or 0
-    except campaigns.NoGoal:
-        app.help_print([])
-        return 0
-    except CycloptsError as error:
-        print(f"error: {error}\nSee: {INSTALLED if IS_INSTALLED else 'python main.py'} --help", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        code = _answered(sys.argv[1:] if arguments is None else arguments)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        return code
+    except BrokenPipeError:
+        if not drop_unread():
+            raise
+        return NOBODY_READS
     except OSError as error:
         if error.errno not in DISK_REFUSES:
             raise
+        drop_unread()
         file = f" {error.filename}" if error.filename else ""
-        print(
-            f"error: cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
-            "what is in the ledger is kept, go on with: python main.py resume",
-            file=sys.stderr,
+        _say_error(
+            f"cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
+            "what is in the ledger is kept, go on with: python main.py resume"
         )
         return 1
+
+
+def _answered(arguments: Sequence[str]) -> int:
+    """The exit code of one command, whose mistakes in what was given are said in words."""
+    try:
+        words, _ = plugins_from(arguments)
+        console = make_console() if HELP.intersection(words) else None  # else rich need not be imported
+        return app(words, exit_on_error=False, print_error=False, console=console) or 0
+    except campaigns.NoGoal:
+        app.help_print([], console=make_console())
+        return 0
+    except CycloptsError as error:
+        _say_error(f"{error}\nSee: {INSTALLED if IS_INSTALLED else 'python main.py'} --help")
+        return 2
+    except InputError as error:
+        _say_error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return STOPPED
+    except SystemExit as error:  # of argparse in a bench, which has said what there is to say
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except OSError:
+        raise  # for `main`, which knows what a disk and a pipe may refuse
     except Exception as error:
         from experiments.runs.runner import Paused  # not above: it loads the learners, which most commands do without
 
         if isinstance(error, Paused):
-            return 130
+            return STOPPED
         raise
+
+
+def _say_error(words: str) -> None:
+    with suppress(OSError):  # of standard error: then nothing can be said
+        emit(f"error: {words}", to_error=True)

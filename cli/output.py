@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from experiments.terminal import emit, emit_json, make_console
 
 if TYPE_CHECKING:
     import threading
@@ -35,15 +36,13 @@ class Output:
 
     @cached_property
     def console(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=self.json, highlight=False)
+        return make_console(to_error=self.json)
 
     def say(self, words: str, *, always: bool = False) -> None:
         """Plain words about the work; with `quiet` only those of `always`, to standard error."""
         if self.quiet and not self.json:
             if always:
-                print(words, file=sys.stderr)
+                emit(words, to_error=True)
             return
         from rich.text import Text
 
@@ -75,7 +74,7 @@ class Output:
         if self.json:
             self._print_json(changed)
         elif not self.quiet:
-            print(words or ", ".join(f"{name}: {value}" for name, value in changed.items()))
+            emit(words or ", ".join(f"{name}: {value}" for name, value in changed.items()))
 
     def _print(self, part: Part) -> None:
         from rich.text import Text
@@ -83,11 +82,11 @@ class Output:
         from experiments.tables import TableView
 
         if isinstance(part, str):
-            print(part)
+            emit(part)
         elif isinstance(part, TableView) and part.rows:
             self._print_table(part)
         elif isinstance(part, TableView):
-            print(part.note or "No rows.")
+            emit(part.note or "No rows.")
         else:  # a terminal wraps words at its width, a file gets them as one line
             self.console.print(part, soft_wrap=isinstance(part, Text) and not self.console.is_terminal)
 
@@ -107,7 +106,7 @@ class Output:
     def _print_json(self, value: Any) -> None:
         from experiments.ledger.store import write_json
 
-        print(write_json(_plain_data(value), indent=2, default=str))
+        emit_json(write_json(_plain_data(value), indent=2, default=str))
 
 
 def _plain_data(value: Any) -> Any:
