@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from core.text import harmless
 from experiments.terminal import emit, emit_json, make_console
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Output:
             return
         from rich.text import Text
 
-        self._print(Text(words))
+        self._print(Text(harmless(words, lines=True)))
 
     def result(self, value: Any, *parts: Part) -> None:
         """The result: `value` as JSON where asked, else its parts one after another."""
