@@ -7,17 +7,21 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cli import campaigns, keeping, reading, steering, training
+from cli import STOPPED, campaigns, keeping, reading, steering, training
 from cli.options import LedgerOptions
-from core.commands import Invocation, add_to_commands, command, printed_as
 from core.errors import InputError, bad_value
 from core.plugins import OPTION, plugins_from
+from core.words.commands import Invocation, add_to_commands, command, printed_as
+from experiments.terminal import drop_unread, emit, make_console, prepare_streams
 
+HELP = {"--help", "-h", "--version"}
+NOBODY_READS = 141  # as a shell says of a program that ended by SIGPIPE
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 INSTALLED = "ssm-metarl"  # the command of pyproject.toml's [project.scripts]
 IS_INSTALLED = Path(sys.argv[0]).stem == INSTALLED
@@ -30,6 +34,7 @@ app = App(
     help_epilogue="With any command: --plugin FILE|MODULE (may be repeated) takes in models, tasks, learners, agents and benches from there.",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it is `main`'s to answer
 )
 app.default(campaigns.research)
 for _command in (
@@ -83,7 +88,7 @@ def completion(*, shell: Shell | None = None) -> None:
     for known in get_args(Shell):
         if name == known:
             script = app.generate_completion(prog_name=INSTALLED, shell=known)
-            print(script.removeprefix(f"#compdef {INSTALLED}\n").rstrip() + "\n" + TIES[known])
+            emit(script.removeprefix(f"#compdef {INSTALLED}\n").rstrip() + "\n" + TIES[known])
             return
     raise bad_value("--shell", name, ", ".join(get_args(Shell)))
 
@@ -135,7 +140,8 @@ complete -c python3 -n __main_py_typed -f -a '(__main_py_rest)'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped."""
+    """Run one command. Exit codes: 0 done, 1 failed or drifted, 2 bad input, 130 stopped, 141 nobody reads the output."""
+    prepare_streams()
     with printed_as(Invocation(_program())):
         return _main(sys.argv[1:] if arguments is None else arguments)
 
@@ -150,38 +156,62 @@ def _program() -> tuple[str, ...]:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    """The exit code, whatever a pipe or a disk refuses."""
+    try:
+        code = _answered(arguments)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        return code
+    except BrokenPipeError:
+        if not drop_unread():
+            raise
+        return NOBODY_READS
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        drop_unread()
+        file = f" {error.filename}" if error.filename else ""
+        _say_error(
+            f"cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
+            f"what is in the ledger is kept, go on with: {command('resume')}"
+        )
+        return 1
+
+
+def _answered(arguments: Sequence[str]) -> int:
+    """The exit code of one command, whose mistakes in what was given are said in words."""
     try:
         words, named = plugins_from(arguments)
         add_to_commands(plugins=tuple(word for plugin in named for word in (OPTION, plugin.source)))
-        called, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        console = make_console() if HELP.intersection(words) else None  # else rich need not be imported
+        called, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, console=console)
         for options in bound.arguments.values():
             if isinstance(options, LedgerOptions):
                 options.name_in_commands()
         return called(*bound.args, **bound.kwargs) or 0
     except campaigns.NoGoal:
-        app.help_print([])
+        app.help_print([], console=make_console())
         return 0
     except CycloptsError as error:
-        print(f"error: {error}\nSee: {command('--help')}", file=sys.stderr)
+        _say_error(f"{error}\nSee: {command('--help')}")
         return 2
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(str(error))
         return 2
     except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        if error.errno not in DISK_REFUSES:
-            raise
-        file = f" {error.filename}" if error.filename else ""
-        print(
-            f"error: cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
-            f"what is in the ledger is kept, go on with: {command('resume')}",
-            file=sys.stderr,
-        )
-        return 1
+        return STOPPED
+    except SystemExit as error:  # of argparse in a bench, which has said what there is to say
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except OSError:
+        raise  # for `_main`, which knows what a disk and a pipe may refuse
     except Exception as error:
         from experiments.runs.runner import Paused  # not above: it loads the learners, which most commands do without
 
         if isinstance(error, Paused):
-            return 130
+            return STOPPED
         raise
+
+
+def _say_error(words: str) -> None:
+    with suppress(OSError):  # of standard error: then nothing can be said
+        emit(f"error: {words}", to_error=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cli.options import CampaignId, CrewOptions, Flag, LedgerOptions, Memory, memory_limit
 from cli.output import stopping
-from core.commands import command, quoted
 from core.errors import InputError, bad_value
+from core.words.commands import command, quoted
 
 if TYPE_CHECKING:
     from experiments.campaign.lab import Lab

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cli.options import Flag, LedgerOptions
-from core.commands import command
 from core.errors import InputError
+from core.words.commands import command
 
 
 def note(

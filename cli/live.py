@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from core.words.text import plain
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question, label
@@ -21,7 +22,7 @@ from experiments.judging.judge import VerdictContent, sequential_looks
 from experiments.ledger.store import readable_id
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.runner import RunProgress
-from experiments.tables import plain, table
+from experiments.tables import table
 
 COLOURS = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow", "invalid": "red"}
 TALK_LINES = 8

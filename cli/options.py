@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from cli.output import Output
-from core.commands import add_to_commands
-from core.text import url_without_password
+from core.words.commands import add_to_commands
+from core.words.text import url_without_password
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from core.words.text import harmless
+from experiments.terminal import emit, emit_json, make_console
 
 if TYPE_CHECKING:
     import threading
@@ -35,19 +37,17 @@ class Output:
 
     @cached_property
     def console(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=self.json, highlight=False)
+        return make_console(to_error=self.json)
 
     def say(self, words: str, *, always: bool = False) -> None:
         """Plain words about the work; with `quiet` only those of `always`, to standard error."""
         if self.quiet and not self.json:
             if always:
-                print(words, file=sys.stderr)
+                emit(words, to_error=True)
             return
         from rich.text import Text
 
-        self._print(Text(words))
+        self._print(Text(harmless(words, lines=True)))
 
     def result(self, value: Any, *parts: Part) -> None:
         """The result: `value` as JSON where asked, else its parts one after another."""
@@ -75,7 +75,7 @@ class Output:
         if self.json:
             self._print_json(changed)
         elif not self.quiet:
-            print(words or ", ".join(f"{name}: {value}" for name, value in changed.items()))
+            emit(words or ", ".join(f"{name}: {value}" for name, value in changed.items()))
 
     def _print(self, part: Part) -> None:
         from rich.text import Text
@@ -83,11 +83,11 @@ class Output:
         from experiments.tables import TableView
 
         if isinstance(part, str):
-            print(part)
+            emit(part)
         elif isinstance(part, TableView) and part.rows:
             self._print_table(part)
         elif isinstance(part, TableView):
-            print(part.note or "No rows.")
+            emit(part.note or "No rows.")
         else:  # words are never cut into lines here: a command among them must stay one when it is copied
             self.console.print(part, soft_wrap=isinstance(part, Text))
 
@@ -107,7 +107,7 @@ class Output:
     def _print_json(self, value: Any) -> None:
         from experiments.ledger.store import write_json
 
-        print(write_json(_plain_data(value), indent=2, default=str))
+        emit_json(write_json(_plain_data(value), indent=2, default=str))
 
 
 def _plain_data(value: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cli.options import BrainOptions, CampaignId, LedgerOptions
-from core.commands import command
 from core.errors import InputError, bad_value
+from core.words.commands import command
 
 
 def pause(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> None:

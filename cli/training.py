@@ -9,9 +9,9 @@ from cyclopts import Parameter
 
 from cli.execution import Execution
 from cli.options import Changes, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
-from core.commands import command
 from core.errors import InputError, bad_value
 from core.pools import Pool
+from core.words.commands import command
 
 if TYPE_CHECKING:
     from experiments.ledger import Ledger

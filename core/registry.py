@@ -18,8 +18,8 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 from core import plugins
-from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
+from core.words.commands import command
 
 T = TypeVar("T")
 EntryT = TypeVar("EntryT")

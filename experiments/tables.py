@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 
 from core.config import FrozenConfig
+from core.words.text import harmless
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,27 +31,23 @@ class TableView(FrozenConfig):
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-_ESCAPES = re.compile(
-    r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)"
-)  # CSI, OSC and two-character ones
-
-
-def plain(text: str) -> str:
-    """Words of anybody on one line, without what a terminal would obey: escapes, other controls, direction marks."""
-    return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPES.sub(" ", text)).split())
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
     """A plain table; numbers to the right."""
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    shown = Table(
+        title=None if title is None else Text(harmless(title)),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for index, name in enumerate(columns):
         values = [row[index] for row in rows]
         numeric = bool(rows) and all(isinstance(value, int | float) or value is None for value in values)
         short = all(len(cell(value)) <= 16 for value in values)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
+        shown.add_column(Text(harmless(name)), justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         shown.add_row(*(Text(named_cell(name, value)) for name, value in zip(columns, row, strict=True)))
     return shown
@@ -72,7 +68,7 @@ def cell(value: Any) -> str:
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return harmless(str(value), lines=True)
 
 
 def named_cell(name: str, value: Any) -> str:

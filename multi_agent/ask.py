@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
+from core.words.commands import command
+from core.words.text import plain
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
 from experiments.reading.answers import Answer, answer, known_ids
-from experiments.tables import plain
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.tools.tool import clean, explain

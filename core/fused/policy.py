@@ -21,8 +21,7 @@ from core.kernels.discretization import METHODS
 from core.kernels.jit import as_flat, f32
 from core.kernels.layout import LAYER_PLACES, Activations, Places, Sizes, Step, System
 from core.kernels.policy import act, encode, heads
-from core.kernels.recurrence import load_scans
-from core.kernels.ssm_memory import discretize_layers
+from core.kernels.ssm_memory import discretize_layers, load_shared
 from core.policy import RecurrentPolicy
 from core.ssm import DiagonalCell, SSMBlock, StateSpaceModel
 
@@ -68,7 +67,7 @@ class CompiledPolicy:
         self.whole = bool(blocks)
         """Whether the memory is compiled too."""
         if blocks:
-            load_scans()
+            load_shared()
 
         def place(parameter: Tensor | None) -> int:
             return -1 if parameter is None else starts[id(parameter)]

@@ -10,8 +10,6 @@ reference count, which at 64 states a step is more than the arithmetic. Loops wi
 
 from __future__ import annotations
 
-import functools
-
 import numba
 import numpy as np
 
@@ -266,16 +264,3 @@ def channel_scan_backward(
             for n in range(width):
                 grad_state[b, 0, p, n] = flow[0, p, n]
                 grad_state[b, 1, p, n] = flow[1, p, n]
-
-
-@functools.cache
-def load_scans() -> None:
-    """Compile or load the complex scans by themselves, once a process, before any kernel that calls them.
-
-    With a compiled function numba's cache keeps copies of those that it calls, optimised in their new place, and the copy that a
-    process loads first serves all callers. Without this the last bits of a run would depend on whether its kernels were compiled
-    or came from the cache, and the rerun of a first run would drift.
-    """
-    path, row, keep = np.zeros((1, 1, 2), f32), np.zeros((1, 2), f32), np.ones((1, 1), f32)
-    complex_scan(path, path, row, keep, False, path.copy())
-    complex_scan_backward(path, path, row, keep, path, path.copy(), path.copy(), row.copy())

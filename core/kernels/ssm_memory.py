@@ -13,6 +13,8 @@ compares gradients with autograd in double precision, and acting steps with the 
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
 
@@ -205,3 +207,19 @@ def memory_step(blas, weights, sizes, places, system, encoded, step):  # pragma:
         product(blas, N, T, rows, width, 2 * width, p, width, parameters.gate, width, f32(0), v, 2 * width)
         square = (rows, width)
         glu(v.reshape((rows, 2 * width)), parameters.gate_bias, u.reshape(square), step.out.reshape(square))
+
+
+@functools.cache
+def load_shared() -> None:
+    """Compile or load by themselves, once a process, the kernels that the ones above call and that are called alone too.
+
+    With a compiled function numba's cache keeps copies of those that it calls, optimised in their new place, and the copy that a
+    process loads first serves all callers. Without this the last bits of a run would depend on whether its kernels were compiled
+    or came from the cache, and the rerun of a first run would drift.
+    """
+    path, row, keep = np.zeros((1, 1, 2), f32), np.zeros((1, 2), f32), np.ones((1, 1), f32)
+    complex_scan(path, path, row, keep, False, path.copy())
+    complex_scan_backward(path, path, row, keep, path, path.copy(), path.copy(), row.copy())
+    gain, matrix = np.zeros((2, 1), f32), np.zeros((2, 1, 1), f32)
+    scale_rows(gain, matrix, matrix.copy())
+    scale_rows_backward(gain, matrix, matrix, gain.copy(), matrix.copy())

@@ -31,6 +31,7 @@ from experiments.numbers import parse_count
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec
 from experiments.tables import TableView, table
+from experiments.terminal import make_console
 from meta_rl.learner import DEFAULT_LEARNER
 
 FIRST_SEED = 900_000_001  # far from the seeds that any campaign or tuning draws
@@ -175,8 +176,6 @@ def _one(value: float) -> float:
 @register_bench("learning")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing and print the table."""
-    from rich.console import Console
-
     from core.sequence_model import MODELS
     from env_runner.task_distributions import FAMILIES
     from experiments.runs.provenance import provenance
@@ -225,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
         return 0
-    console = Console(highlight=False)
+    console = make_console()
     for task in options.tasks:
         shown = learning_table([row for row in rows if row.task == task])
         console.print(table(shown.columns, shown.rows), shown.note, "", sep="\n")

@@ -20,8 +20,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from core.commands import command
 from core.errors import InputError
+from core.words.commands import command
 from experiments.ledger.models import Campaign, Event
 from experiments.ledger.store import Ledger, now
 from experiments.numbers import format_seconds

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
 from core.sequence_model import MODELS
+from core.words.commands import command
 from env_runner.task_distributions import FAMILIES
 from experiments.numbers import parse_percent
 from experiments.search.space import ModelFamily

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
+from core.words.commands import command
 from experiments.ledger.models import Event, Run
 from experiments.ledger.store import Ledger, readable_id
 from experiments.vocabulary import FINISHED

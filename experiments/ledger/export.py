@@ -13,6 +13,7 @@ from sqlalchemy import inspect, select
 
 from core.errors import InputError, unknown_name
 from core.files import replacing
+from core.words.text import escape_json, harmless
 from experiments.ledger.filters import parse_where
 from experiments.ledger.models import (
     Artifact,
@@ -129,6 +130,11 @@ def _scalar(value: Any) -> Any:
     return write_json(value) if isinstance(value, dict | list) else value
 
 
+def _shown(value: Any) -> Any:
+    """Text that no program obeys which shows the file; JSON lines keep it as it was, in JSON's escapes."""
+    return harmless(value, lines=True) if isinstance(value, str) else value
+
+
 def _square(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same columns in every row, None where a row has no such field."""
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -142,7 +148,7 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> int:
         for row in rows:
             if count == 0:
                 writer.writerow(row)
-            writer.writerow(row.values())
+            writer.writerow(_shown(value) for value in row.values())
             count += 1
     return count
 
@@ -151,7 +157,7 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(write_json(row) + "\n")
+            file.write(escape_json(write_json(row)) + "\n")
             count += 1
     return count
 
@@ -162,7 +168,7 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
     count, writer = 0, None
     for batch in _batches(rows):
-        columns = {name: _one_type([row[name] for row in batch]) for name in batch[0]}
+        columns = {name: _one_type([_shown(row[name]) for row in batch]) for name in batch[0]}
         table = pyarrow.table(columns) if writer is None else pyarrow.table(columns, schema=writer.schema)
         if writer is None:
             writer = pyarrow.parquet.ParquetWriter(path, table.schema)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from core.commands import command
 from core.errors import InputError, bad_value
+from core.words.commands import command
 from experiments.ledger.models import Base, Campaign, Claim, Proposal, Run, Tag, Verdict
 from experiments.ledger.scores import SCORE
 from experiments.vocabulary import readable_id

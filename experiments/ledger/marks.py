@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from core.commands import command
 from core.errors import bad_value
+from core.words.commands import command
 from experiments.ledger.ids import ARCHIVED, LETTERS, readable_id
 from experiments.ledger.models import Note, Tag
 from experiments.ledger.store import Ledger, now

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from core.errors import InputError, bad_value
-from core.text import storable
+from core.words.text import storable
 from experiments.ledger.store import Ledger
 from experiments.tables import TableView
 
@@ -37,6 +37,8 @@ def _sqlite(ledger: Ledger, statement: str, limit: int) -> tuple[list[str], list
                 raise InputError(NOT_ALLOWED)
             return [column[0] for column in cursor.description], cursor.fetchmany(limit)
         except (sqlite3.Error, sqlite3.Warning) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:  # what the handler raised is lost
+                raise KeyboardInterrupt from None
             raise _explained(str(error)) from None
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from sqlalchemy import case, exists, select
 from sqlalchemy.orm import Session
 
-from core.commands import command
 from core.errors import InputError
+from core.words.commands import command
 from experiments.ledger.models import Run, Verdict
 from experiments.vocabulary import readable_id
 

@@ -24,10 +24,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.commands import command
 from core.errors import InputError
 from core.files import replacing
-from core.text import storable, without_password
+from core.words.commands import command
+from core.words.text import storable, without_password
 from experiments.ledger import scores
 from experiments.ledger.ids import EVERY_KIND, EXAMPLE_GOAL, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run

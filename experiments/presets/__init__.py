@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
+from core.words.commands import command
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
+from core.words.commands import command
 from experiments.ledger.ids import LARGEST, named_rows
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from sqlalchemy import select, text
 from sqlalchemy.engine import URL
 
-from core.commands import command
 from core.config import FrozenConfig
+from core.words.commands import command
 from experiments.campaign.holder import describe_holder, is_alive
 from experiments.ledger.ids import archived, readable_id
 from experiments.ledger.marks import REMOVED, put_tag

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from sqlalchemy import select
 
-from core.commands import command
 from core.errors import InputError, unknown_name
+from core.words.commands import command
 from env_runner.task_distributions import get_family
 from experiments.campaign.question import Question, label
 from experiments.judging.statistics import mean_interval

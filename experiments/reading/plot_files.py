@@ -9,6 +9,7 @@ from pathlib import Path
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.files import write_atomic
+from core.words.text import harmless
 from experiments.ledger.ids import readable_id
 from experiments.ledger.store import Ledger
 from experiments.reading import plots
@@ -50,12 +51,12 @@ def write_plot(ledger: Ledger, paths: Paths, targets: Sequence[str], *, what: st
     if {kind for kind, _ in rows} == {"campaign"} and len(rows) == 1:
         number = rows[0][1]
         sides, name = campaign_sides(ledger, number), readable_id("c", number)
-        title = f"{ledger.get_campaign(number).goal} ({name})"
+        title = harmless(f"{ledger.get_campaign(number).goal} ({name})")
     elif {kind for kind, _ in rows} == {"run"}:
         sides = run_sides(ledger, [number for _, number in rows])
         names = [readable_id("r", number) for _, number in rows]
         name = "-".join(names[:3]) + ("-and-more" if len(names) > 3 else "")
-        title = f"{sides[0].runs[0].task}: {' and '.join(side.label for side in sides)}"
+        title = harmless(f"{sides[0].runs[0].task}: {' and '.join(side.label for side in sides)}")
     else:
         raise bad_value("plot", " ".join(targets), "one campaign, such as c-0001, or runs, such as r-0001 r-0002")
     file = Path(out) if out is not None else paths.data / "plots" / f"{name}-{what or 'curves'}.svg"

@@ -51,7 +51,7 @@ def inscribe(figure: Figure, title: str, source: str) -> None:
     width, height = figure.get_size_inches()
     columns = int((box.x1 - box.x0) * 20)
     left = box.x0 / width
-    figure.text(left, (box.y1 + 0.12) / height, "\n".join(wrap(title, int(columns * 0.6))), fontsize=10, fontweight="bold", va="bottom")  # fmt: skip
+    figure.text(left, (box.y1 + 0.12) / height, "\n".join(wrap(title, int(columns * 0.6))), fontsize=10, fontweight="bold", va="bottom", parse_math=False)  # fmt: skip
     figure.text(left, (box.y0 - 0.1) / height, "\n".join(wrap(source, columns)), fontsize=7, color="#5d6a73", va="top")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from core.commands import command
 from core.errors import InputError, bad_value, unknown_name
+from core.words.commands import command
 from experiments.campaign.holder import describe_holder, is_alive
 from experiments.campaign.steering import open_wait
 from experiments.campaign.waste import count_waste

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from sqlalchemy import func, select
 
-from core.commands import command
 from core.config import FrozenConfig
 from core.errors import InputError
 from core.files import write_atomic
+from core.words.commands import command
+from core.words.text import harmless
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question, label
@@ -104,16 +106,28 @@ class ReportData:
 def write_report(ledger: Ledger, campaign_id: int, paths: Paths) -> tuple[Path, Path]:
     """Write `report.html` and `report.md` of a campaign and return their paths."""
     data = gather(ledger, campaign_id)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "count": format_count, "seconds": format_seconds}
+    environment = _templates(lstrip_blocks=True)
     html = paths.report(campaign_id) / "report.html"
     markdown = html.with_suffix(".md")
     page = environment.overlay(autoescape=True).get_template("report.html.j2")
     write_atomic(html, page.render(d=data).encode())
     write_atomic(markdown, environment.get_template("report.md.j2").render(d=data, cell=_cell).encode())
     return html, markdown
+
+
+def _templates(**options: Any) -> Environment:
+    """The templates, in which every value is harmless text whatever a row holds."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, finalize=_harmless, **options
+    )
+    environment.filters |= {"number": _number, "count": format_count, "seconds": format_seconds}
+    return environment
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, Markup):
+        return Markup(harmless(str(value), lines=True))  # markup of ours, such as a figure
+    return harmless(value, lines=True) if isinstance(value, str) else value
 
 
 def gather(ledger: Ledger, campaign_id: int) -> ReportData:
@@ -338,15 +352,17 @@ def keep_model(ledger: Ledger, campaign_id: int, paths: Paths) -> Path | None:
     for suffix in (".safetensors", ".json"):
         shutil.copyfile(source.with_suffix(suffix), folder / f"model{suffix}")
     write_atomic(folder / "spec.json", json.dumps(best.spec, indent=1).encode())
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "count": format_count}
-    card = environment.get_template("model_card.md.j2").render(
-        d=data,
-        run=best,
-        run_name=readable_id("r", best.id),
-        result=result,
-        arm=arm,
-        family=get_family(data.question.task),
+    card = (
+        _templates()
+        .get_template("model_card.md.j2")
+        .render(
+            d=data,
+            run=best,
+            run_name=readable_id("r", best.id),
+            result=result,
+            arm=arm,
+            family=get_family(data.question.task),
+        )
     )
     write_atomic(folder / "README.md", card.encode())
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
-from core.text import storable
+from core.words.text import storable
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL

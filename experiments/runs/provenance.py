@@ -23,7 +23,7 @@ from typing import Any
 from core.errors import InputError
 from core.files import write_atomic
 from core.plugins import loaded_plugins, registrations, unlike_recorded
-from core.text import without_password
+from core.words.text import without_password
 from env_runner.task_family import RESOLVERS
 from experiments.runs.paths import CHECKOUT
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from core.commands import command
 from core.errors import InputError, unknown_name
+from core.words.commands import command
 
 TIMEOUT_S = 90.0
 MAX_RETRIES = 2  # the only retries there are: the vendor's client, which honours Retry-After

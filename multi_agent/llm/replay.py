@@ -18,8 +18,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field
 
-from core.commands import command
 from core.errors import InputError
+from core.words.commands import command
 from multi_agent.llm.offline import find_turn, parse_turn
 
 if TYPE_CHECKING:

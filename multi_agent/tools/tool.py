@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, nearest
-from core.text import storable
+from core.words.text import storable
 from experiments.runs.runner import Paused
 from experiments.vocabulary import Arm
 from multi_agent.llm.choose import redact

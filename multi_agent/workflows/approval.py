@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from core.commands import command
+from core.words.commands import command
 from experiments.runs.runner import Denied, Paused
 from multi_agent.communication.message_broker import EVERYONE, HUMAN, WORKFLOW, MessageBroker
 

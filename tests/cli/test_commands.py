@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,15 +28,6 @@ READING = {
     "a dry rerun": ["rerun", "@best", "--seeds", "2", "--dry-run"],
     "runs of the last campaign": ["runs", "--where", "campaign=@last and score>-100"],
 }
-
-
-@pytest.fixture
-def data(old_ledger, tmp_path: Path) -> Path:
-    """A data folder with the stored small campaign."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    shutil.move(old_ledger("0001"), folder / "ledger.db")
-    return folder
 
 
 def _call(capsys: pytest.CaptureFixture[str], data: Path, *arguments: str, code: int = 0) -> str:

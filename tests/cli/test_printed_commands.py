@@ -16,7 +16,7 @@ import pytest
 
 import main
 from cli.options import LedgerOptions
-from core.commands import Invocation, add_to_commands, command, printed_as, quoted
+from core.words.commands import Invocation, add_to_commands, command, printed_as, quoted
 from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign
 from experiments.ledger.store import file_url

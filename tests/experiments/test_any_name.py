@@ -13,7 +13,7 @@ from ledger_rows import add_campaign, add_run
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import InputError
-from core.text import storable, without_password
+from core.words.text import storable, without_password
 from experiments.ledger import Ledger, LedgerError
 from experiments.ledger import store as store_module
 from experiments.ledger.marks import add_note, list_notes

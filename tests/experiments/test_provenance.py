@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.text import without_password
+from core.words.text import without_password
 from experiments.runs import provenance as module
 from experiments.runs.provenance import checkout_and_machine, keep_patch, provenance, tree
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from core.text import storable
+from core.words.text import storable
 
 FREE = ("list", "bench", "completion", "--help")  # what is asked of no ledger
 

@@ -1,0 +1,36 @@
+"""Where a command begins, before anything heavy is imported, so that Ctrl-C is quiet from the first moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from cli import STOPPED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, of `sys.argv` where no arguments are given, and return its exit code; see `cli.app.main`."""
+    if arguments is not None:  # a caller in Python keeps its own handlers
+        from cli.app import main as run
+
+        return run(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what is ignored stays ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    from cli.app import main as run
+
+    code = run(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, or the end at once while a module is loaded: what is raised there, libraries print or swallow."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(STOPPED)
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,0 +1,154 @@
+"""Text of anybody with escapes, controls, direction marks and lone surrogates is shown in every output and obeyed in none."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+from swapped_streams import run_encoded
+
+import main
+from cli.output import Output
+from core.words.text import escape_json, harmless
+from experiments.ledger.export import TABLES
+from experiments.tables import TableView
+
+MARKS = "\x1b[31mred \x1b]0;title\x07 \x9b2J \x7f\x08 \u202eevil\u202c \u2066x\u2069 \ufeff \u2028 \r"
+MARKUP = "[bold red]x[/] <script>alert(1)</script> [link=file:///]y[/link]"
+HOSTILE = f"{MARKS} {MARKUP}"
+SURROGATE = "caf\udce9 \ud83d"
+
+READING = [
+    ["note"],
+    ["tag"],
+    ["runs"],
+    ["campaigns"],
+    ["status"],
+    ["show", "c-0001"],
+    ["show", "r-0001"],
+    ["show", "p-0001"],
+    ["show", "k-0001"],
+    ["show", "v-0001"],
+    ["diff", "r-0001", "r-0008", "--all"],
+    ["compare", "r-0001", "r-0008", "--all"],
+    ["sql", f"select text as '{MARKS}{MARKUP}', text from notes"],
+    ["sql", "select * from events"],
+    ["ask", "c-0001", "what is the verdict?", "--llm", "offline"],
+    ["runs", "--group", "cause"],
+    ["resume", "c-0001", "--dry-run"],
+    ["rerun", "r-0001", "--dry-run"],
+]
+
+
+def obeyed(text: str) -> set[str]:
+    """The characters of an output that a terminal could obey, or hide."""
+    return {c for c in set(text) if not c.isprintable() and c not in "\n\t"}
+
+
+@pytest.fixture
+def hostile(data: Path) -> Path:
+    """The small campaign with hostile text wherever a row holds words."""
+    with closing(sqlite3.connect(data / "ledger.db")) as connection:
+        for (trigger,) in connection.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            connection.execute(f"drop trigger {trigger}")
+        connection.execute("update campaigns set goal = goal || ?, narrative = ?, llm = ?", (HOSTILE, f"one\n{HOSTILE}", HOSTILE))  # fmt: skip
+        connection.execute("update campaigns set question = json_set(question, '$.goal', ?)", (HOSTILE,))
+        connection.execute("update runs set proposer = ?, cause = ?", (HOSTILE, HOSTILE))
+        connection.execute("update runs set status = 'failed' where id = 2")
+        connection.execute("update proposals set reason = ?, predicted_effect = ?", (HOSTILE, HOSTILE))
+        connection.execute("update verdicts set reason = ?, content = json_set(content, '$.reason', ?)", (MARKS, MARKS))  # fmt: skip
+        connection.execute("update claims set content = json_set(content, '$.hypothesis', ?)", (MARKS,))
+        connection.execute("insert into notes (target, author, text, created_at) values ('r-0001', ?, ?, '2026-01-01 00:00:00')", (HOSTILE, HOSTILE))  # fmt: skip
+        connection.execute("insert into tags (target, tag, created_at) values ('r-0001', ?, '2026-01-01 00:00:00')", (HOSTILE,))  # fmt: skip
+        connection.execute("insert into events (campaign_id, kind, actor, payload, created_at) values (1, 'instruct', ?, json_object('text', ?), '2026-01-01 00:00:00')", (HOSTILE, HOSTILE))  # fmt: skip
+        connection.commit()
+    return data
+
+
+@pytest.mark.parametrize("words", READING, ids=lambda words: " ".join(words)[:24].encode("ascii", "replace").decode())
+def test_no_command_shows_a_terminal_what_it_would_obey(words: list[str], hostile: Path) -> None:
+    place = ["--data-dir", str(hostile)]
+    answer = run_encoded([*words, *place], "latin-1")
+    assert (answer.code, obeyed(answer.out + answer.error)) == (0, set()), answer
+    written = run_encoded([*words, "--json", *place], "utf-8").out
+    assert obeyed(written) == set()
+    json.loads(written)
+
+
+def test_a_note_is_shown_as_it_was_typed_and_json_keeps_its_value(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = run_encoded(["note", "--data-dir", str(hostile)], "utf-8").out
+    assert r"\x1b[31mred \x1b]0;title\x07 \x9b2J \x7f\x08 \u202eevil\u202c \u2066x\u2069 \ufeff \u2028 \r" in shown
+    assert MARKUP in shown  # words, and no markup of the terminal's library
+    written = json.loads(run_encoded(["note", "--json", "--data-dir", str(hostile)], "utf-8").out)
+    assert written[0]["note"] == HOSTILE
+
+
+def test_the_report_shows_hostile_text_and_its_page_obeys_none(hostile: Path) -> None:
+    assert run_encoded(["report", "c-0001", "--data-dir", str(hostile)], "utf-8").code == 0
+    (html,) = hostile.rglob("report.html")
+    page, markdown = html.read_text(), html.with_suffix(".md").read_text()
+    assert obeyed(page) == obeyed(markdown) == set()
+    assert r"\x1b[31mred" in page
+    assert r"\u202eevil" in page
+    assert "<script>" not in page
+    assert "<script>" not in markdown
+    assert page.count("<svg") == 5  # figures are markup still
+
+
+def test_a_page_of_figures_shows_hostile_text_and_obeys_none(hostile: Path, tmp_path: Path) -> None:
+    for suffix in ("html", "svg", "png"):
+        out = tmp_path / f"all.{suffix}"
+        assert run_encoded(["plot", "--out", str(out), "--data-dir", str(hostile)], "utf-8").code == 0
+        if suffix != "png":
+            assert obeyed(out.read_text()) == set()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_no_exported_file_holds_what_a_terminal_would_obey(suffix: str, hostile: Path, tmp_path: Path) -> None:
+    for table in set(TABLES) - {"metrics", "evals"}:  # which hold numbers, and many
+        out = tmp_path / f"{table}.{suffix}"
+        words = ["export", "--table", table, "--format", suffix, "--out", str(out), "--data-dir", str(hostile)]
+        assert main.main(words) == 0
+        assert obeyed(out.read_bytes().decode().replace("\r\n", "\n")) == set()
+    if suffix == "jsonl":
+        assert json.loads((tmp_path / "notes.jsonl").read_text())["text"] == HOSTILE
+
+
+@pytest.mark.parametrize("text", [HOSTILE, SURROGATE, "\0"])
+def test_every_way_of_output_passes_through_the_one_guard(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    view = TableView(columns=(text,), rows=((text,), ("b",)), note=text)
+    for output in (Output(), Output(json=True)):
+        output.say(text)
+        output.say(text, always=True)
+        output.table(view)
+        output.table(TableView(columns=(text,), rows=(), note=text))
+        output.record({text: text, "a": {text: [text]}, "b": [text], "c": [{text: text}]}, text)
+        output.done({text: text}, None)
+        output.result({text: text}, text, Text(text), view)
+    Output(quiet=True).say(text, always=True)
+    printed = capsys.readouterr()
+    assert obeyed(printed.out + printed.err) == set()
+    printed.out.encode()  # a lone surrogate would raise here
+
+
+@pytest.mark.parametrize("text", [HOSTILE, SURROGATE, "\0", "plain", "naïve – \N{ZERO WIDTH JOINER}\N{WOMAN}", "a\r\nb\tc\xa0d"])  # fmt: skip
+def test_escapes_of_json_keep_the_value_and_harmless_text_stays_as_it_is_shown(text: str) -> None:
+    for ascii_only in (False, True):
+        escaped = escape_json(json.dumps([text], ensure_ascii=False), ascii_only=ascii_only)
+        assert json.loads(escaped) == [text]
+        assert not ascii_only or escaped.isascii()
+    shown = harmless(text, lines=True)
+    assert harmless(shown, lines=True) == shown
+    assert "\n" not in harmless(text)
+    assert harmless("naïve – word") == "naïve – word"
+
+
+def test_an_error_shows_what_was_given_and_obeys_none_of_it(data: Path) -> None:
+    for words in (["show", HOSTILE], ["run", "--spec", HOSTILE.replace("/", "")], ["--goal", HOSTILE], [HOSTILE], ["runs", "--where", HOSTILE], ["list", SURROGATE]):  # fmt: skip
+        answer = run_encoded([*words, "--data-dir", str(data)], "utf-8")
+        assert (answer.code, answer.out, obeyed(answer.error)) == (2, "", set())
