@@ -70,11 +70,8 @@ def _folded(text: str) -> str:
 def parse_count(text: str, argument: str = "--env-steps") -> int:
     """A whole number in `20M`, `2,5M`, `500k`, `1e6`, `200000`."""
     allowed = "a count from 1 to 1000G such as 20M, 500k or 200000"
-    match = re.fullmatch(r"(?P<number>[\d_.,]+(?:e[+-]?\d+)?)\s*(?P<unit>[kmg]?)", _folded(text))
-    if match is None:
-        raise bad_value(argument, text, allowed)
-    number = parse_number(match["number"], argument, allowed, unit=match["unit"]) * _COUNT_UNITS[match["unit"]]
-    if not 1 <= number <= LARGEST_COUNT or number.denominator != 1:
+    number = _with_unit(text, r"([kmg]?)", _COUNT_UNITS, argument, allowed, LARGEST_COUNT)
+    if number.denominator != 1:
         raise bad_value(argument, text, allowed)
     return int(number)
 
@@ -96,14 +93,20 @@ def parse_duration(text: str, argument: str = "--budget") -> float:
 
 def parse_memory(text: str, argument: str = "--memory") -> int:
     """MiB in `4G`, `4GB`, `4GiB`, `1,5G`, `800M` or `800` (a bare number is MiB)."""
-    allowed = "an amount such as 4G or 800M"
-    match = re.fullmatch(r"(?P<number>[\d_.,]+)\s*(?P<unit>[mgt]?)(?:i?b)?", _folded(text))
+    return int(
+        _with_unit(text, r"([mgt]?)(?:i?b)?", _MEMORY_UNITS, argument, "an amount such as 4G or 800M", LARGEST_MIB)
+    )
+
+
+def _with_unit(text: str, unit: str, sizes: dict[str, int], argument: str, allowed: str, largest: int) -> Fraction:
+    """A number with a unit behind it, in the smallest unit; from 1 to `largest`, else InputError."""
+    match = re.fullmatch(rf"([\d_.,]+(?:e[+-]?\d+)?)\s*{unit}", _folded(text))
     if match is None:
         raise bad_value(argument, text, allowed)
-    number = parse_number(match["number"], argument, allowed, unit=match["unit"]) * _MEMORY_UNITS[match["unit"]]
-    if not 1 <= number <= LARGEST_MIB:
+    number = parse_number(match[1], argument, allowed, unit=match[2]) * sizes[match[2]]
+    if not 1 <= number <= largest:
         raise bad_value(argument, text, allowed)
-    return int(number)
+    return number
 
 
 def parse_percent(text: str, argument: str = "goal") -> float:

@@ -1,6 +1,6 @@
 """What the code computed before its files were moved, it computes now: trainings, an old data folder, a paused campaign.
 
-`tests/recorded/generate.py` says how the artifacts were made. On a machine like the recorded one (processor, instructions and
+`tests/recorded/generate.py.txt` says how the artifacts were made. On a machine like the recorded one (processor, instructions and
 the packages that numbers depend on) every number must be the same to its last bit. Elsewhere the same arithmetic is rounded
 differently (by up to 4e-6 of a number where torch, MKL and numba were told to use no vector instructions), so numbers are compared
 to four digits; a learning rate that is 2 % off changes every training by more than that. Contacts in MuJoCo magnify rounding up to
