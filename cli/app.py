@@ -15,10 +15,10 @@ from cyclopts import App, CycloptsError, Parameter
 
 from cli import STOPPED, campaigns, keeping, reading, steering, training
 from cli.options import LedgerOptions
+from cli.terminal import drop_unread, emit, make_console, prepare_streams
 from core.errors import InputError, bad_value
 from core.plugins import OPTION, plugins_from
 from core.words.commands import Invocation, add_to_commands, command, printed_as
-from experiments.terminal import drop_unread, emit, make_console, prepare_streams
 
 HELP = {"--help", "-h", "--version"}
 NOBODY_READS = 141  # as a shell says of a program that ended by SIGPIPE

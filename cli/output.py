@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from cli.terminal import emit, emit_json, make_console
 from core.words.text import harmless
-from experiments.terminal import emit, emit_json, make_console
 
 if TYPE_CHECKING:
     import threading

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
@@ -31,7 +32,6 @@ from experiments.numbers import parse_count
 from experiments.presets import effort, preset
 from experiments.spec import RunSpec
 from experiments.tables import TableView, table
-from experiments.terminal import make_console
 from meta_rl.learner import DEFAULT_LEARNER
 
 FIRST_SEED = 900_000_001  # far from the seeds that any campaign or tuning draws
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
         return 0
-    console = make_console()
+    console = Console(highlight=False)
     for task in options.tasks:
         shown = learning_table([row for row in rows if row.task == task])
         console.print(table(shown.columns, shown.rows), shown.note, "", sep="\n")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from swapped_streams import run_encoded, run_unread
 
+from cli.terminal import emit, prepare_streams
 from experiments.runs.paths import CHECKOUT
-from experiments.terminal import emit, prepare_streams
 
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
 

@@ -434,7 +434,7 @@ def test_what_differs_by_less_than_the_gates_threshold_is_the_same_trial(tmp_pat
 
 
 def test_a_run_that_would_outlast_the_time_left_is_refused() -> None:
-    spec = preset("point-robot", "lstm").model_copy(update={"env_steps": 100_000})
+    spec = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 100_000})
     count = count_parameters(spec)
     wide = {"memory_limit_mb": 4000, "expected_s": 90.0}
     assert static_problems(spec, count, left_s=100.0, **wide) == []
@@ -485,7 +485,7 @@ def test_of_many_proposals_good_bad_and_repeated_fewer_than_one_in_fifty_launche
 def test_a_real_worker_shows_what_breaks_before_the_spend(tmp_path: Path) -> None:
     paths = Paths.of(tmp_path)
     paths.ensure()
-    good = preset("point-robot", "lstm").model_copy(update={"env_steps": 6_400})
+    good = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 6_400})
     short = good.model_copy(update={"env_steps": 100})
     found = probe(
         [good, short], LocalExecutor(2, paths.environment()), paths, threading.Event(), memory_limit_mb=20_000
@@ -624,7 +624,7 @@ def test_a_decision_at_a_rung_does_not_depend_on_the_other_run_of_the_round(tmp_
 
 
 def test_a_real_run_waits_at_its_rungs_and_training_does_not_notice(tmp_path: Path) -> None:
-    spec = preset("point-robot", "lstm").model_copy(update={"env_steps": 6 * 640, "seed": 3})
+    spec = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 6 * 640, "seed": 3})
 
     def run(name: str, rungs: tuple[int, ...], answer: str | None) -> list:
         job = Job(

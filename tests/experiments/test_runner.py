@@ -43,7 +43,7 @@ def train_in_sittings(folder: Path, *sittings: Script) -> tuple[float, float]:
     """Training and wall seconds of one run that these executors worked on one after another."""
     paths = Paths.of(folder)
     ledger = Ledger(paths.ledger_url)
-    spec = preset("point-robot", "lstm").model_copy(update={"env_steps": 400, "seed": 1})
+    spec = preset("point-robot", "lstm", "rl2").model_copy(update={"env_steps": 400, "seed": 1})
     run_id = queue_run(ledger, spec, purpose="manual", pool="search", proposer="default")
     for number, script in enumerate(sittings, 1):
         try:

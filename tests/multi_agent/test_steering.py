@@ -55,12 +55,12 @@ def answering(lab: Lab, *denials: str | None) -> Iterator[list[str]]:
 
 def test_every_stage_waits_for_approval(tmp_path: Path) -> None:
     lab = crew_lab(tmp_path, 2)
-    began, before_s = time.monotonic(), lab.spent_s
+    began, before_s = time.monotonic(), lab.economy.spent_s
     with answering(lab) as asked:
         events = run_crew(lab, tmp_path, agents=(), approve_each="stage")
     assert asked == [f"stage:{s}" for s in ("baseline", "search", "selection", "claim", "confirmation")]
     assert lab.stage == "done"
-    charged_s = lab.spent_s - before_s
+    charged_s = lab.economy.spent_s - before_s
     assert charged_s < time.monotonic() - began  # waiting for a person is not charged to the budget
     assert any("python main.py approve c-0001" in e.text for e in events if e.kind == "waiting")
 
@@ -105,7 +105,7 @@ def test_a_denied_round_is_proposed_anew_by_the_crew(tmp_path: Path) -> None:
         run_crew(lab, tmp_path, server.choice(), agents=("Meta-Learning",), approve_each="run")
     assert asked.count("round:1") == 2
     proposal = proposals_of(lab)[1, "challenger", "meta-learning"]
-    assert (proposal.source, proposal.changes) == ("agent", {"learner.learning_rate": 0.0007})
+    assert (proposal.source, proposal.changes["learner.learning_rate"]) == ("agent", 0.0007)
 
 
 def test_a_wait_survives_a_stop_and_an_answer_given_meanwhile_counts(tmp_path: Path) -> None:

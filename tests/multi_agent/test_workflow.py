@@ -249,7 +249,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Worked:
 def test_a_model_over_http_proposes_launches_and_narrates(good: Worked) -> None:
     own = [p for p in proposals_of(good.lab).values() if p.source == "agent"]
     assert {(p.trial, p.arm, p.role) for p in own} == {(1, arm, "meta-learning") for arm in ("challenger", "baseline")}
-    assert all(p.changes == {"learner.learning_rate": RATE} for p in own)
+    assert all(p.changes["learner.learning_rate"] == RATE for p in own)
     effect, outcome = good.lab.judge().effect, good.lab.judge().outcome
     assert effect is not None
     narrative = f"The verdict is {outcome}: the effect is {effect:.2f}."
