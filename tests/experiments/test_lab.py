@@ -20,26 +20,16 @@ from lab_on_script import Score, lab_on_script, search
 
 from core.errors import InputError
 from core.seeding import numpy_stream
-<<<<<<< HEAD
-from env_runner.task_distributions import get_family
-=======
 from env_runner.task_distributions import FAMILIES, get_family
-from experiments.campaign.begin import create_campaign
 from experiments.campaign.claims import best_task_blind, claim_content
->>>>>>> e6d5d95 (Best task-blind anchor as floor; a stopped confirmation counts what had finished; printed reruns work; throughput over resumes, tried on a scripted machine)
 from experiments.campaign.gate import is_near, probe, static_problems
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Design
 from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
 from experiments.presets import preset
-<<<<<<< HEAD
-from experiments.reading.report import write_report
-from experiments.runs.executor import Job, LocalExecutor, Report, Rung
-=======
 from experiments.reading.report import gather, write_report
-from experiments.runs.executor import Ended, Evaluated, Job, Listener, LocalExecutor, Report, Rung, Started
->>>>>>> e6d5d95 (Best task-blind anchor as floor; a stopped confirmation counts what had finished; printed reruns work; throughput over resumes, tried on a scripted machine)
+from experiments.runs.executor import Job, LocalExecutor, Report, Rung
 from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
 from experiments.search.optimizer import PLATEAU_TRIALS
@@ -122,15 +112,16 @@ def test_a_claim_names_the_best_task_blind_anchor_as_its_floor(tmp_path: Path) -
 
 def test_every_rerun_that_a_report_prints_is_allowed_when_it_is_written(tmp_path: Path) -> None:
     lab = _lab(tmp_path, _by_arm(-5.0, -15.0))
-    _search(lab)
+    search(lab)
     lab.run_selection()
     lab.write_claim()
     lab.run_confirmation()
     for judged in (False, True):
         if judged:
             lab.judge()
-        commands = [command.split() for _, command in gather(lab.ledger, lab.number).commands if " rerun " in command]
-        reruns = [lab.ledger.get_run(lab.ledger.resolve(words[3], "run")) for words in commands]
+        commands = [text for _, text in gather(lab.ledger, lab.number).commands if " rerun " in text]
+        named = [text.partition(" rerun ")[2].split()[0] for text in commands]
+        reruns = [lab.ledger.get_run(lab.ledger.resolve(run_id, "run")) for run_id in named]
         for run in reruns:
             lab.ledger.must_show(run)
         assert ("confirmation" in {run.purpose for run in reruns}) is judged
