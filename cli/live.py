@@ -21,6 +21,7 @@ from experiments.campaign.question import Question, label
 from experiments.judging.judge import VerdictContent, sequential_looks
 from experiments.ledger.store import readable_id
 from experiments.numbers import format_count, format_seconds
+from experiments.reading.figures import span
 from experiments.runs.runner import RunProgress
 from experiments.tables import table
 
@@ -74,13 +75,9 @@ def verdict_lines(
             f"{baseline} {verdict.baseline.mean:.1f} (worst seed {verdict.baseline.worst_seed:.1f})"
         )
     tried = f"{trials} trials a side" if question.baseline_is_tuned else f"{trials} trials"
-    lines.append(
-        f"{verdict.seeds or plan.confirmation_seeds} paired seeds, {tried}, "
-        f"{format_count(plan.env_steps_full)} env steps a run"
-    )
-    runs = verdict.run_ids
-    rows = f"{readable_id('r', runs[0])} to {readable_id('r', runs[-1])}" if runs else "none"
-    lines.append(f"rests on {campaign_id}, {claim_id}, runs {rows}")
+    seeds = f"{verdict.seeds or 'no'} paired seeds"  # those that had finished, where a person stopped the confirmation
+    lines.append(f"{seeds}, {tried}, {format_count(plan.env_steps_full)} env steps a run")
+    lines.append(f"rests on {campaign_id}, {claim_id}, runs {span(verdict.run_ids) or 'none'}")
     return lines
 
 

@@ -3,6 +3,8 @@ verdict on them. The judge itself is `experiments/judging/judge.py`; here its wo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import select
 
 from core.errors import InputError
@@ -16,6 +18,20 @@ from experiments.ledger.store import Ledger, join_value, now
 from experiments.search.space import count_parameters
 from experiments.vocabulary import ARMS, readable_id
 from meta_rl.learner import DEFAULT_LEARNER
+
+TASK_BLIND = {
+    "task_blind": "the best policy that is blind to the task",
+    "stand_still": "standing still",
+    "random": "a random policy",
+}
+"""Anchors of a task family that need not know the task, in words."""
+
+
+def best_task_blind(anchors: Mapping[str, float]) -> tuple[str, float | None]:
+    """(name, return) of the best anchor that is reached without finding out the task; ("", None) where none is known."""
+    known = [name for name in TASK_BLIND if name in anchors]
+    best = max(known, key=lambda name: anchors[name], default="")
+    return best, anchors.get(best)
 
 
 def find_claim(ledger: Ledger, campaign_id: int) -> Claim | None:
@@ -95,13 +111,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
                 for run in [*(t.run for t in finished), *selection]
             ),
         )
-    anchors = family.anchors
-    floor_name = next((n for n in ("task_blind", "stand_still", "random") if n in anchors), "")
-    names = {
-        "task_blind": "the best policy that is blind to the task",
-        "stand_still": "standing still",
-        "random": "a random policy",
-    }
+    floor_name, floor = best_task_blind(family.anchors)
     seeds = trials.seeds("confirmation")
     margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
     trained = "" if question.learner == DEFAULT_LEARNER else f" trained by {question.learner}"
@@ -117,8 +127,8 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         env_steps=env_steps,
         num_tasks=len(family.eval_tasks("confirmation")),
         margin_pct=question.improvement_pct,
-        floor=anchors[floor_name] if floor_name else None,
-        floor_name=f"{names[floor_name]} reaches" if floor_name else "",
+        floor=floor,
+        floor_name=f"{TASK_BLIND[floor_name]} reaches" if floor_name else "",
         equal_tuning=question.baseline_is_tuned,
         looks=sequential_looks(len(seeds)),
         pruning=trials.plan.pruning,

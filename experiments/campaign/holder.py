@@ -45,7 +45,7 @@ def holding(
     """Marks a campaign as worked on by this process; InputError where another one holds it.
 
     stop: set when a pause or an end is asked for, and when another process took the campaign over. spent_s: wall seconds of
-    all sittings, kept on letting go. take_over: take it from a holder elsewhere, whose machine a person knows to be gone.
+    all sittings, kept with every sign of life and on letting go. take_over: take it from a holder elsewhere, whose machine a person knows to be gone.
     """
     from experiments.runs.runner import (
         Paused,
@@ -53,7 +53,7 @@ def holding(
 
     _take(ledger, campaign_id, take_over=take_over)
     released = threading.Event()
-    threading.Thread(target=_listen, args=(ledger, campaign_id, stop, released), daemon=True).start()
+    threading.Thread(target=_listen, args=(ledger, campaign_id, stop, released, spent_s), daemon=True).start()
     status = "failed"
     try:
         yield
@@ -89,8 +89,15 @@ def _advice(campaign_id: int, holder: dict[str, Any] | None) -> str:
     return advice
 
 
-def _listen(ledger: Ledger, campaign_id: int, stop: threading.Event, released: threading.Event) -> None:
-    """Give signs of life; hear when a second process asks for a pause or an end by an event, or has taken over."""
+def _listen(
+    ledger: Ledger,
+    campaign_id: int,
+    stop: threading.Event,
+    released: threading.Event,
+    spent_s: Callable[[], float],
+) -> None:
+    """Give signs of life, with the time spent so that a kill loses little of it; hear when a second process asks for a
+    pause or an end by an event, or has taken over."""
     own = Event.campaign_id == campaign_id
     with ledger.session() as session:
         last = session.scalar(select(func.max(Event.id)).where(own)) or 0
@@ -103,7 +110,8 @@ def _listen(ledger: Ledger, campaign_id: int, stop: threading.Event, released: t
                 row = session.get_one(Campaign, campaign_id)
                 asked = session.scalar(query) is not None or not _is_this_process(row.holder)
                 if unsigned_s >= SIGN_EVERY_S and not asked and not released.is_set():
-                    row.holder, unsigned_s = {**(row.holder or {}), "seen": now().isoformat()}, 0.0
+                    row.holder, row.spent_s = {**(row.holder or {}), "seen": now().isoformat()}, spent_s()
+                    unsigned_s = 0.0
         except OperationalError:  # a ledger that is busy or out of reach for a moment: look again
             continue
         if asked:

@@ -196,7 +196,8 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
     invalid: the evidence is not what the claim asked for (a dropped seed or task, another configuration, unequal
     budgets). confirmed: the interval of the paired difference lies above the margin. refuted: it lies below the margin.
     inconclusive: anything else, with the reason. One configuration on both sides is not trained at all: nothing better
-    was found (rows of it, from before that was so, are judged as they were).
+    was found (rows of it, from before that was so, are judged as they were). Where a person stopped the confirmation,
+    the seeds that had finished on both sides are all that counts and is named.
     """
     parity = check_parity(claim)
     if claim.is_of_one_configuration and not rows:
@@ -205,20 +206,63 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
             "itself, and a training differs from itself by nothing"
         )
         return VerdictContent(outcome="inconclusive", reason=reason, parity=parity)
+    if any(row.status == "cancelled" for row in rows):
+        return _judge_stopped(claim, rows, parity)
+    verdict = _judge_looks(claim, rows, parity, claim.stages)
+    if verdict.look is not None and verdict.outcome == "inconclusive" and verdict.seeds < len(claim.seeds):
+        missing = f"{verdict.seeds} of {len(claim.seeds)} seeds are trained and the answer is not clear yet"
+        return verdict.model_copy(update={"outcome": "invalid", "reason": f"stopped too early: {missing}"})
+    return verdict
+
+
+def _judge_looks(
+    claim: ClaimContent,
+    rows: Sequence[ConfirmationRow],
+    parity: tuple[ParityCheck, ...],
+    stages: Sequence[tuple[int, float]],
+) -> VerdictContent:
+    """The verdict at the first of these looks that decides, else at the last one that there is evidence for."""
     verdict, look = None, 0
-    for count, level in claim.stages:
+    for count, level in stages:
         verdict, look = _judge_look(claim, rows, parity, count, level), look + 1
         decided = verdict.outcome in ("confirmed", "refuted")
         if decided or verdict.effect is None or not _rows_beyond(claim, rows, count):
             break
     assert verdict is not None
-    if verdict.effect is not None:
-        more = _summaries(rows, claim.seeds[: verdict.seeds])
-        verdict = verdict.model_copy(update={"look": look if claim.looks else None, **more})
-    if verdict.look is not None and verdict.outcome == "inconclusive" and verdict.seeds < len(claim.seeds):
-        missing = f"{verdict.seeds} of {len(claim.seeds)} seeds are trained and the answer is not clear yet"
-        return verdict.model_copy(update={"outcome": "invalid", "reason": f"stopped too early: {missing}"})
-    return verdict
+    if verdict.effect is None:
+        return verdict
+    more = _summaries(rows, claim.seeds[: verdict.seeds])
+    return verdict.model_copy(update={"look": look if claim.looks else None, **more})
+
+
+def _judge_stopped(
+    claim: ClaimContent, rows: Sequence[ConfirmationRow], parity: tuple[ParityCheck, ...]
+) -> VerdictContent:
+    """The verdict on a confirmation that a person stopped.
+
+    A look whose seeds had all finished decides as it would have; short of one that does, nothing is decided, whatever
+    the seeds that happened to be ready say.
+    """
+    done = {(row.arm, row.seed) for row in rows if row.status == "done"}
+    seeds = tuple(seed for seed in claim.seeds if all((arm, seed) in done for arm in ARMS))
+    kept = [row for row in rows if row.seed in seeds or row.seed not in claim.seeds]
+    run_ids = tuple(sorted(row.run_id for row in kept))
+    if problem := _problem(claim, kept, seeds) or _broken_parity(parity):
+        return VerdictContent(outcome="invalid", reason=problem, parity=parity, run_ids=run_ids)
+    complete = [(count, level) for count, level in claim.stages if set(claim.seeds[:count]) <= set(seeds)]
+    if complete:
+        verdict = _judge_looks(claim, kept, parity, complete)
+        if verdict.outcome in ("confirmed", "refuted"):
+            return verdict
+    names = f" ({', '.join(map(str, seeds))})" if seeds else ""
+    return VerdictContent(
+        outcome="inconclusive",
+        reason=f"a person stopped the confirmation when {len(seeds)} of {len(claim.seeds)} seeds had finished on both sides"
+        f"{names}; what was still to be trained is cancelled",
+        parity=parity,
+        seeds=len(seeds),
+        run_ids=run_ids,
+    )
 
 
 def seeds_to_run(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> tuple[int, ...]:

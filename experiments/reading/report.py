@@ -170,7 +170,7 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         figures=_figures(ledger, campaign_id, verdict is not None),
         spent=_spent(campaign, plan, runs, events) | _search_economy(ledger, campaign_id, runs),
         stronger=_stronger(content),
-        commands=_commands(name, runs),
+        commands=_commands(ledger, name, runs),
         notes=tuple(notes),
         events=events,
         steering=steering,
@@ -303,12 +303,13 @@ def _spread(verdict: VerdictContent) -> float:
     return float(np.std(np.subtract(verdict.challenger.seed_means, verdict.baseline.seed_means), ddof=1))
 
 
-def _commands(name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+def _commands(ledger: Ledger, name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+    """What to type next; every one of them works now: before the verdict no confirmation run may be shown."""
     commands = [
         ("this report", command("report", name)),
         ("every run behind it", command("runs", "--campaign", name, "--limit", "200")),
     ]
-    done = [r for r in runs if r.status == "done"]
+    done = [r for r in runs if r.status == "done" and not ledger.score_is_hidden(r)]
     for purpose in ("confirmation", "selection", "search", "baseline"):
         own = [r for r in done if r.purpose == purpose]
         if own:

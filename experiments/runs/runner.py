@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.config import FrozenConfig
@@ -190,11 +190,23 @@ class _Recorder:
         self._show(message.status, score)
 
     def _earlier_s(self, session: Session) -> float:
-        """Seconds that earlier processes trained up to the checkpoint that this one went on from."""
-        query = select(func.sum(Metric.value)).where(Metric.run_id == self.run.id, Metric.name == SPENT)
+        """Seconds that earlier processes trained up to the checkpoint that this one went on from.
+
+        A report from before these seconds were recorded has the throughput of its iteration, which says the same.
+        """
+        query = select(Metric.env_steps, Metric.name, Metric.value)
+        query = query.where(Metric.run_id == self.run.id, Metric.name.in_((SPENT, "time/fps")))
         if self.resumed_at is not None:
             query = query.where(Metric.env_steps < self.resumed_at)
-        return session.scalar(query) or 0.0
+        reports: dict[int, dict[str, float]] = {}
+        for env_steps, name, value in session.execute(query.order_by(Metric.env_steps)):
+            reports.setdefault(env_steps, {})[name] = value or 0.0
+        seconds, before = 0.0, 0
+        for env_steps, times in reports.items():
+            rate = times.get("time/fps", 0.0)
+            seconds += times[SPENT] if SPENT in times else (env_steps - before) / rate if rate > 0 else 0.0
+            before = env_steps
+        return seconds
 
     def _update(self, **values: object) -> None:
         with self.ledger.session() as session:

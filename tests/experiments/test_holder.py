@@ -101,6 +101,7 @@ def test_a_holder_gives_signs_of_life_while_it_works(ledger: Ledger, monkeypatch
         while ledger.get_campaign(1).holder["seen"] == first and time.monotonic() < until:
             time.sleep(0.05)
         assert ledger.get_campaign(1).holder["seen"] > first
+        assert ledger.get_campaign(1).spent_s == 1.0  # so that a kill loses seconds and not the whole sitting
     assert ledger.get_campaign(1).holder is None
 
 

@@ -193,6 +193,35 @@ def test_a_run_that_did_not_finish_leaves_the_question_open_and_is_never_dropped
     assert status in verdict.reason
 
 
+@pytest.mark.parametrize("finished", [0, 3, 7])
+def test_a_stopped_confirmation_counts_and_names_the_seeds_that_had_finished_on_both_sides(finished: int) -> None:
+    claim, rows = _evidence(5.0)
+    ready = claim.seeds[:finished]
+    last = claim.seeds[finished]
+    rows = [
+        row if row.seed in ready or (row.seed == last and row.arm == "baseline") else row.model_copy(update={"status": "cancelled", "returns": ()})
+        for row in rows
+    ]  # fmt: skip
+    verdict = judge(claim, rows)
+    assert (verdict.outcome, verdict.seeds, verdict.effect) == ("inconclusive", finished, None)
+    assert f"{finished} of 8 seeds had finished on both sides" in verdict.reason
+    assert {r.run_id for r in rows if r.seed in ready} == set(verdict.run_ids)
+    named = {seed for seed in claim.seeds if str(seed) in verdict.reason}
+    assert named == set(ready)
+    if finished:  # rows that were never queued are no other case
+        assert judge(claim, [row for row in rows if row.seed in (*ready, last)]) == verdict
+
+
+def test_a_stop_after_a_look_that_decides_leaves_its_decision_and_one_after_an_unclear_look_decides_nothing() -> None:
+    claim = _sequential()
+    for effect, outcome, seeds in ((5.0, "confirmed", 5), (0.0, "inconclusive", 6)):
+        challenger, baseline = _draw(np.random.default_rng(1), 10, effect)
+        every = _rows(claim, challenger, baseline)
+        rows = [r if r.seed in claim.seeds[:6] else r.model_copy(update={"status": "cancelled", "returns": ()}) for r in every]  # fmt: skip
+        verdict = judge(claim, rows)
+        assert (verdict.outcome, verdict.seeds) == (outcome, seeds)
+
+
 def test_a_configuration_against_itself_is_not_trained_and_the_verdict_is_that_nothing_better_was_found() -> None:
     side = _claim().challenger
     claim = _claim(challenger=side, baseline=side)

@@ -20,14 +20,15 @@ from lab_on_script import Score, lab_on_script, search
 
 from core.errors import InputError
 from core.seeding import numpy_stream
-from env_runner.task_distributions import get_family
+from env_runner.task_distributions import FAMILIES, get_family
+from experiments.campaign.claims import best_task_blind, claim_content
 from experiments.campaign.gate import is_near, probe, static_problems
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Design
 from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
 from experiments.presets import preset
-from experiments.reading.report import write_report
+from experiments.reading.report import gather, write_report
 from experiments.runs.executor import Job, LocalExecutor, Report, Rung
 from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
@@ -88,6 +89,43 @@ def test_two_sides_that_have_not_learned_decide_nothing(tmp_path: Path) -> None:
     verdict = _to_the_end(_lab(tmp_path, _by_arm(floor - 5, floor - 50)))
     assert verdict.outcome == "inconclusive"
     assert "neither side has learned" in verdict.reason
+
+
+@pytest.mark.parametrize("task", sorted(FAMILIES))
+def test_the_floor_of_a_task_is_the_best_of_its_task_blind_anchors(task: str) -> None:
+    anchors = get_family(task).anchors
+    name, floor = best_task_blind(anchors)
+    blind = {n: v for n, v in anchors.items() if n != "ceiling"}
+    assert floor == (max(blind.values()) if blind else None)
+    assert floor is None or anchors[name] == floor
+
+
+def test_acting_at_random_is_ant_vels_floor_as_it_beats_standing_still() -> None:
+    assert best_task_blind(get_family("ant-vel").anchors) == ("random", -47.4)
+
+
+def test_a_claim_names_the_best_task_blind_anchor_as_its_floor(tmp_path: Path) -> None:
+    lab = _lab(tmp_path, _by_arm(-5.0, -15.0), "beat LSTM on ant-vel")
+    content = claim_content(lab.trials, lab.question, 100)
+    assert (content.floor, content.floor_name) == (-47.4, "a random policy reaches")
+
+
+def test_every_rerun_that_a_report_prints_is_allowed_when_it_is_written(tmp_path: Path) -> None:
+    lab = _lab(tmp_path, _by_arm(-5.0, -15.0))
+    search(lab)
+    lab.run_selection()
+    lab.write_claim()
+    lab.run_confirmation()
+    for judged in (False, True):
+        if judged:
+            lab.judge()
+        commands = [text for _, text in gather(lab.ledger, lab.number).commands if " rerun " in text]
+        named = [text.partition(" rerun ")[2].split()[0] for text in commands]
+        reruns = [lab.ledger.get_run(lab.ledger.resolve(run_id, "run")) for run_id in named]
+        for run in reruns:
+            lab.ledger.must_show(run)
+        assert ("confirmation" in {run.purpose for run in reruns}) is judged
+        assert len(reruns) == 3 + judged
 
 
 def test_a_failed_confirmation_run_leaves_the_question_open(tmp_path: Path) -> None:

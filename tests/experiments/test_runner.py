@@ -84,3 +84,9 @@ def test_a_run_that_was_stopped_after_its_last_iteration_keeps_its_training_time
 def test_an_uninterrupted_run_has_the_training_time_of_its_process(tmp_path: Path) -> None:
     only = Script(report(200, 1.0), report(400, 1.0), RESULT, done(2.5))
     assert train_in_sittings(tmp_path, only)[0] == pytest.approx(2.5)
+
+
+def test_iterations_from_before_their_seconds_were_recorded_count_by_their_throughput(tmp_path: Path) -> None:
+    old = Script(Report(100, {"time/fps": 20.0}), Report(200, {"time/fps": 50.0}), STOPPED)
+    second = Script(report(300, 4.0), report(400, 2.0), RESULT, done(7.0))
+    assert train_in_sittings(tmp_path, old, second)[0] == pytest.approx(100 / 20 + 100 / 50 + 7.0)
