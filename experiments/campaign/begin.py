@@ -17,7 +17,7 @@ from experiments.runs.machine import available_workers
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import provenance
 from experiments.runs.throughput import measure_throughput
-from experiments.search.space import SIZING, SearchSpace, plan_unit
+from experiments.search.space import SearchSpace, plan_unit
 from meta_rl.learner import LEARNERS
 
 
@@ -62,13 +62,12 @@ def plan_campaign(
 
 
 def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
-    """Write a new campaign at stage `baseline` and return its id: question and plan are what is written, the plan with
-    the present rule of sizing."""
+    """Write a new campaign at stage `baseline` and return its id: question and plan are what is written."""
     return ledger.add(
         Campaign(
             goal=question.goal,
             question=question.model_dump(mode="json"),
-            plan=plan.model_copy(update={"sizing": SIZING}).model_dump(mode="json"),
+            plan=plan.model_dump(mode="json"),
             seed=seed,
             stage="baseline",
             status="paused",

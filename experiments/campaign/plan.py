@@ -80,8 +80,8 @@ class Plan(FrozenConfig):
     rounds_bought: int = Field(default=0, ge=0)
     """Search rounds beyond the design's, paid for with what pruning saved."""
     sizing: int = Field(default=1, ge=1, le=SIZING, exclude_if=lambda rule: rule == 1)
-    """The rule of `experiments.search.space.size_policy`, so that a campaign's configurations keep their hashes. It is written
-    when the campaign is created; left out of the JSON, as before there were two, it is 1."""
+    """The rule of `experiments.search.space.size_policy`, so that a campaign's configurations keep their hashes: `SIZING` in a
+    new plan; left out of the JSON, as before there were two, it is 1."""
 
     @property
     def rounds(self) -> int:
@@ -168,6 +168,7 @@ def make_plan(
                 startup_s=startup_s,
                 memory_limit_mb=memory_limit_mb or default_memory_limit_mb(workers),
                 pruning=make_pruning(half, iteration_steps=iteration_steps, rounds=design.rounds),
+                sizing=SIZING,
             )
     raise InputError(_too_small(budget, iteration_steps, tuned_arms, workers, steps_per_s, startup_s))
 

@@ -17,7 +17,7 @@ from experiments.campaign.question import parse_goal
 from experiments.ledger import Ledger
 from experiments.runs.machine import available_workers
 from experiments.runs.paths import Paths
-from multi_agent.workflows import research_workflow
+from multi_agent.workflows import collaborative_learning
 from multi_agent.workflows.collaborative_learning import CollaborativeLearning
 
 GOAL = "beat LSTM on point-robot"
@@ -68,7 +68,7 @@ def test_the_command_line_and_solve_task_plan_the_same_campaign(
     def work(*_: object, **__: object) -> None:
         raise Begun
 
-    monkeypatch.setattr(research_workflow, "run_research", work)
+    monkeypatch.setattr(collaborative_learning, "run_research", work)
     with pytest.raises(Begun):
         CollaborativeLearning(llm="offline", data_dir=tmp_path).solve_task("point-robot", env_steps=2_000_000)
     ledger = Ledger(Paths.of(tmp_path).ledger_url)

@@ -204,7 +204,7 @@ def _plans(value: list[Any]) -> list[Any]:
     found = []
     for budget, arguments, _ in value:
         try:
-            plan = make_plan(Budget(**budget), **arguments)
+            plan = make_plan(Budget(**budget), **arguments).model_copy(update={"sizing": 1})  # there was one rule then
             result: Any = {**plan.model_dump(mode="json"), "runs": plan.runs, "total": plan.env_steps_total}
         except InputError as error:
             result = str(error)
