@@ -189,9 +189,6 @@ def _answered(arguments: Sequence[str]) -> int:
             if isinstance(options, LedgerOptions):
                 options.name_in_commands()
         return called(*bound.args, **bound.kwargs) or 0
-    except campaigns.NoGoal:
-        app.help_print([], console=make_console())
-        return 0
     except CycloptsError as error:
         _say_error(f"{error}\nSee: {command('--help')}")
         return 2

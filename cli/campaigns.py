@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cli.options import CampaignId, CrewOptions, Flag, LedgerOptions, Memory, memory_limit
+from cli.files import read_text
+from cli.options import CampaignId, CrewOptions, FileName, Flag, LedgerOptions, Memory, memory_limit
 from cli.output import stopping
 from core.errors import InputError, bad_value
 from core.words.commands import command, quoted
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from multi_agent.llm.choose import LLMChoice
 
 
-class NoGoal(Exception):
-    """Nothing was asked for, so the command line shows its help."""
+DEFAULT_GOAL = "beat LSTM on halfcheetah-vel"
+"""What is researched where nobody says what."""
 
 
 def research(
     *,
     goal: str | None = None,
+    question: FileName = None,
     budget: str | None = None,
     env_steps: str | None = None,
     seed: int = 0,
@@ -42,7 +44,10 @@ def research(
     Parameters
     ----------
     goal
-        Such as "beat LSTM on halfcheetah-vel", "compare S5 and GRU on halfcheetah-dir", "improve LRU on ant-dir by 10 %".
+        Such as "beat LSTM on halfcheetah-vel" (the default), "beat RL2 with MAML on point-robot after 2 shots", "improve LRU on
+        ant-dir by 10 %".
+    question
+        A typed question in a JSON file in place of the goal, as --dry-run --json prints one; - is standard input.
     budget
         Wall time for everything, such as 30m (the default), 3m or 2h.
     env_steps
@@ -53,8 +58,8 @@ def research(
         Show what was understood and the plan, and stop.
     """
     began = time.monotonic()
-    if goal is None:
-        raise NoGoal
+    if goal is not None and question is not None:
+        raise bad_value("--question", question, "either --goal or --question, not both")
     if budget is not None and env_steps is not None:
         raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
     if not 0 <= seed < 2**31:
@@ -69,13 +74,20 @@ def research(
     limit_mb = memory_limit(memory)
     if not dry_run:
         options.paths()  # before anything is imported that keeps a cache
-    from experiments.campaign.begin import create_campaign, plan_campaign
-    from experiments.campaign.question import parse_goal
+    from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
+    from experiments.campaign.question import parse_goal, parse_question
 
-    question = parse_goal(goal)
-    choice = brain.choose()
     output = options.output
-    output.say(f"Understood: {question.sentence()}")
+    if question is not None:
+        understood = parse_question(read_text("--question", question), question)
+    else:
+        if goal is None:
+            output.say(
+                f'No goal was given, so the default one is researched: "{DEFAULT_GOAL}". Ctrl-C pauses it; --help is help.'
+            )
+        understood = parse_goal(goal or DEFAULT_GOAL, recorded_in(options.read_if_there))
+    choice = brain.choose()
+    output.say(f"Understood: {understood.sentence()}")
     output.say(choice.describe())
 
     ledger = None
@@ -85,16 +97,16 @@ def research(
             ledger.resolve(choice.name.partition(":")[2], "campaign")
     stop = threading.Event()
     with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
-        plan = plan_campaign(question, may_spend, probing, memory_limit_mb=limit_mb, stop=stop, say=output.say)
+        plan = plan_campaign(understood, may_spend, probing, memory_limit_mb=limit_mb, stop=stop, say=output.say)
     from cli.live import plan_text
 
-    output.say(plan_text(question, plan))
+    output.say(plan_text(understood, plan))
     if ledger is None:
         if output.json:
-            output.result({"question": question, "plan": plan})
+            output.result({"question": understood, "plan": plan})
         output.say("Dry run: nothing was started.")
         return 0
-    campaign_id = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
+    campaign_id = create_campaign(ledger, understood, plan, seed=seed, llm=choice.name)
     return _work(ledger, campaign_id, choice, brain, options, began)
 
 

@@ -97,10 +97,11 @@ class Execution:
     def _show_run(self, run_id: int) -> None:
         """How one run ended, in one line."""
         from experiments.ledger import readable_id
+        from experiments.runs.by_hand import scored_by
 
         name, run = readable_id("r", run_id), self.ledger.get_run(run_id)
         cause = "" if run.cause is None else f" ({run.cause})"
-        score = "" if run.score is None else f", mean first-episode return on the {run.pool} tasks {run.score:.2f}"
+        score = "" if run.score is None else f", mean {scored_by(run)} on the {run.pool} tasks {run.score:.2f}"
         result = {"run": name, "status": run.status, "cause": run.cause, "score": run.score}
         self.options.output.result(result, f"{name}: {run.status}{cause}{score}")
 

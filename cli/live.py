@@ -17,7 +17,7 @@ from rich.text import Text
 from core.words.text import plain
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Plan
-from experiments.campaign.question import Question, label
+from experiments.campaign.question import Question
 from experiments.judging.judge import VerdictContent, sequential_looks
 from experiments.ledger.store import readable_id
 from experiments.numbers import format_count, format_seconds
@@ -42,12 +42,14 @@ def plan_text(question: Question, plan: Plan) -> str:
     early = ""
     if plan.pruning is not None:
         early = f"; weak ones end after {' or '.join(format_count(rung) for rung in plan.pruning.rungs)}"
+    what = question.score_in_words
+    what = "return of the first episode" if what == "return" else what
     seeds = f"{design.selection_seeds} fresh seed{'s' if design.selection_seeds > 1 else ''}"
     return "\n".join(
         [
-            f"Measure    mean return of the first episode on held-out tasks, {question.direction}",
+            f"Measure    mean {what} on held-out tasks, {question.direction}",
             f"Plan       {cost} (design: {design.name})",
-            f"  baseline      {design.baseline_seeds} seeds of the default {label(question.baseline)} "
+            f"  baseline      {design.baseline_seeds} seeds of the default {question.baseline.label} "
             f"at {format_count(plan.env_steps_search)} steps: the noise floor",
             f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer{early}",
             f"  selection     best {design.top} again on {seeds} at {format_count(plan.env_steps_full)} steps",
@@ -61,7 +63,7 @@ def verdict_lines(
     verdict: VerdictContent, question: Question, plan: Plan, trials: int, campaign_id: str, claim_id: str
 ) -> list[str]:
     """The verdict in five lines: outcome, effect, sides, evidence, rows."""
-    challenger, baseline = label(question.challenger), label(question.baseline)
+    challenger, baseline = question.challenger.label, question.baseline.label
     lines = [f"{verdict.outcome.upper()}: {verdict.reason}"]
     if verdict.effect is not None and verdict.interval is not None:
         assert verdict.challenger is not None

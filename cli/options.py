@@ -23,6 +23,8 @@ Flag = Annotated[bool, Parameter(negative="")]
 """A switch without a `--no-` twin."""
 Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
 """One or more words after the option."""
+FileName = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+"""A file, or - for standard input."""
 CampaignId = Annotated[str, Parameter(help="Its id, such as c-0007, or @last.")]
 Changes = Annotated[Words, Parameter(help="Fields to change, such as model.state_dim=64.")]
 Seeds = Annotated[int | None, Parameter(help="So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.")]  # fmt: skip

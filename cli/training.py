@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from cli.execution import Execution
-from cli.options import Changes, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
-from core.errors import InputError, bad_value
+from cli.files import read_text
+from cli.options import Changes, FileName, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
+from core.errors import bad_value
 from core.pools import Pool
 from core.words.commands import command
 
@@ -84,7 +85,7 @@ def rerun(
 
 def run_spec(
     *,
-    spec: str | None = None,
+    spec: FileName = None,
     preset: str | None = None,
     set: Changes = None,
     env_steps: str | None = None,
@@ -225,13 +226,9 @@ def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
         from experiments.presets import named_preset
 
         return named_preset(preset or "")
-    from pathlib import Path
-
     from experiments.spec import parse_spec
 
-    if not Path(file_name).is_file():
-        raise InputError(f"--spec: {file_name} does not exist")
-    return parse_spec(Path(file_name).read_text(), file_name)
+    return parse_spec(read_text("--spec", file_name), file_name)
 
 
 def _changed(

@@ -106,6 +106,7 @@ class MetaWorldFamily(TaskFamily):
     horizon = 500
     action = ActionInfo("gaussian", 4)
     param_names = ("split", "environment", "goal")
+    reports_success = True
     engine_packages = ("metaworld", "gymnasium", "mujoco")
     adaptation_episodes = 10
     evaluation_episodes = 3

@@ -79,6 +79,8 @@ class TaskFamily(ABC):
     anchors: Mapping[str, float] = {}
     """Mean return of one episode where it is known: stand_still, random, task_blind, ceiling."""
     pools_are_disjoint: bool = True
+    reports_success: ClassVar[bool] = False
+    """Whether `infos["success"]` says in every step whether the goal is reached."""
 
     @property
     def num_params(self) -> int:

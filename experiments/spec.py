@@ -16,6 +16,7 @@ from core.policy import PolicyConfig
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import RESOLVERS
+from experiments.metrics import FIRST_EPISODE, MetricName, parse_metric
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
 
 
@@ -29,11 +30,13 @@ class RunSpec(FrozenConfig):
     learner: AnyLearnerConfig
     """Learning algorithm and its settings."""
     evaluation_episodes: int = Field(default=2, ge=1, le=20)
-    """Columns of the evaluation on each task, parted by the learner's `shot`; the first one, zero-shot, is the score."""
+    """Columns of the evaluation on each task, parted by the learner's `shot`; the first one is zero-shot."""
     env_steps: int = Field(ge=1)
     """Training budget in environment steps."""
     seed: int = Field(ge=0)
     """Seed of every random stream of the run."""
+    scored_by: MetricName = Field(default=FIRST_EPISODE, exclude_if=lambda name: name == FIRST_EPISODE)
+    """What the run is scored by; left out of the JSON, and so of the hashes, where it is the first episode's return."""
     plugins: dict[str, str] = Field(default_factory=dict, exclude_if=lambda named: not named)
     """Name -> SHA-256 of the plugins that the model, learner and task come from; found by code, never chosen. Left out of the
     JSON, and so of the hashes, where all three come from the tree."""
@@ -48,6 +51,13 @@ class RunSpec(FrozenConfig):
             if problems:
                 raise InputError("; ".join(problems))
         return data
+
+    @model_validator(mode="after")
+    def _score_is_evaluated(self) -> RunSpec:
+        shot = parse_metric(self.scored_by).column
+        if shot >= self.evaluation_episodes:
+            raise ValueError(f"scored_by: {self.scored_by} needs evaluation_episodes of {shot + 1} or more")
+        return self
 
     @model_validator(mode="after")
     def _name_plugins(self) -> RunSpec:

@@ -19,6 +19,9 @@ from meta_rl.learner import EvalResult, Learner
 from meta_rl.normalize import Normalizer
 from meta_rl.rollout import Trajectory, episode_bounds, rollout
 
+SUCCESS = "success"
+"""What worlds that have a goal say of a step, 1 where it is reached; an episode is a success where a step is (Yu et al. 2019, arXiv
+1910.10897, section 4.3)."""
 LAST_STEPS = 100  # "final_" quantities are means over the last this many steps of an episode
 
 
@@ -69,9 +72,9 @@ def evaluate_in_context(
 
 
 def summarize(trajectory: Trajectory, episodes: int) -> EvalResult:
-    """Returns, lengths and final quantities of the first `episodes` episodes of every world."""
+    """Returns, lengths, successes and final quantities of the first `episodes` episodes of every world."""
     shape = (len(trajectory.rewards), episodes)
-    returns, lengths = np.empty(shape), np.empty(shape)
+    returns, lengths, reached = np.empty(shape), np.empty(shape), np.empty(shape)
     finals = {f"final_{name}": np.empty(shape) for name in trajectory.infos}
     for world in range(shape[0]):
         bounds = episode_bounds(trajectory, world)
@@ -81,8 +84,11 @@ def summarize(trajectory: Trajectory, episodes: int) -> EvalResult:
             returns[world, column] = trajectory.rewards[world, start:end].sum()
             lengths[world, column] = end - start
             for name, values in trajectory.infos.items():
+                if name == SUCCESS:
+                    reached[world, column] = values[world, start:end].max()
                 finals[f"final_{name}"][world, column] = values[world, max(start, end - LAST_STEPS) : end].mean()
-    return EvalResult(returns, {"episode_length": lengths, **finals})
+    success = {SUCCESS: reached} if SUCCESS in trajectory.infos else {}
+    return EvalResult(returns, {"episode_length": lengths, **success, **finals})
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ DEFAULT_LEARNER = "rl2"
 class LearnerConfig(FrozenConfig):
     """The base of a learner's settings; the subclass stands beside its learner.
 
-    A subclass implements `iteration_steps`, names the fields behind it in `size_fields`, and says in `shot` and
-    `evaluation_episodes` what an evaluation of the learner shows.
+    A subclass implements `iteration_steps`, names the fields behind it in `size_fields`, says in `shot` and
+    `evaluation_episodes` what an evaluation of the learner shows, and in `scored_by` what it is judged by.
     """
 
     size_fields: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +52,9 @@ class LearnerConfig(FrozenConfig):
     learning_episodes: ClassVar[int] = 3_000
     """Training episodes from which on a run has learned enough to be compared: a plan makes its design smaller before a run
     is shorter. Measured for RL2 on locomotion families; a learner that needs more, or less, says so."""
+
+    models: ClassVar[tuple[str, ...]] = ("lstm", "s5", "gru", "lru", "mlp")
+    """Sequence models among which a side that names this learner, but no model, is searched; the usual one first."""
 
     kind: str
     """Which learner: a name in the registry, such as "rl2"."""
@@ -64,6 +67,11 @@ class LearnerConfig(FrozenConfig):
     def evaluation_episodes(self) -> int:
         """Columns of an evaluation that show all that these settings train for."""
         return 1
+
+    @property
+    def scored_by(self) -> str:
+        """What a run of these settings is scored by where nobody asks for another metric (see `experiments/metrics.py`)."""
+        return "return_first_episode"
 
     def unit_steps(self, horizon: int, choices: Mapping[str, Sequence[int]]) -> int:
         """The least env steps that are whole iterations whichever of `choices` (by name of a size field) is taken."""

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
+from core.config import search
 from core.errors import InputError, bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from core.seeding import numpy_stream, torch_stream
@@ -31,6 +32,7 @@ from meta_rl.evaluate import check_tasks, summarize
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, generalized_advantages, standardize
 from meta_rl.normalize import Normalizer, scaled_rewards
+from meta_rl.ppo import HORIZON
 from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
 from meta_rl.training_state import restore_optimizer, restore_policy, training_tensors
 
@@ -42,23 +44,28 @@ class MAMLPPOConfig(LearnerConfig):
 
     size_fields: ClassVar[tuple[str, ...]] = ("tasks_per_update", "episodes_per_task", "inner_steps")
     shot: ClassVar[str] = "gradient step on episodes of its own"
+    models: ClassVar[tuple[str, ...]] = ("mlp", "lstm", "s5", "gru", "lru")
 
     kind: Literal["maml-ppo"] = "maml-ppo"
-    tasks_per_update: int = Field(default=8, ge=1, le=1000)
+    tasks_per_update: int = Field(
+        default=8, ge=1, le=1000, json_schema_extra=search(choices=(4, 8), role="environment")
+    )
     """Tasks in a meta-batch."""
-    episodes_per_task: int = Field(default=4, ge=1, le=1000)
+    episodes_per_task: int = Field(
+        default=4, ge=1, le=1000, json_schema_extra=search(choices=(2, 4, 8), role="adaptation")
+    )
     """Episodes lived on a task before each inner step, and after the last."""
-    inner_steps: int = Field(default=1, ge=1, le=20)
+    inner_steps: int = Field(default=1, ge=1, le=20, json_schema_extra=search(choices=(1, 3), role="adaptation"))
     """Policy-gradient steps of the inner loop."""
-    inner_lr: float = Field(default=0.1, gt=0)
+    inner_lr: float = Field(default=0.1, gt=0, json_schema_extra=search(low=0.01, high=1.0, log=True))
     """Step size of the inner loop."""
-    first_order: bool = False
+    first_order: bool = Field(default=False, json_schema_extra=search(choices=(False, True)))
     """Take the inner gradient as a constant."""
     correction: Literal["none", "e-maml"] = "none"
     """Whether samples are credited for the adaptation that they led to."""
-    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, json_schema_extra=search(low=2e-4, high=5e-3, log=True))
     """Adam's step size in the outer loop."""
-    epochs: int = Field(default=5, ge=1, le=100)
+    epochs: int = Field(default=5, ge=1, le=100, json_schema_extra=search(choices=(3, 5, 8)))
     """Outer steps on one batch of data."""
     clip: float = Field(default=0.3, gt=0, lt=1)
     """Epsilon of the clipped objective."""
@@ -66,7 +73,7 @@ class MAMLPPOConfig(LearnerConfig):
     """Eta: how strongly theta is held near the weights that collected the data."""
     max_grad_norm: float = Field(default=0.5, gt=0)
     """Norm above which an outer gradient is scaled down."""
-    gamma: float = Field(default=0.97, ge=0, le=1)
+    gamma: float = Field(default=0.97, ge=0, le=1, json_schema_extra=search(choices=(0.95, 0.97, 0.99), family=HORIZON))
     """Discount a step."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalized advantage estimation."""
@@ -79,6 +86,11 @@ class MAMLPPOConfig(LearnerConfig):
     def evaluation_episodes(self) -> int:
         """Zero-shot, and after each inner step."""
         return self.inner_steps + 1
+
+    @property
+    def scored_by(self) -> str:
+        """After the inner steps that it is trained for: before them a policy knows nothing of its task."""
+        return f"return_after_{self.inner_steps}"
 
 
 @dataclass(frozen=True)

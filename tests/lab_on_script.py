@@ -19,9 +19,10 @@ from env_runner.task_distributions import get_family
 from experiments.campaign.begin import create_campaign
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
-from experiments.campaign.question import parse_goal
+from experiments.campaign.question import Question, parse_goal
 from experiments.ledger import Ledger
 from experiments.ledger.models import Proposal
+from experiments.metrics import parse_metric
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Listener, Report, Rung, Started
 from experiments.runs.paths import Paths
 
@@ -86,7 +87,9 @@ class ScriptedExecutor:
         ended = Ended("failed", "made to fail", steps, 1.0) if math.isnan(value) else self.end(job)
         if ended is None:
             tasks = len(get_family(job.spec.task).eval_tasks(job.pool))
-            noise = numpy_stream(job.spec.seed, job.spec.policy.model.kind).normal(size=(tasks, self.episodes))
+            noise = numpy_stream(job.spec.seed, job.spec.policy.model.kind).normal(
+                size=(tasks, max(self.episodes, parse_metric(job.spec.scored_by).column + 1))
+            )
             on_message(job, Evaluated(job.pool, {"return": np.add(value, noise).tolist()}))
             ended = Ended("done", None, steps, 1.0)
         on_message(job, ended)
@@ -95,7 +98,7 @@ class ScriptedExecutor:
 def lab_on_script(
     folder: Path,
     score: Score = ssm_leads,
-    goal: str = "beat LSTM on point-robot",
+    goal: str | Question = "beat LSTM on point-robot",
     *,
     design: Design = DESIGN,
     new: bool = False,
@@ -106,7 +109,7 @@ def lab_on_script(
     paths = Paths.of(folder)
     paths.ensure()
     ledger = Ledger(paths.ledger_url)
-    question = parse_goal(goal)
+    question = parse_goal(goal) if isinstance(goal, str) else goal
     fields: dict[str, Any] = {
         "budget": Budget(env_steps=10**6),
         "design": design,

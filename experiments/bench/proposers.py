@@ -18,8 +18,10 @@ from core.errors import unknown_name
 from experiments.bench.recorded_table import RecordedTable, load_table, record
 from experiments.bench.registered import register_bench
 from experiments.bench.searches import RULES, ArmResult, RealWorld, Searcher, TableWorld, World, compare, run_searches
-from experiments.campaign.question import parse_goal, parse_model, parse_task
-from experiments.search.space import SearchSpace, count_parameters
+from experiments.campaign.question import parse_goal, parse_task
+from experiments.campaign.sides import parse_model
+from experiments.search.sizing import count_parameters
+from experiments.search.space import SearchSpace
 from meta_rl.learner import DEFAULT_LEARNER
 
 AgentArms = Callable[[argparse.Namespace, Sequence[str], Callable[[str], None]], Mapping[str, Searcher]]

@@ -25,9 +25,12 @@ from core.config import FrozenConfig
 from core.errors import InputError
 from core.seeding import numpy_stream, seed_sequence
 from env_runner.task_distributions import get_family
-from experiments.campaign.question import parse_goal, parse_model
+from experiments.campaign.question import parse_goal
+from experiments.campaign.sides import parse_model
 from experiments.runs.provenance import provenance
-from experiments.search.space import Parameter, SearchSpace, Value, count_parameters
+from experiments.search.side import Value
+from experiments.search.sizing import count_parameters
+from experiments.search.space import Parameter, SearchSpace
 from experiments.spec import RunSpec
 from meta_rl.learner import DEFAULT_LEARNER
 

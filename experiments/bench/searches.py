@@ -20,7 +20,8 @@ from core.errors import InputError, bad_value
 from core.seeding import numpy_stream
 from experiments.bench.recorded_table import RecordedTable, train_once
 from experiments.search.optimizer import SETTINGS, TPESettings, Tried, best_trial, suggest, tpe
-from experiments.search.space import SearchSpace, Value
+from experiments.search.side import Value
+from experiments.search.space import SearchSpace
 
 ARM = "challenger"
 RESAMPLES = 10_000

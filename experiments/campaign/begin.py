@@ -8,17 +8,40 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from core.errors import InputError
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import STARTUP_S, Budget, Plan, make_plan
 from experiments.campaign.question import Question
+from experiments.campaign.sides import no_ledger
+from experiments.campaign.trials import space_of
 from experiments.ledger.models import Campaign
 from experiments.ledger.store import Ledger, now
 from experiments.runs.machine import available_workers
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import provenance
 from experiments.runs.throughput import measure_throughput
-from experiments.search.space import SearchSpace, plan_unit
+from experiments.search.side import Recorded
+from experiments.search.space import plan_unit
+from experiments.spec import recorded_spec
+from experiments.vocabulary import readable_id
 from meta_rl.learner import LEARNERS
+
+
+def recorded_in(open_ledger: Callable[[], Ledger | None]) -> Callable[[str], Recorded]:
+    """What gives a run of the ledger as a side of a goal; the ledger is opened only where a goal names one."""
+
+    def find(name: str) -> Recorded:
+        ledger = open_ledger()
+        if ledger is None:
+            return no_ledger(name)
+        run = ledger.get_run(ledger.resolve(name, "run"))
+        spec = recorded_spec(run.spec, readable_id("r", run.id), run.provenance)
+        present = get_family(spec.task).version
+        if run.task_version != present:
+            raise InputError(f"goal: {readable_id('r', run.id)} was trained on {run.task_version}, here is {present}")
+        return Recorded(run=readable_id("r", run.id), spec=spec.model_dump(mode="json"))
+
+    return find
 
 
 def plan_campaign(
@@ -37,8 +60,7 @@ def plan_campaign(
     Raises InputError where the budget is too small for any design.
     """
     workers = available_workers()
-    families = (question.challenger, question.baseline)
-    spaces = [SearchSpace(family, question.task, learner=question.learner) for family in families]
+    spaces = [space_of(question, side) for side in question.sides]
     steps_per_s, startup_s = None, STARTUP_S
     if budget.wall_s is not None:
         say("Measuring this machine's training throughput ...")
@@ -57,7 +79,7 @@ def plan_campaign(
         steps_per_s=steps_per_s,
         startup_s=startup_s,
         memory_limit_mb=memory_limit_mb,
-        learning_episodes=LEARNERS[question.learner].config_type.learning_episodes,
+        learning_episodes=max(LEARNERS[name].config_type.learning_episodes for name in question.learners),
     )
 
 

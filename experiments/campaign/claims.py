@@ -9,13 +9,14 @@ from sqlalchemy import select
 
 from core.errors import InputError
 from env_runner.task_distributions import get_family
-from experiments.campaign.question import Question, label
+from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import ClaimView, VerdictView
 from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent, judge, sequential_looks
 from experiments.ledger.models import Claim, Run, Verdict
-from experiments.ledger.store import Ledger, join_value, now
-from experiments.search.space import count_parameters
+from experiments.ledger.store import Ledger, now
+from experiments.metrics import FIRST_EPISODE, parse_metric
+from experiments.search.sizing import count_parameters
 from experiments.vocabulary import ARMS, readable_id
 from meta_rl.learner import DEFAULT_LEARNER
 
@@ -102,6 +103,8 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         arms[arm] = ArmClaim(
             variant_hash=spec.variant_hash,
             model=spec.policy.model.kind,
+            learner=spec.learner.kind,
+            scored_by=spec.scored_by,
             parameters=count_parameters(spec),
             tuner="default then multivariate TPE" if arm in trials.arms else "default",
             search_trials=len(finished),
@@ -111,16 +114,21 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
                 for run in [*(t.run for t in finished), *selection]
             ),
         )
-    floor_name, floor = best_task_blind(family.anchors)
+    metric = parse_metric(question.metric)
+    floor_name, floor = (
+        best_task_blind(family.anchors) if metric.quantity == "return" and not metric.worst else ("", None)
+    )
     seeds = trials.seeds("confirmation")
     margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
+    scored = "" if metric.name == FIRST_EPISODE else f", by {question.score_in_words}"
     trained = "" if question.learner == DEFAULT_LEARNER else f" trained by {question.learner}"
     tuned = "" if question.baseline_is_tuned else "default "
     return ClaimContent(
-        hypothesis=f"{label(question.challenger)} beats the {tuned}{label(question.baseline)}{margin} on {question.task} "
-        f"after {env_steps:,} env steps{trained}",
+        hypothesis=f"{question.challenger.label} beats the {tuned}{question.baseline.label}{margin} on {question.task} "
+        f"after {env_steps:,} env steps{trained}{scored}",
         task=question.task,
         task_version=family.version,
+        metric=question.metric,
         challenger=arms["challenger"],
         baseline=arms["baseline"],
         seeds=seeds,
@@ -136,14 +144,11 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
 
 
 def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
-    """The judge's evidence: every confirmation run of a claim with its raw first-episode returns."""
+    """The judge's evidence: every confirmation run of a claim with what it is scored by on each held-out task."""
     with ledger.session() as session:
         query = select(Run).where(Run.claim_id == claim_id, Run.purpose == "confirmation").order_by(Run.id)
         runs = list(session.scalars(query))
-    returns: dict[int, dict[int, float]] = {run.id: {} for run in runs}
-    for row in ledger.evals([run.id for run in runs]):
-        if row.episode == 0 and row.pool == "confirmation":
-            returns[row.run_id][row.task_index] = join_value(row.value, row.kind)
+    returns = ledger.scored_values([run.id for run in runs])
     return [
         ConfirmationRow(
             run_id=run.id,
@@ -154,7 +159,7 @@ def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
             task_version=run.task_version,
             status=run.status,
             env_steps=run.env_steps,
-            returns=tuple(value for _, value in sorted(returns[run.id].items())),
+            returns=tuple(value for _, value in sorted(returns.get(run.id, {}).items())),
         )
         for run in runs
     ]

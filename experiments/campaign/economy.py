@@ -21,6 +21,7 @@ from experiments.runs.executor import Rung
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.runner import TIME_LIMIT_S
 from experiments.search.space import plan_unit
+from experiments.spec import RunSpec
 from experiments.vocabulary import FINISHED
 
 USABLE = 0.95  # of the budget in wall time; the rest is for judging and the report
@@ -54,16 +55,17 @@ class Economy:
         """Take time off the clock that was spent waiting for a person."""
         self._since += seconds
 
-    def steps_per_s(self, model: str | None = None) -> float | None:
-        """Training throughput of one worker: measured in this campaign's runs (of one model kind where it has any), else
-        what the plan measured."""
+    def steps_per_s(self, spec: RunSpec | None = None) -> float | None:
+        """Training throughput of one worker: measured in this campaign's runs (of a specification's model and learner where it
+        has any), else what the plan measured."""
         with self.ledger.session() as session:
-            query = select(Run.env_steps, Run.train_s, Run.model)
+            query = select(Run.env_steps, Run.train_s, Run.model, Run.spec["learner"]["kind"].as_string())
             query = query.where(Run.campaign_id == self.campaign_id, Run.status == "done")
-            rows = [(s, t, m) for s, t, m in session.execute(query) if t]
+            rows = [(s, t, (m, kind)) for s, t, m, kind in session.execute(query) if t]
         if not rows:
             return self.plan.steps_per_s
-        rows = [row for row in rows if row[2] == model] or rows
+        if spec is not None:
+            rows = [row for row in rows if row[2] == (spec.policy.model.kind, spec.learner.kind)] or rows
         return sum(s for s, _, _ in rows) / sum(t for _, t, _ in rows)
 
     def search_left_s(self) -> float | None:

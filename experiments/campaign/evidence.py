@@ -11,7 +11,7 @@ from core.errors import bad_value, unknown_name
 from experiments.campaign.trials import FinishedTrial, Trials, best_first
 from experiments.campaign.views import RoundView, SpaceView
 from experiments.ledger.models import Run
-from experiments.search.space import Value
+from experiments.search.side import Value
 from experiments.tables import Cell, TableView, flatten, rounded
 from experiments.vocabulary import FINISHED, readable_id
 

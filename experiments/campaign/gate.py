@@ -23,7 +23,9 @@ from experiments.campaign.views import FeasibilityView
 from experiments.runs.executor import Ended, Executor, Job, Message
 from experiments.runs.paths import Paths
 from experiments.runs.runner import TIME_LIMIT_S, Paused
-from experiments.search.space import ROLES, Parameter, Value, count_parameters, iteration_steps
+from experiments.search.side import Value
+from experiments.search.sizing import count_parameters
+from experiments.search.space import ROLES, Parameter, iteration_steps
 from experiments.spec import RunSpec
 from experiments.vocabulary import PARAMETER_TOLERANCE, readable_id
 
@@ -77,7 +79,7 @@ class Gate:
         plan = self.trials.plan
         spec = self.trials.search_spec(arm, values)
         parameters = count_parameters(spec)
-        rate = self.economy.steps_per_s(spec.policy.model.kind)
+        rate = self.economy.steps_per_s(spec)
         expected_s = None if rate is None else round(spec.env_steps / rate + plan.startup_s, 1)
         problems = static_problems(
             spec,

@@ -47,7 +47,8 @@ from experiments.runs.paths import Paths
 from experiments.runs.provenance import require_plugins
 from experiments.runs.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
-from experiments.search.space import ROLES, Value
+from experiments.search.side import Value
+from experiments.search.space import ROLES
 from experiments.spec import RunSpec
 from experiments.tables import TableView, rounded
 from experiments.vocabulary import ARMS, Pool, Purpose, Stage, readable_id

@@ -17,7 +17,7 @@ from core.errors import InputError
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.pruning import Pruning, make_pruning
-from experiments.search.space import SIZING
+from experiments.search.sizing import SIZING
 from meta_rl.learner import LearnerConfig
 
 MIN_ITERATIONS = 2
@@ -80,7 +80,7 @@ class Plan(FrozenConfig):
     rounds_bought: int = Field(default=0, ge=0)
     """Search rounds beyond the design's, paid for with what pruning saved."""
     sizing: int = Field(default=1, ge=1, le=SIZING, exclude_if=lambda rule: rule == 1)
-    """The rule of `experiments.search.space.size_policy`, so that a campaign's configurations keep their hashes: `SIZING` in a
+    """The rule of `experiments.search.sizing.size_policy`, so that a campaign's configurations keep their hashes: `SIZING` in a
     new plan; left out of the JSON, as before there were two, it is 1."""
 
     @property

@@ -3,57 +3,62 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from core.config import FrozenConfig
-from core.errors import InputError, unknown_name
-from core.sequence_model import MODELS
+from core.errors import InputError, bad_value, unknown_name
+from core.sequence_model import MODELS, default_config
 from core.words.commands import command
-from env_runner.task_distributions import FAMILIES
+from env_runner.task_distributions import FAMILIES, get_family
+from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, side_words
+from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
 from experiments.numbers import parse_percent
-from experiments.search.space import ModelFamily
+from experiments.search.side import Recorded, Side
+from experiments.spec import explain_validation
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
-SSM_KINDS = ("s5", "lru", "s4d")  # the default comes first
+Kind = Literal["beat", "compare", "best", "improve"]
 EXAMPLES = (
     "beat LSTM on halfcheetah-vel",
-    "compare S5 and GRU on halfcheetah-dir",
+    "beat RL2 with MAML on point-robot after 2 shots",
     "improve LRU on halfcheetah-vel by 10 %",
 )
-ALIASES = {
-    "ssm": "ssm",
-    "ssms": "ssm",
-    "state space model": "ssm",
-    "state space models": "ssm",
-    "state-space model": "ssm",
-    "state-space models": "ssm",
-    "attention": "transformer",
-    "transformers": "transformer",
-    "feedforward": "mlp",
-    "feed-forward": "mlp",
-    "memoryless policy": "mlp",
-}
 _FILLER = re.compile(
     r"^(?:please|can you|could you|can|could|does|do|will|would|is|are|i want to|i would like to|we want to|let's|try to|"
-    r"make|have|show that|check whether|check if|see if|see whether|whether|if|a|an|the|our|my|some|tuned|new)\s+",
+    r"make|have|show that|check whether|check if|see if|see whether|whether|if)\s+",
     re.IGNORECASE,
 )
-_TAIL = re.compile(r"\s+(?:please|model|models|policy|policies|network|networks|architecture|memory|task|family|env)$")
-_LEARNER = re.compile(r",?\s+trained\s+(?:by|with|using)\s+(?:the\s+)?(?P<learner>\S+)$", re.IGNORECASE)
-_ON = r"\s+(?:on|in|for|at|with|over)\s+"
-_PATTERNS: tuple[tuple[Literal["beat", "compare", "best", "improve"], str], ...] = (
-    ("improve", rf"(?:improve|raise|boost)\s+(?:on\s+|upon\s+)?(?P<x>.+?){_ON}(?P<t>\S+)\s+by\s+(?P<n>[\d.,]+)\s*(?:%|percent|per cent)"),
-    ("improve", rf"(?:improve|raise|boost)\s+(?:on\s+|upon\s+)?(?P<x>.+?)\s+by\s+(?P<n>[\d.,]+)\s*(?:%|percent|per cent){_ON}(?P<t>.+)"),
-    ("compare", rf"(?:compare|contrast)\s+(?P<x>.+?)\s+(?:and|with|to|against|versus|vs\.?)\s+(?P<y>.+?){_ON}(?P<t>.+)"),
-    ("compare", rf"(?:(?P<x>.+?)\s+)(?:versus|vs\.?)\s+(?P<y>.+?){_ON}(?P<t>.+)"),
-    ("best", rf"(?:find|get|search|search for|look for|what is|which is)\s+(?:me\s+)?(?:the\s+)?best\s+(?P<x>.+?){_ON}(?P<t>.+)"),
-    ("best", rf"(?:the\s+)?best\s+(?P<x>.+?){_ON}(?P<t>.+)"),
-    ("best", rf"(?:tune|optimi[sz]e)\s+(?P<x>.+?){_ON}(?P<t>.+)"),
-    ("beat", rf"(?:beat|beats|outperform|outperforms|surpass|exceed|do better than|be better than|better than|win against|improve (?:up)?on)\s+(?P<y>.+?)\s+(?:with|using|by)\s+(?P<x>.+?){_ON}(?P<t>.+)"),
-    ("beat", rf"(?:(?P<x>.+?)\s+)?(?:beat|beats|outperform|outperforms|surpass|exceed|do better than|be better than|better than|win against|improve (?:up)?on)\s+(?P<y>.+?){_ON}(?P<t>.+)"),
+_TASK_NOUN = re.compile(r"\s+(?:task|tasks|family|env|environment)$")
+_LEARNER = re.compile(r",?\s+trained\s+(?:by|with|using)\s+(?:the\s+)?(?P<learner>.+)$", re.IGNORECASE)
+_PERCENT = re.compile(r"\s+by\s+(?:at\s+least\s+)?(?P<n>[\d.,]+)\s*(?:%|percent|per\s+cent)", re.IGNORECASE)
+_ON = re.compile(r"\s*,?\s+(?:on|in|for|at|with|over)\s+", re.IGNORECASE)
+_BEAT = r"(?:beat|beats|outperform|outperforms|surpass|exceed|do better than|be better than|better than|win against|improve (?:up)?on)"
+_PATTERNS: tuple[tuple[Kind, str], ...] = (
+    ("beat", r"(?:improve|raise|boost)\s+(?P<x>.+?)\s+over\s+(?P<y>.+)"),
+    ("improve", r"(?:improve|raise|boost)\s+(?!(?:up)?on\s)(?P<x>.+)"),
+    ("improve", r"(?:improve|raise|boost)\s+(?:up)?on\s+(?P<x>.+)"),
+    ("compare", r"(?:compare|contrast)\s+(?P<x>.+?)\s+(?:and|with|to|against|versus|vs\.?)\s+(?P<y>.+)"),
+    ("compare", r"(?:which|what)\s+(?:is|does|works?)\s+(?:better|best)\s*[,:]?\s+(?P<x>.+?),?\s+or\s+(?P<y>.+)"),
+    ("compare", r"(?P<x>.+?)\s+(?:versus|vs\.?)\s+(?P<y>.+)"),
+    ("best", r"(?:which|what)\s+(?P<x>.+?)\s+(?:is|does|works?)\s+(?:the\s+)?best"),
+    ("best", r"(?:(?:find|get|search|search for|look for|what is|which is)\s+(?:me\s+)?)?(?:the\s+)?best\s+(?P<x>.+)"),
+    ("best", r"(?:tune|optimi[sz]e)\s+(?P<x>.+)"),
+    ("beat", rf"{_BEAT}\s+(?P<y>.+?)\s+(?:with|using|by)\s+(?P<x>.+)"),
+    ("beat", rf"(?:(?P<x>.+?)\s+)?{_BEAT}\s+(?P<y>.+)"),
 )  # fmt: skip
+_NUMBERS = {
+    w: n for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+}
+_SHOTS = re.compile(
+    rf",?\s+after\s+(?P<k>\d+|{'|'.join(_NUMBERS)})\s+(?:shots?|(?:gradient|inner|adaptation)\s+steps?|episodes?)",
+    re.IGNORECASE,
+)
+_FIRST = re.compile(r",?\s+(?:in\s+the\s+first\s+episode|zero[- ]shot)", re.IGNORECASE)
+_WORST = re.compile(r",?\s+(?:in|on|over)\s+the\s+(?:worst|hardest)(?:\s+tenth\s+of\s+the)?\s+tasks?", re.IGNORECASE)
+_SUCCESS = re.compile(r",?\s+(?:by|in|at)\s+(?:the\s+)?success(?:\s+rate)?", re.IGNORECASE)
 
 
 class Question(FrozenConfig):
@@ -61,132 +66,243 @@ class Question(FrozenConfig):
 
     goal: str
     """The words as they were typed."""
-    kind: Literal["beat", "compare", "best", "improve"]
-    challenger: ModelFamily
+    kind: Kind
+    challenger: Side
     """The side that is hoped to be better."""
-    baseline: ModelFamily
+    baseline: Side
     """The side it is held against."""
     task: str
     """Task family."""
-    metric: Literal["return_first_episode"] = "return_first_episode"
-    """Mean over the tasks of the return of the first episode, acting deterministically."""
+    metric: QuestionMetric = FIRST_EPISODE
+    """What both sides are scored by, acting deterministically; one that ends in `as_trained` is taken after the shots that each
+    side's learner trains for."""
     direction: Literal["maximize"] = "maximize"
     improvement_pct: float = 0.0
     """How much better the challenger must be, in percent of the baseline's absolute score."""
     learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
-    """What trains both sides; left out of the JSON where the goal names none, as it was before goals could."""
+    """What trains a side that names no learner; left out of the JSON where that is the usual one, as it was before goals
+    could name one."""
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Every learner that may train a side."""
+        return tuple(dict.fromkeys(name for side in self.sides for name in side.learners or (self.learner,)))
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Challenger and baseline."""
+        return self.challenger, self.baseline
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every registered name that the campaign works with: models, task and learner."""
-        return (*self.challenger.kinds, *self.baseline.kinds, self.task, self.learner)
+        """Every registered name that the campaign works with: models, task and learners."""
+        return (*self.challenger.kinds, *self.baseline.kinds, self.task, *self.learners)
 
     @property
     def baseline_is_tuned(self) -> bool:
-        """Whether both sides are tuned; "best" and "improve" hold a tuned model against its own default."""
-        return self.kind in ("beat", "compare")
+        """Whether both sides are tuned; "best" and "improve" hold a tuned side against its own default, and a recorded run is
+        what it is."""
+        return self.kind in ("beat", "compare") and self.baseline.recorded is None
+
+    @property
+    def score_in_words(self) -> str:
+        """What is compared: "return" where that is of the first episode, else more."""
+        metric = parse_metric(self.metric)
+        if metric.name == FIRST_EPISODE:
+            return "return"
+        shots = {LEARNERS[name].config_type.shot for name in self.learners}
+        return metric.words(shots.pop() if len(shots) == 1 else "shot")
 
     def sentence(self) -> str:
         """What was understood, in one sentence."""
-        c, b = label(self.challenger), label(self.baseline)
+        c, b = self.challenger.label, self.baseline.label
         trained = "" if self.learner == DEFAULT_LEARNER else f" Trained by {self.learner}."
+        tuned = ", both tuned equally" if self.baseline_is_tuned else ""
+        by = f" by {self.improvement_pct:g} %" if self.improvement_pct and self.kind != "improve" else ""
+        what = self.score_in_words
         asked = {
-            "beat": f"Does {c} reach a higher return than {b} on {self.task}, both tuned equally?",
-            "compare": f"Which reaches the higher return on {self.task}, {c} or {b}, both tuned equally?",
+            "beat": f"Does {c} reach a higher {what} than {b}{by} on {self.task}{tuned}?",
+            "compare": f"Which reaches the higher {what} on {self.task}, {c} or {b}{tuned}?",
             "best": f"Which {c} configuration is best on {self.task}, and does it beat the default {b}?",
             "improve": f"Can {c} on {self.task} be improved by {self.improvement_pct:g} % over its default?",
         }[self.kind]
-        return asked + trained
-
-
-def label(family: ModelFamily) -> str:
-    """How a family is written for people: `SSM (s5, lru, s4d)` or `LSTM`."""
-    name = family.name.upper() if family.name in ("ssm", "lstm", "gru", "mlp", "lru", "s5", "s4d") else family.name
-    return f"{name} ({', '.join(family.kinds)})" if len(family.kinds) > 1 else name
-
-
-def model_families() -> dict[str, ModelFamily]:
-    """Every name a goal may use: each registered kind, `ssm` for the diagonal cells, `model` for all."""
-    families = {kind: ModelFamily(name=kind, kinds=(kind,)) for kind in MODELS}
-    families["ssm"] = ModelFamily(name="ssm", kinds=tuple(k for k in SSM_KINDS if k in MODELS))
-    return families
-
-
-def parse_model(words: str) -> ModelFamily:
-    """The model family named by a few words; InputError with the nearest and the list."""
-    name = _strip(words)
-    families = model_families()
-    for candidate in (name, words.strip().lower()):
-        candidate = ALIASES.get(candidate, candidate)
-        if candidate in families:
-            return families[candidate]
-    raise unknown_name("model", name, families, hint=f"See: {command('list', 'models')}")
+        scored = "" if self.kind in ("beat", "compare") or what == "return" else f" Scored by {what}."
+        open_ = dict.fromkeys(side.kinds for side in self.sides if side.learners and len(side.kinds) > 1)
+        searched = "".join(f" A model is searched among {', '.join(kinds)}." for kinds in list(open_)[:1])
+        return asked + trained + scored + searched
 
 
 def parse_task(words: str) -> str:
     """The task family named by a few words; InputError with the nearest and the list."""
     name = re.sub(r"^the\s+", "", words.strip())
-    for candidate in (name, _TAIL.sub("", name), name.lower(), name.lower().replace(" ", "-").replace("_", "-")):
+    for candidate in (name, _TASK_NOUN.sub("", name), name.lower(), name.lower().replace(" ", "-").replace("_", "-")):
         if candidate in FAMILIES:
             return candidate
-    from env_runner.task_distributions import get_family
-
     try:
         return get_family(name).id
     except InputError:
         raise unknown_name("task", name, FAMILIES, hint=f"See: {command('list', 'tasks')}") from None
 
 
-def parse_learner(word: str) -> str:
-    """The learner that a word names; InputError with the nearest and the list."""
-    name = word.lower()
-    if name not in LEARNERS:
-        raise unknown_name("learner", name, LEARNERS, hint=f"See: {command('list', 'learners')}")
-    return name
-
-
-def parse_goal(goal: str) -> Question:
+def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Question:
     """The question behind `goal`; "..., trained by maml-ppo" names another learner than the usual one.
 
-    InputError says what was missing, with three examples.
+    runs: gives the recorded run of an id such as r-0042. InputError says what was missing, with three examples.
     """
     words = re.sub(r"\s+", " ", goal.strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
-    trained = _LEARNER.search(words)
-    learner = DEFAULT_LEARNER if trained is None else parse_learner(trained["learner"])
-    kept = _without_fillers(_LEARNER.sub("", words))
-    for kind, pattern in _PATTERNS:
-        match = re.fullmatch(pattern, kept, re.IGNORECASE)
-        if match:
-            return _question(goal, kind, match.groupdict()).model_copy(update={"learner": learner})
+    rest, metric = _take_metric(words)
+    trained = _LEARNER.search(rest)
+    learner = DEFAULT_LEARNER if trained is None else _parse_learner(trained["learner"])
+    rest = _without_fillers(_LEARNER.sub("", rest))
+    percent = _PERCENT.search(rest)
+    rest = _PERCENT.sub("", rest)
+    task, rest = _take_task(rest)
+    if task is not None:
+        for kind, pattern in _PATTERNS:
+            match = re.fullmatch(pattern, rest, re.IGNORECASE)
+            if match is None or (kind == "improve" and percent is None):
+                continue
+            parts = match.groupdict()
+            margin = None if percent is None else parse_percent(percent["n"])
+            question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
+            return _scored(question, metric)
     raise InputError(_what_is_missing(words))
 
 
-def _question(goal: str, kind: Literal["beat", "compare", "best", "improve"], parts: dict[str, str | None]) -> Question:
-    task = parse_task(parts["t"] or "")
-    named = parts.get("x")
-    challenger = parse_model(named) if named else model_families()["ssm"]
-    if kind in ("best", "improve"):
-        percent = parse_percent(parts.get("n") or "") if kind == "improve" else 0.0
-        default = ModelFamily(name=challenger.kinds[0], kinds=challenger.kinds[:1])
-        return Question(
-            goal=goal, kind=kind, challenger=challenger, baseline=default, task=task, improvement_pct=percent
+def parse_question(text: str, source: str) -> Question:
+    """A question from JSON text. InputError names each wrong field, and each name that is not registered."""
+    try:
+        question = Question.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{source}: {explain_validation(error, lambda place: _fields_at(place))}") from None
+    get_family(question.task)
+    for side in question.sides:
+        if not side.kinds:
+            raise bad_value(f"{source}: {side.name}.kinds", "no model", f"some of {', '.join(MODELS)}")
+        for kind in side.kinds:
+            default_config(kind)
+    for name in question.learners:
+        LEARNERS[name]
+    return _scored(question, parse_metric(question.metric))
+
+
+def _fields_at(place: tuple[str, ...]) -> Iterable[str]:
+    return (
+        Question.model_fields if place == () else Side.model_fields if place[-1] in ("challenger", "baseline") else ()
+    )
+
+
+def _parse_learner(words: str) -> str:
+    """The learner that trains both sides; InputError with the nearest and the list."""
+    try:
+        named = parse_side(words, no_ledger)
+    except InputError:
+        named = None
+    if named is None or len(named.learners) != 1 or named.kinds or named.fixed:
+        raise unknown_name("learner", words.lower(), LEARNERS, hint=f"See: {command('list', 'learners')}")
+    return named.learners[0]
+
+
+def _question(
+    goal: str,
+    kind: Kind,
+    x: str | None,
+    y: str | None,
+    task: str,
+    margin: float,
+    learner: str,
+    runs: Callable[[str], Recorded],
+) -> Question:
+    for words in (x, y):
+        _refuse_several(words, kind, task)
+    challenger = None if x is None else parse_side(x, runs)
+    if y is None:
+        assert challenger is not None
+        if challenger.recorded is not None:  # better than a run: its own model and learner are tuned
+            kind, baseline = "beat", challenger
+            challenger = Named(
+                name=challenger.kinds[0], kinds=challenger.kinds, learners=challenger.learners, fixed={}, recorded=None
+            )
+            sides = hold_against(challenger, baseline, task, learner)
+        else:
+            one = challenger.completed()
+            sides = one, default_of(one, learner)
+    else:
+        sides = hold_against(challenger, parse_side(y, runs), task, learner)
+    return Question(
+        goal=goal,
+        kind=kind,
+        challenger=sides[0],
+        baseline=sides[1],
+        task=task,
+        improvement_pct=margin,
+        learner=learner,
+    )
+
+
+def _scored(question: Question, metric: Metric | None) -> Question:
+    """With the metric that was asked for, else what the learners say; InputError where the task or a side has no such score."""
+    metric = metric or Metric("return", None, False)
+    if {LEARNERS[name].config_type(kind=name).scored_by for name in question.learners} == {FIRST_EPISODE}:
+        metric = metric.of_learner(FIRST_EPISODE)
+    if metric.quantity == "success" and not get_family(question.task).reports_success:
+        raise bad_value("goal", "success rate", f"the return: {question.task} does not say when a goal is reached")
+    for side in question.sides:
+        if side.recorded is not None and side.recorded.spec["task"] != question.task:
+            other = side.recorded.spec["task"]
+            raise InputError(
+                f'goal: {side.recorded.run} was trained on {other}: ask "... {side.recorded.run} on {other}"'
+            )
+    return question.model_copy(update={"metric": metric.name})
+
+
+def _take_metric(words: str) -> tuple[str, Metric | None]:
+    """The goal without what it says of the score, and that; None where it says nothing."""
+    shots, first = _SHOTS.search(words), _FIRST.search(words)
+    worst, success = _WORST.search(words), _SUCCESS.search(words)
+    for found in (_SHOTS, _FIRST, _WORST, _SUCCESS):
+        words = found.sub("", words)
+    if not any((shots, first, worst, success)):
+        return words, None
+    shot = None
+    if shots is not None:
+        k = shots["k"].lower()
+        shot = _NUMBERS.get(k, int(k) if k.isdigit() else 0)
+    elif first is not None:
+        shot = 0
+    return words, parse_metric(Metric("success" if success else "return", shot, worst is not None).name)
+
+
+def _take_task(words: str) -> tuple[str | None, str]:
+    """The task that is named last, and the goal without it; InputError where "on" is followed by no task."""
+    places = list(_ON.finditer(words))
+    for place in reversed(places):
+        after = words[place.end() :].split(" ")
+        for count in range(min(len(after), 4), 0, -1):
+            try:
+                task = parse_task(" ".join(after[:count]).strip(" ,"))
+            except InputError:
+                continue
+            return task, " ".join([words[: place.start()], *after[count:]]).strip(" ,")
+    named = [place for place in places if place[0].strip(" ,").lower() == "on"]
+    if named:
+        parse_task(words[named[-1].end() :])  # raises
+    return None, words
+
+
+def _refuse_several(words: str | None, kind: Kind, task: str) -> None:
+    """InputError for a list of sides: one question holds one against another."""
+    parts = (
+        []
+        if words is None
+        else [part for part in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+", words) if part]
+    )
+    if len(parts) > 1 and kind != "best":
+        raise InputError(
+            f"goal: one question holds one side against another, and {words!r} are several. Ask for each pair, such as "
+            f'"compare {parts[0]} and {parts[1]} on {task}"'
         )
-    baseline = parse_model(parts["y"] or "")
-    if set(challenger.kinds) & set(baseline.kinds):
-        if parts.get("x"):
-            shared = ", ".join(sorted(set(challenger.kinds) & set(baseline.kinds)))
-            raise InputError(
-                f"goal: {challenger.name} and {baseline.name} share {shared}: a model cannot be held against itself. "
-                f'To tune one, ask: "find the best {challenger.name} on {task}"'
-            )
-        rest = tuple(k for k in challenger.kinds if k not in baseline.kinds)
-        if not rest:
-            raise InputError(
-                f'goal: what should beat {baseline.name}? Name it: "beat {baseline.name} with lstm on {task}"'
-            )
-        challenger = ModelFamily(name="ssm", kinds=rest)
-    return Question(goal=goal, kind=kind, challenger=challenger, baseline=baseline, task=task)
 
 
 def _what_is_missing(words: str) -> str:
@@ -196,9 +312,8 @@ def _what_is_missing(words: str) -> str:
         missing.append("what to do (beat, compare, find the best, improve)")
     elif re.search(r"\b(improve|raise|boost)\b", lower) and not re.search(r"\d\s*(%|percent|per cent)", lower):
         missing.append("by how many percent to improve")
-    names = set(model_families()) | set(ALIASES)
-    if not any(re.search(rf"\b{re.escape(name)}\b", lower) for name in names):
-        missing.append("a model (such as LSTM)")
+    if not any(re.search(rf"\b{re.escape(name)}\b", lower) for name in side_words()):
+        missing.append("a model or learner (such as LSTM)")
     if not any(re.search(rf"[\s]{re.escape(task.lower())}[\s.,]", lower) for task in FAMILIES):
         missing.append("the task (on halfcheetah-vel)")
     examples = "; ".join(f'"{example}"' for example in EXAMPLES)
@@ -209,11 +324,3 @@ def _without_fillers(words: str) -> str:
     while (shorter := _FILLER.sub("", words)) != words:
         words = shorter
     return words
-
-
-def _strip(words: str) -> str:
-    """The bare name: fillers before it and nouns such as "model" or "policy" behind it taken off."""
-    name = _without_fillers(words.strip().lower())
-    while name not in ALIASES and (shorter := _TAIL.sub("", name)) != name and shorter:
-        name = shorter
-    return name

@@ -23,7 +23,9 @@ from experiments.ledger.models import Event, Proposal, Run
 from experiments.ledger.store import Ledger, join_value, now, readable_id
 from experiments.runs.runner import RUNG_SCORE
 from experiments.search.optimizer import Tried, suggest
-from experiments.search.space import ALL_SLICES, ROLES, SearchSpace, Value, count_parameters
+from experiments.search.side import Side, Value
+from experiments.search.sizing import count_parameters
+from experiments.search.space import ALL_SLICES, ROLES, SearchSpace
 from experiments.spec import RunSpec
 from experiments.vocabulary import ARMS, FINISHED, POOL_OFFSET, Arm, Pool
 
@@ -53,6 +55,11 @@ def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
     return sorted((t for t in trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
 
 
+def space_of(question: Question, side: Side) -> SearchSpace:
+    """The search space of a side of a question."""
+    return SearchSpace(side, question.task, learner=question.learner, score=question.metric)
+
+
 class Trials:
     """Search, selection and confirmation configurations of one campaign."""
 
@@ -60,8 +67,8 @@ class Trials:
         self.ledger, self.campaign_id, self.plan, self.seed = ledger, campaign_id, plan, seed
         self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
         self.spaces = {
-            "challenger": SearchSpace(question.challenger, question.task, learner=question.learner),
-            "baseline": SearchSpace(question.baseline, question.task, learner=question.learner),
+            "challenger": space_of(question, question.challenger),
+            "baseline": space_of(question, question.baseline),
         }
         default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
         self.parameters = count_parameters(default)
@@ -154,7 +161,7 @@ class Trials:
         configuration = self._merged(arm, slices | {ALL_SLICES: values})
         for name, value in values.items():
             if name not in configuration:
-                kind = configuration.get("model.kind", space.family.kinds[0])
+                kind, _ = space.chosen(configuration)
                 fields = ", ".join(other for other in configuration if other.startswith("model."))
                 raise bad_value(name, value, f"no value, since {kind} has no such field; of {kind}: {fields}")
         return configuration

@@ -7,7 +7,8 @@ from typing import Any
 from core.config import FrozenConfig
 from experiments.judging.judge import ClaimContent, VerdictContent
 from experiments.search.optimizer import Source
-from experiments.search.space import Parameter, Value
+from experiments.search.side import Value
+from experiments.search.space import Parameter
 from experiments.tables import Cell
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, model_validator
@@ -22,8 +21,10 @@ from pydantic import ConfigDict, Field, model_validator
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.judging import statistics
+from experiments.metrics import FIRST_EPISODE, MetricName, QuestionMetric, parse_metric, worst_tenth
 from experiments.search.pruning import Pruning
 from experiments.vocabulary import FINISHED, PARAMETER_TOLERANCE, Outcome
+from meta_rl.learner import DEFAULT_LEARNER
 
 ARMS = ("challenger", "baseline")
 MIN_SEEDS = 5
@@ -34,6 +35,10 @@ class ArmClaim(FrozenConfig):
 
     variant_hash: str
     model: str
+    learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
+    """What trains it; left out where it is the usual one, as it was before sides could name one."""
+    scored_by: MetricName = Field(default=FIRST_EPISODE, exclude_if=lambda name: name == FIRST_EPISODE)
+    """What its runs are scored by."""
     parameters: int
     tuner: str
     """How the configuration was chosen, such as "tpe" or "default"."""
@@ -60,7 +65,8 @@ class ClaimContent(FrozenConfig):
     hypothesis: str
     task: str
     task_version: str
-    metric: Literal["return_first_episode"] = "return_first_episode"
+    metric: QuestionMetric = FIRST_EPISODE
+    """What both sides are scored by; one that ends in `as_trained` is taken after the shots in each side's own `scored_by`."""
     challenger: ArmClaim
     baseline: ArmClaim
     seeds: tuple[int, ...]
@@ -138,7 +144,7 @@ class ConfirmationRow(FrozenConfig):
     status: str
     env_steps: int
     returns: tuple[float, ...]
-    """First-episode return on each held-out task, in the order of the tasks; NaN where it was not finite."""
+    """What the run is scored by on each held-out task, in the order of the tasks; NaN where it was not finite."""
 
 
 class ParityCheck(FrozenConfig):
@@ -231,7 +237,7 @@ def _judge_looks(
     assert verdict is not None
     if verdict.effect is None:
         return verdict
-    more = _summaries(rows, claim.seeds[: verdict.seeds])
+    more = _summaries(claim, rows, claim.seeds[: verdict.seeds])
     return verdict.model_copy(update={"look": look if claim.looks else None, **more})
 
 
@@ -329,7 +335,7 @@ def _judge_look(
     if trouble := _unfinished(rows):
         return VerdictContent(outcome="inconclusive", reason=trouble, parity=parity, run_ids=run_ids)
 
-    scores = _scores(rows, claim.seeds[:count])
+    scores = _scores(claim, rows, claim.seeds[:count])
     means = {arm: scores[arm].mean(axis=1) for arm in ARMS}
     differences = means["challenger"] - means["baseline"]
     effect = float(differences.mean())
@@ -374,15 +380,18 @@ def _judge_look(
     )
 
 
-def _scores(rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """Arm -> returns (seeds, tasks), both arms in the order of the seeds' numbers."""
+def _scores(claim: ClaimContent, rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    """Arm -> scores (seeds, tasks), both arms in the order of the seeds' numbers; of the tasks that count, where not all do."""
     found = {(row.arm, row.seed): row.returns for row in rows}
-    return {arm: np.array([found[arm, seed] for seed in sorted(seeds)]) for arm in ARMS}
+    scores = {arm: np.array([found[arm, seed] for seed in sorted(seeds)]) for arm in ARMS}
+    if parse_metric(claim.metric).worst:
+        scores = {arm: np.sort(values, axis=1)[:, : worst_tenth(claim.num_tasks)] for arm, values in scores.items()}
+    return scores
 
 
-def _summaries(rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, object]:
+def _summaries(claim: ClaimContent, rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, object]:
     """What a verdict says about the two sides beyond the test."""
-    scores = _scores(rows, seeds)
+    scores = _scores(claim, rows, seeds)
     return {
         "probability_of_improvement": statistics.probability_of_improvement(scores["challenger"], scores["baseline"]),
         **{arm: summarise(scores[arm]) for arm in ARMS},

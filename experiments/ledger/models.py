@@ -112,7 +112,7 @@ class Run(Base):
     status: Mapped[str] = mapped_column(String(16))
     cause: Mapped[str | None] = mapped_column(Text)
     env_steps: Mapped[int] = mapped_column(default=0)
-    score: Mapped[float | None]  # mean over the pool's tasks of the first episode's return
+    score: Mapped[float | None]  # over the pool's tasks, by the metric that the specification names
     train_s: Mapped[float | None]
     wall_s: Mapped[float | None]
     created_at: Mapped[datetime]

@@ -31,6 +31,7 @@ from core.words.text import storable, without_password
 from experiments.ledger import scores
 from experiments.ledger.ids import EVERY_KIND, EXAMPLE_GOAL, PREFIXES, Kind, find_row, parse_id
 from experiments.ledger.models import Artifact, Base, Campaign, Eval, Event, Metric, Note, Run
+from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.vocabulary import readable_id
 
 __all__ = ["HEAD", "PREFIXES", "Kind", "Ledger", "LedgerError", "join_value", "now", "parse_id", "readable_id", "split_value", "write_json"]  # fmt: skip
@@ -407,11 +408,14 @@ class Ledger:
         with self.session() as session:
             return list(session.scalars(query.order_by(Eval.run_id, Eval.name, Eval.task_index, Eval.episode)))
 
-    def first_returns(self, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
-        """run -> task -> return of the first episode."""
+    def scored_values(self, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
+        """run -> task -> what the run is scored by: the return of the first episode, or what its specification names."""
+        with self.session() as session:
+            specs = dict(session.execute(select(Run.id, Run.spec).where(Run.id.in_(run_ids))).all())
+        metrics = {run: parse_metric(spec.get("scored_by", FIRST_EPISODE)) for run, spec in specs.items()}
         found: dict[int, dict[int, float]] = {}
-        for row in self.evals(run_ids):
-            if row.episode == 0:
+        for row in self.evals(run_ids, name=None):
+            if (row.name, row.episode) == (metrics[row.run_id].quantity, metrics[row.run_id].column):
                 found.setdefault(row.run_id, {})[row.task_index] = join_value(row.value, row.kind)
         return found
 

@@ -15,6 +15,7 @@ from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
+from experiments.metrics import parse_metric
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
@@ -91,4 +92,8 @@ def _files(task: str, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _spec(task: str, policy: Any, learner: Any) -> RunSpec:
-    return RunSpec(task=task, policy=policy, learner=learner, env_steps=ENV_STEPS, seed=0)
+    """With all columns of an evaluation that the learner is scored by."""
+    spec = RunSpec(task=task, policy=policy, learner=learner, env_steps=ENV_STEPS, seed=0)
+    shown = parse_metric(spec.learner.scored_by).column + 1
+    scored = {"scored_by": spec.learner.scored_by, "evaluation_episodes": max(spec.evaluation_episodes, shown)}
+    return spec.model_copy(update=scored)

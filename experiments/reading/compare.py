@@ -69,7 +69,7 @@ def compare(ledger: Ledger, first: str, second: str, *, everything: bool = False
     names = [readable_id("r", a.id), readable_id("r", b.id)]
     differences = _table(names, [_run_fields(ledger, a), _run_fields(ledger, b)], everything)
     notes: list[str] = []
-    left, right = ledger.first_returns([a.id]).get(a.id, {}), ledger.first_returns([b.id]).get(b.id, {})
+    left, right = ledger.scored_values([a.id]).get(a.id, {}), ledger.scored_values([b.id]).get(b.id, {})
     same_place = (a.task, a.task_version, a.pool) == (b.task, b.task_version, b.pool)
     if not same_place:
         notes.append("The two were not evaluated on the same tasks, so their scores cannot be compared.")
@@ -170,7 +170,7 @@ def _by_seed(ledger: Ledger, a: Run, b: Run) -> tuple[tuple[int, ...], Paired | 
             means.append({seed: float(number) for seed, number in first.items()})
     seeds = tuple(sorted(means[0].keys() & means[1].keys()))
     ids = [[int(side[seed]) for seed in seeds] for side in means]
-    returns = ledger.first_returns([*ids[0], *ids[1]]) if seeds else {}
+    returns = ledger.scored_values([*ids[0], *ids[1]]) if seeds else {}
     differences = []
     for one, other in zip(*ids, strict=True):
         left, right = returns.get(one, {}), returns.get(other, {})

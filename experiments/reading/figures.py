@@ -16,7 +16,7 @@ from sqlalchemy import select
 from core.errors import InputError, unknown_name
 from core.words.commands import command
 from env_runner.task_distributions import get_family
-from experiments.campaign.question import Question, label
+from experiments.campaign.question import Question
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Claim, Run, Verdict
@@ -68,7 +68,7 @@ def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
             f"{readable_id('c', number)} has no finished runs of both sides to plot yet (stage {campaign.stage}). "
             f"See: {command('runs', '--campaign', readable_id('c', number))}"
         )
-    names = {"challenger": label(question.challenger), "baseline": label(question.baseline)}
+    names = {"challenger": question.challenger.label, "baseline": question.baseline.label}
     for arm, family in (("challenger", question.challenger), ("baseline", question.baseline)):
         chosen = {run.model for run in arms[arm]}
         if len(family.kinds) > 1 and len(chosen) == 1:

@@ -25,7 +25,7 @@ from core.words.commands import command
 from core.words.text import harmless
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Plan
-from experiments.campaign.question import Question, label
+from experiments.campaign.question import Question
 from experiments.campaign.steering import HumanWord, human_words
 from experiments.campaign.waste import count_waste
 from experiments.judging.judge import ClaimContent, VerdictContent
@@ -154,8 +154,8 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         name=name,
         question=question,
         plan=plan,
-        challenger=label(question.challenger),
-        baseline=label(question.baseline),
+        challenger=question.challenger.label,
+        baseline=question.baseline.label,
         claim=ClaimContent.model_validate(claim.content) if claim else None,
         claim_id=readable_id("k", claim.id) if claim else None,
         claim_hash=claim.content_hash if claim else None,

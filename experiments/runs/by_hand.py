@@ -16,9 +16,11 @@ from experiments.judging.judge import ArmResult, summarise
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger
-from experiments.search.space import count_parameters
+from experiments.metrics import FIRST_EPISODE, parse_metric
+from experiments.search.sizing import count_parameters
 from experiments.spec import RunSpec
 from experiments.vocabulary import POOL_OFFSET, Pool
+from meta_rl.learner import LEARNERS
 
 MAX_SEEDS = 100
 
@@ -132,10 +134,18 @@ def _expected_s(ledger: Ledger, spec: RunSpec) -> float | None:
     return spec.env_steps * a_step + max(around, 0.0)
 
 
+def scored_by(run: Run) -> str:
+    """What a run's score is, in words."""
+    metric = parse_metric(run.spec.get("scored_by", FIRST_EPISODE))
+    if metric.name == FIRST_EPISODE:
+        return "first-episode return"
+    return metric.words(LEARNERS[run.spec["learner"]["kind"]].config_type.shot)
+
+
 def seed_scores(ledger: Ledger, run_ids: Sequence[int], original: int | None = None) -> SeedScores:
     """The finished runs together: the mean and IQM over seeds and tasks with their intervals, as the judge computes them."""
     runs = [ledger.get_run(number) for number in run_ids]
-    returns = ledger.first_returns(run_ids)
+    returns = ledger.scored_values(run_ids)
     shown = [run for run in runs if run.score is not None and not ledger.score_is_hidden(run)]
     tasks = len(returns[shown[0].id]) if shown else 0
     table = [[returns[run.id][task] for task in sorted(returns[run.id])] for run in shown]

@@ -93,7 +93,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Rung:
-    """A run has come to rung `number` (from 1) and waits; score: mean first-episode return on its pool's tasks."""
+    """A run has come to rung `number` (from 1) and waits; score: on its pool's tasks, by its specification's metric."""
 
     number: int
     env_steps: int

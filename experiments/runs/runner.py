@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -19,12 +18,13 @@ from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
 from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import Ledger, join_value, now, readable_id, split_value
+from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import keep_patch, keep_plugins, plugin_names, provenance
 from experiments.runs.worker import FRESH
-from experiments.search.space import count_parameters
+from experiments.search.sizing import count_parameters
 from experiments.spec import RunSpec, recorded_spec
 from experiments.vocabulary import FINISHED, Pool, Purpose
 
@@ -160,8 +160,7 @@ class _Recorder:
             run = session.get_one(Run, self.run.id)
             if self.evaluated is not None:
                 session.add_all(_eval_rows(run.id, self.evaluated))
-                first = np.asarray(self.evaluated.values["return"], dtype=np.float64)[:, 0]
-                score = float(first.mean()) if np.isfinite(first).all() else None
+                score = parse_metric(run.spec.get("scored_by", FIRST_EPISODE)).of_evaluation(self.evaluated.values)
             if message.memory_mb is not None:
                 steps = message.env_steps if message.env_steps is not None else self.env_steps
                 peak = Metric(run_id=run.id, env_steps=steps, name="memory/peak_mb", value=float(message.memory_mb))

@@ -22,7 +22,8 @@ from experiments.ledger.store import Ledger, readable_id
 from experiments.presets import preset
 from experiments.runs.runner import queue_run
 from experiments.search.optimizer import Tried, best_trial, suggest
-from experiments.search.space import ModelFamily, SearchSpace, Value
+from experiments.search.side import Side, Value
+from experiments.search.space import SearchSpace
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from meta_rl.learner import DEFAULT_LEARNER
@@ -68,8 +69,8 @@ def tuning_spaces(
             memory = default_config(model).model_copy(update={"num_layers": like.policy.model.num_layers})
             policy = like.policy.model_copy(update={"model": memory})
             start = like.model_copy(update={"task": task, "policy": policy})
-        family = ModelFamily(name=model, kinds=(model,))
-        space = SearchSpace(family, task, learner=start.learner.kind, defaults={model: start})
+        side = Side(name=model, kinds=(model,))
+        space = SearchSpace(side, task, learner=start.learner.kind, defaults={model: start})
         spaces[model] = space
     if only:
         known = sorted({p.name for space in spaces.values() for p in space.parameters})

@@ -104,6 +104,7 @@ def run(
     torch.set_num_threads(1)
     from core.seeding import seed_sequence
     from env_runner.task_distributions import get_family
+    from experiments.metrics import parse_metric
     from experiments.spec import recorded_spec
     from meta_rl.learner import DivergedError, Learner, build_learner
 
@@ -116,7 +117,7 @@ def run(
         learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
     began = saved = reported = time.monotonic()
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
-    tasks = get_family(spec.task).eval_tasks(job["pool"])
+    tasks, metric = get_family(spec.task).eval_tasks(job["pool"]), parse_metric(spec.scored_by)
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
     send("started", pid=os.getpid())
     try:
@@ -127,10 +128,11 @@ def run(
                 send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
                 return
             if env_steps in job["rungs"]:  # before any checkpoint of this iteration, so a resumed run asks again
-                # One episode only: this is a look at the run, and training must not notice it.
-                score = float(learner.evaluate(tasks, episodes=1, seed=seed).returns[:, 0].mean())
+                # No more than the score needs: this is a look at the run, and training must not notice it.
+                looked = learner.evaluate(tasks, episodes=metric.column + 1, seed=seed)
+                score = metric.of_evaluation({"return": looked.returns, **looked.extras})
                 number = job["rungs"].index(env_steps) + 1
-                send("rung", number=number, env_steps=env_steps, score=score if math.isfinite(score) else -math.inf)
+                send("rung", number=number, env_steps=env_steps, score=-math.inf if score is None else score)
                 answer = answers.get()
                 if answer.startswith("prune "):
                     sha256 = learner.save(final)

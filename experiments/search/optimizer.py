@@ -15,7 +15,8 @@ import optuna
 
 from core.config import FrozenConfig
 from core.seeding import numpy_stream, seed_sequence
-from experiments.search.space import SearchSpace, Value
+from experiments.search.side import Value
+from experiments.search.space import SearchSpace
 
 PLATEAU_TRIALS = 4
 """Trials in a row without an improvement beyond the noise floor, after which another family has to change."""
@@ -138,8 +139,7 @@ def tpe(
     trial = study.ask()
     chosen: dict[str, Value] = {}
     for p in space.parameters:
-        kind = chosen.get("model.kind", space.family.kinds[0])
-        if p.only_for is not None and kind not in p.only_for:
+        if not space.has(p, chosen):
             continue
         if p.kind == "choice":
             picked: Any = trial.suggest_categorical(p.name, p.choices or ())

@@ -1,15 +1,17 @@
-"""The search space of one arm, read off the tunable fields of the registered configurations.
+"""The search space of one side, read off the tunable fields of the registered configurations.
 
 A field marked with `core.config.search(...)` is a parameter of the space; a new model or learner therefore brings its
-own. Every parameter belongs to the slice of one role of the crew, and the slices are disjoint. Both arms train models
-of the same parameter count: the width follows from the campaign's parameter budget and is not searched.
+own. What the side names is fixed and no parameter; where it leaves several models or learners open, which of them is
+one, and the fields of each are there with it alone. Every parameter belongs to the slice of one role of the crew, and
+the slices are disjoint. Both sides train policies of the same parameter count: the width follows from the campaign's
+parameter budget and is not searched.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,22 +23,21 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value, unknown_name
-from core.policy import ActionSpec, PolicyConfig, RecurrentPolicy
-from core.sequence_model import SequenceModelConfig, width_multiple, with_width
 from env_runner.task_distributions import get_family
+from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.presets import preset
-from experiments.spec import RunSpec, explain_validation
-from experiments.vocabulary import PARAMETER_TOLERANCE
+from experiments.search.side import Side, Value
+from experiments.search.sizing import size_policy
+from experiments.spec import RunSpec, explain_validation, recorded_spec, set_fields
 from meta_rl.learner import parse_learner_config
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
 ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "environment")
 ALL_SLICES = "all"  # in the place of a role: every parameter
-Value = bool | int | float | str
 FAMILY_OF_ROLE: dict[Role, str] = {
     "state-modeling": "architecture",
     "meta-learning": "optimisation",
@@ -44,15 +45,6 @@ FAMILY_OF_ROLE: dict[Role, str] = {
     "environment": "environment",
 }
 """The family of a parameter whose mark names none."""
-SIZING = 2
-"""The rule of `size_policy` by which campaigns that begin now are sized; a campaign keeps the one it began with."""
-
-
-class ModelFamily(FrozenConfig):
-    """A name that a goal may use for one or several kinds of sequence model."""
-
-    name: str
-    kinds: tuple[str, ...]
 
 
 class Parameter(FrozenConfig):
@@ -72,6 +64,8 @@ class Parameter(FrozenConfig):
     default: Value
     only_for: tuple[str, ...] | None = None
     """Model kinds that have this field; None where all do."""
+    only_with: tuple[str, ...] | None = Field(default=None, exclude_if=lambda learners: learners is None)
+    """Learners that have this field; None where all do."""
     description: str = ""
 
     def distribution(self) -> BaseDistribution:
@@ -149,50 +143,65 @@ class Parameter(FrozenConfig):
 
 
 class SearchSpace:
-    """The parameters of one arm and how their values become a RunSpec.
+    """The parameters of one side and how their values become a RunSpec.
 
-    family: the arm's model kinds. task: task family. learner: which learner's fields are searched.
-    defaults: trial 0 of each kind, where it is not the kind's preset for the learner.
+    side: what is fixed and what is open. task: task family. learner: what trains a side that names no learner.
+    defaults: trial 0 of each kind, where it is not the kind's preset for the learner. score: name of the metric that runs
+    are scored by; each learner's own where None.
     """
 
     def __init__(
-        self, family: ModelFamily, task: str, *, learner: str, defaults: dict[str, RunSpec] | None = None
+        self,
+        side: Side,
+        task: str,
+        *,
+        learner: str,
+        defaults: dict[str, RunSpec] | None = None,
+        score: str | None = None,
     ) -> None:
-        self.family = family
-        self.task = task
-        self.learner = learner
-        self.defaults = defaults or {kind: preset(task, kind, learner) for kind in family.kinds}
-        self.parameters = self._collect()
+        self.side, self.task, self.score = side, task, score
+        self.learners = side.learners or (learner,)
+        self._defaults = {(kind, self.learners[0]): spec for kind, spec in (defaults or {}).items()}
+        self.parameters = () if side.recorded is not None else self._collect()
+
+    def default(self, kind: str, learner: str) -> RunSpec:
+        """What the search begins with for a model kind and a learner, with all that the side fixes."""
+        key = (kind, learner)
+        if key not in self._defaults:
+            spec = preset(self.task, kind, learner) if self.side.recorded is None else _recorded(self.side, self.task)
+            self._defaults[key] = with_fields(spec, self.side.fixed)
+        return self._defaults[key]
 
     def _collect(self) -> tuple[Parameter, ...]:
-        first = self.family.kinds[0]
-        parameters: list[Parameter] = []
-        if len(self.family.kinds) > 1:
-            parameters.append(
-                Parameter(
-                    name="model.kind",
-                    role="state-modeling",
-                    family=FAMILY_OF_ROLE["state-modeling"],
-                    kind="choice",
-                    choices=self.family.kinds,
-                    default=first,
-                    description="Kind of sequence model.",
-                )
-            )
-        owners: dict[str, list[str]] = {}
-        found: dict[str, Parameter] = {}
-        for kind in self.family.kinds:
-            config = self.defaults[kind].policy.model
-            for parameter in _tunable(config, "model", "state-modeling"):
-                owners.setdefault(parameter.name, []).append(kind)
-                found.setdefault(parameter.name, parameter)
-        for name, parameter in found.items():
-            kinds = tuple(owners[name])
-            only = None if len(kinds) == len(self.family.kinds) else kinds
-            parameters.append(parameter.model_copy(update={"only_for": only}))
-        parameters += _tunable(self.defaults[first].policy, "policy", "meta-learning")
-        parameters += _tunable(self.defaults[first].learner, "learner", "meta-learning")
-        return tuple(parameters)
+        kinds, learners = self.side.kinds, self.learners
+        parameters = [
+            *_choice_of("model.kind", "state-modeling", kinds, "Kind of sequence model."),
+            *_choice_of("learner.kind", "meta-learning", learners, "What trains the policy."),
+        ]
+        parameters += _of_several(
+            [
+                (kind, _tunable(self.default(kind, learners[0]).policy.model, "model", "state-modeling"))
+                for kind in kinds
+            ],
+            "only_for",
+        )
+        parameters += _tunable(self.default(kinds[0], learners[0]).policy, "policy", "meta-learning")
+        parameters += _of_several(
+            [(name, _tunable(self.default(kinds[0], name).learner, "learner", "meta-learning")) for name in learners],
+            "only_with",
+        )
+        return tuple(p for p in parameters if p.name not in self.side.fixed)
+
+    def chosen(self, values: Mapping[str, Value]) -> tuple[str, str]:
+        """(model kind, learner) of a configuration."""
+        return str(values.get("model.kind", self.side.kinds[0])), str(values.get("learner.kind", self.learners[0]))
+
+    def has(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
+        """Whether a configuration with these kinds has a parameter."""
+        kind, learner = self.chosen(values)
+        return (parameter.only_for is None or kind in parameter.only_for) and (
+            parameter.only_with is None or learner in parameter.only_with
+        )
 
     def of_role(self, role: str | None) -> tuple[Parameter, ...]:
         if role in (None, ALL_SLICES):
@@ -206,9 +215,8 @@ class SearchSpace:
         return tuple(dict.fromkeys(p.family for p in self.parameters))
 
     def default_values(self) -> dict[str, Value]:
-        """Trial 0 of every arm: the preset of the family's first kind."""
-        first = self.family.kinds[0]
-        return {p.name: p.default for p in self.parameters if p.only_for is None or first in p.only_for}
+        """Trial 0: the preset of the side's first kind and first learner."""
+        return {p.name: p.default for p in self.parameters if self.has(p, {})}
 
     def check_values(self, values: dict[str, Value], role: str | None = None) -> dict[str, Value]:
         """Values in their own types. InputError for a name outside the role's slice or a value out of range."""
@@ -221,17 +229,20 @@ class SearchSpace:
         return {name: slice_[name].check(value) for name, value in values.items()}
 
     def complete(self, values: dict[str, Value]) -> dict[str, Value]:
-        """`values` with defaults for what is missing, less what the chosen kind does not have."""
-        kind = str(values.get("model.kind", self.family.kinds[0]))
-        own = {p.name: p.default for p in _tunable(self.defaults[kind].policy.model, "model", "state-modeling")}
-        merged: dict[str, Value] = {}
-        for p in self.parameters:
-            if p.only_for is None or kind in p.only_for:
-                merged[p.name] = values.get(p.name, own.get(p.name, p.default))
-        return merged
+        """`values` with defaults for what is missing, less what the chosen kind and learner do not have."""
+        kind, learner = self.chosen(values)
+        own = {
+            p.name: p.default
+            for p in _tunable(self.default(kind, self.learners[0]).policy.model, "model", "state-modeling")
+        }
+        if learner != self.learners[0]:
+            own |= {
+                p.name: p.default for p in _tunable(self.default(kind, learner).learner, "learner", "meta-learning")
+            }
+        return {p.name: values.get(p.name, own.get(p.name, p.default)) for p in self.parameters if self.has(p, values)}
 
     def to_unit(self, values: dict[str, Value]) -> Float[ndarray, " D"]:
-        """Unit coordinates of a complete configuration, one a parameter; NaN where its model kind has no such field."""
+        """Unit coordinates of a complete configuration, one a parameter; NaN where its kinds have no such field."""
         return np.array([p.to_unit(values[p.name]) if p.name in values else math.nan for p in self.parameters])
 
     def from_unit(self, point: Sequence[float] | Float[ndarray, " D"]) -> dict[str, Value]:
@@ -243,31 +254,88 @@ class SearchSpace:
     ) -> RunSpec:
         """The RunSpec of a complete configuration, its policy sized to `parameters` trainable numbers by rule `sizing`."""
         values = self.complete(self.check_values(values))
-        kind = str(values.get("model.kind", self.family.kinds[0]))
-        data: dict[str, Any] = self.defaults[kind].model_dump(mode="json") | {"env_steps": env_steps, "seed": seed}
+        kind, learner = self.chosen(values)
+        data: dict[str, Any] = self.default(kind, learner).model_dump(mode="json") | {
+            "env_steps": env_steps,
+            "seed": seed,
+        }
         sections = {"model": data["policy"]["model"], "policy": data["policy"], "learner": data["learner"]}
         for name, value in values.items():
-            if name == "model.kind":
-                continue
-            section, field = name.split(".", 1)
-            sections[section][field] = value
+            if not name.endswith(".kind"):
+                section, field = name.split(".", 1)
+                sections[section][field] = value
         try:
-            shown = parse_learner_config(data["learner"]).evaluation_episodes
-            data["evaluation_episodes"] = max(data["evaluation_episodes"], shown)
+            learned = parse_learner_config(data["learner"])
+            if self.side.recorded is None or self.score is not None:
+                data["scored_by"] = (
+                    learned.scored_by
+                    if self.score is None
+                    else parse_metric(self.score).of_learner(learned.scored_by).name
+                )
+            shots = parse_metric(data.get("scored_by", FIRST_EPISODE)).column
+            data["evaluation_episodes"] = max(data["evaluation_episodes"], learned.evaluation_episodes, shots + 1)
             spec = RunSpec.model_validate(data)
         except ValidationError as error:
             raise InputError(f"configuration: {explain_validation(error)}") from None
-        return spec if parameters is None else size_policy(spec, parameters, rule=sizing)
+        return (
+            spec if parameters is None or self.side.recorded is not None else size_policy(spec, parameters, rule=sizing)
+        )
 
     def unit_steps(self) -> int:
         """The least env steps that are whole training iterations of every configuration of the space."""
-        learner = self.spec({}, env_steps=1, seed=0, parameters=None).learner
-        choices: dict[str, tuple[int, ...]] = {}
-        for parameter in self.parameters:
-            section, field = parameter.name.split(".", 1)
-            if section == "learner" and field in learner.size_fields and parameter.choices:
-                choices[field] = tuple(int(choice) for choice in parameter.choices)
-        return learner.unit_steps(get_family(self.task).horizon, choices)
+        units = []
+        for name in self.learners:
+            learner = self.default(self.side.kinds[0], name).learner
+            choices: dict[str, tuple[int, ...]] = {}
+            for parameter in self.parameters:
+                section, field = parameter.name.split(".", 1)
+                own = parameter.only_with is None or name in parameter.only_with
+                if section == "learner" and own and field in learner.size_fields and parameter.choices:
+                    choices[field] = tuple(int(choice) for choice in parameter.choices)
+            units.append(learner.unit_steps(get_family(self.task).horizon, choices))
+        return math.lcm(*units)
+
+
+def with_fields(spec: RunSpec, fields: Mapping[str, Value]) -> RunSpec:
+    """A specification with some of its fields set, by dotted name such as learner.gamma; InputError where one does not fit."""
+    return spec if not fields else set_fields(spec, {name: json.dumps(value) for name, value in fields.items()})
+
+
+def _recorded(side: Side, task: str) -> RunSpec:
+    """The specification of the run that a side is."""
+    assert side.recorded is not None
+    return recorded_spec(side.recorded.spec, side.recorded.run, {})
+
+
+def _choice_of(name: str, role: Role, choices: tuple[str, ...], description: str) -> list[Parameter]:
+    """The parameter that chooses one of several kinds; none where there is nothing to choose."""
+    if len(choices) < 2:
+        return []
+    return [
+        Parameter(
+            name=name,
+            role=role,
+            family=FAMILY_OF_ROLE[role],
+            kind="choice",
+            choices=choices,
+            default=choices[0],
+            description=description,
+        )
+    ]
+
+
+def _of_several(owners: Sequence[tuple[str, list[Parameter]]], mark: str) -> list[Parameter]:
+    """The parameters of several kinds, each once, with the kinds that have it where not all do."""
+    found: dict[str, Parameter] = {}
+    names: dict[str, list[str]] = {}
+    for owner, parameters in owners:
+        for parameter in parameters:
+            found.setdefault(parameter.name, parameter)
+            names.setdefault(parameter.name, []).append(owner)
+    return [
+        parameter.model_copy(update={mark: None if len(names[name]) == len(owners) else tuple(names[name])})
+        for name, parameter in found.items()
+    ]
 
 
 def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
@@ -301,70 +369,6 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
             )
         )
     return parameters
-
-
-def count_parameters(spec: RunSpec) -> int:
-    """Trainable numbers of the policy that `spec` describes."""
-    return _measure(spec.task, spec.policy.model_dump_json())[0]
-
-
-@lru_cache(maxsize=1024)
-def _measure(task: str, policy: str) -> tuple[int, bool]:
-    """(trainable numbers of a policy, whether its memory trains compiled)."""
-    from core.fused.policy import compiled_blocks, covered
-
-    family = get_family(task)
-    built = RecurrentPolicy(family.obs_dim, ActionSpec(*family.action), PolicyConfig.model_validate_json(policy))
-    return sum(p.numel() for p in built.parameters()), covered(built) and bool(compiled_blocks(built))
-
-
-def size_policy(spec: RunSpec, parameters: int, *, rule: int = SIZING) -> RunSpec:
-    """The same specification with the model width whose whole policy comes nearest to `parameters` trainable numbers.
-
-    Rule 1, that of campaigns planned before there was another, bisects as if the count rose with the width, and scales
-    a state_dim with it. But as wide as the encoder a memory needs no input map, so its count is lower there than one
-    step below, and that width was passed over: two layers of S5 on the point robot got width 61 against an LSTM (+0.7 % of
-    50,437 numbers), where 64 has +0.1 % and is the only one at which such a memory trains compiled.
-
-    Rule 2 looks at the encoder's width by itself. It stands wherever the memory trains compiled there and its count is
-    within half of PARAMETER_TOLERANCE, so that two sides sized so are alike for the judge. By counts on three tasks
-    that is so for S5 and LRU of 2 layers and 64 states against LSTM, of 3 layers or 128 states against a GRU (0.1 % each)
-    and for S4D in two cases (4 and 5 %); all others miss by 8 % or more. Else the nearest width stands. A
-    state_dim that is searched is trained as it is shown.
-    """
-    encoder = spec.policy.encoder_dim
-
-    def at(width: int) -> RunSpec:
-        model = spec.policy.model
-        model = with_width(model, width) if rule == 1 else _with_width_alone(model, width)
-        return spec.model_copy(update={"policy": spec.policy.model_copy(update={"model": model})})
-
-    def rising(width: int) -> int:
-        """The count, which rises with the width once the encoder's width is taken for the one above it."""
-        return count_parameters(at(width + step if rule > 1 and width == encoder else width))
-
-    step = width_multiple(spec.policy.model)
-    low, high = step, step
-    while rising(high) < parameters:
-        low, high = high, high * 2
-    while high - low > step:
-        middle = (low + high) // 2 // step * step
-        low, high = (middle, high) if rising(middle) <= parameters else (low, middle)
-    candidates = [at(low), at(high)]
-    if rule > 1 and encoder % step == 0:
-        same = at(encoder)
-        count, compiled = _measure(same.task, same.policy.model_dump_json())
-        if compiled and abs(count - parameters) <= PARAMETER_TOLERANCE / 2 * parameters:
-            return same
-        candidates += [same, at(encoder + step)]
-    return min(candidates, key=lambda sized: abs(count_parameters(sized) - parameters))
-
-
-def _with_width_alone(model: SequenceModelConfig, width: int) -> SequenceModelConfig:
-    """`model` with another hidden_dim; a state_dim that is no parameter of the search follows it, as `with_width` says."""
-    if any(p.name == "model.state_dim" for p in _tunable(model, "model", "state-modeling")):
-        return model.model_copy(update={"hidden_dim": width})
-    return with_width(model, width)
 
 
 def iteration_steps(spec: RunSpec) -> int:

@@ -96,7 +96,7 @@ class CollaborativeLearning:
         """
         way_to_work(collaboration_mode)
         from env_runner.task_distributions import FAMILIES
-        from experiments.campaign.begin import create_campaign, plan_campaign
+        from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
         from experiments.campaign.lab import Lab
         from experiments.campaign.plan import Budget
         from experiments.campaign.question import parse_goal
@@ -105,9 +105,12 @@ class CollaborativeLearning:
         from experiments.runs.paths import Paths
         from multi_agent.llm.choose import choose_llm
 
-        question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task)
-        choice = choose_llm(self.llm)
         paths = Paths.of(self.data_dir)
+        runs = recorded_in(
+            lambda: Ledger(paths.ledger_url, read_only=True) if (paths.data / "ledger.db").is_file() else None
+        )
+        question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task, runs)
+        choice = choose_llm(self.llm)
         plan = plan_campaign(question, Budget(env_steps=env_steps), paths)
         paths.ensure()
         ledger = Ledger(paths.ledger_url)

@@ -25,7 +25,8 @@ from experiments.ledger import Ledger
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import Tried
-from experiments.search.space import ALL_SLICES, Value
+from experiments.search.side import Value
+from experiments.search.space import ALL_SLICES
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
 from multi_agent.llm.choose import LLMChoice, choose_llm
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
@@ -153,7 +154,7 @@ def open_world_lab(world: World, trials: int, seed: int, folder: Path) -> WorldL
     paths = Paths.of(folder)
     paths.ensure()
     ledger = Ledger(paths.ledger_url)
-    question = parse_goal(f"find the best {world.space.family.name} on {world.space.task}")
+    question = parse_goal(f"find the best {world.space.side.name} on {world.space.task}")
     plan = Plan(
         budget=Budget(env_steps=10**12),
         design=Design(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -221,3 +222,29 @@ def test_the_ledgers_benchmark_prints_its_figures(capsys) -> None:
     assert "10 runs; inserting 2,000 metric rows" in words
     assert "metric rows/s" in words
     assert "python main.py runs, start to end" in words
+
+
+def test_a_typed_question_that_a_dry_run_printed_is_understood_as_the_goal_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--env-steps", "2M", "--llm", "offline", "--dry-run", "--json", "--data-dir", str(tmp_path / "data")]
+    assert main.main(["--goal", "beat maml with fomaml on point-robot after 2 shots", *place]) == 0
+    first = json.loads(capsys.readouterr().out)
+    file = tmp_path / "question.json"
+    file.write_text(json.dumps(first["question"]))
+    assert main.main(["--question", str(file), *place]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    assert main.main(["--question", "-", *place]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert main.main(["--question", str(tmp_path / "none.json"), *place]) == 2
+    assert "none.json does not exist" in capsys.readouterr().err
+    assert main.main(["--question", str(file), "--goal", "x", *place]) == 2
+
+
+def test_without_a_goal_the_default_one_is_researched_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["--env-steps", "2M", "--llm", "offline", "--dry-run", "--data-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert 'No goal was given, so the default one is researched: "beat LSTM on halfcheetah-vel"' in said.out + said.err

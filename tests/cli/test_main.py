@@ -108,7 +108,10 @@ def test_a_specification_with_a_wrong_field_names_its_path(tmp_path: Path, capsy
 WRONG_FIELDS = (
     (
         {"colour": 1},
-        ["colour, got 1: no such field", "Allowed: env_steps, evaluation_episodes, learner, policy, seed, task"],
+        [
+            "colour, got 1: no such field",
+            "Allowed: env_steps, evaluation_episodes, learner, policy, scored_by, seed, task",
+        ],
     ),
     ({"policy.model.sate_dim": 3}, ["policy.model.sate_dim, got 3: no such field. Did you mean 'state_dim'?"]),
     ({"policy.model.state_dim": "many"}, ["policy.model.state_dim, got 'many'", "valid integer"]),

@@ -45,7 +45,7 @@ def test_wall_time_is_planned_from_what_was_measured_with_both_arms(
     asked, said = [], []
 
     def measured(spaces, paths, workers, stop):
-        asked.append([space.family.name for space in spaces])
+        asked.append([space.side.name for space in spaces])
         return SimpleNamespace(steps_per_s=12_345.6, startup_s=2.5)
 
     monkeypatch.setattr(begin, "measure_throughput", measured)

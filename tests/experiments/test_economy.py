@@ -109,7 +109,7 @@ def test_a_campaign_that_is_resumed_within_runs_on_a_loaded_machine_plans_with_t
     assert lab.economy.steps_per_s() == pytest.approx(rate)
     loaded = lab.ledger.runs(lab.number, purpose="search")
     assert {round(run.env_steps / run.train_s) for run in loaded} == {LOADED_RATE}
-    assert lab.economy.steps_per_s("s5") == pytest.approx(LOADED_RATE)
+    assert lab.economy.steps_per_s(lab.trials.search_spec("challenger", {})) == pytest.approx(LOADED_RATE)
     assert lab.economy.time_limit_s() == pytest.approx(120 + 10 * 12_800 / rate)
     lab.economy.fit_full_length()
     final_runs = 2 * 1 + 2 * 5

@@ -34,7 +34,7 @@ from experiments.runs.paths import Paths
 from experiments.runs.runner import compare_reruns, queue_run
 from experiments.search.optimizer import PLATEAU_TRIALS
 from experiments.search.pruning import Pruning, make_pruning
-from experiments.search.space import count_parameters
+from experiments.search.sizing import count_parameters
 from experiments.spec import RunSpec
 
 DESIGN = Design(name="test", baseline_seeds=3, rounds=3, top=2, selection_seeds=1, confirmation_seeds=8)

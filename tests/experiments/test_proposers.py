@@ -13,7 +13,8 @@ from core.errors import InputError
 from experiments.bench.proposers import main, spread
 from experiments.bench.recorded_table import RecordedTable, load_table, plan_configurations, record
 from experiments.bench.searches import RULES, Search, TableWorld, bootstrap_interval, by_rule, compare, run_searches
-from experiments.campaign.question import parse_goal, parse_model
+from experiments.campaign.question import parse_goal
+from experiments.campaign.sides import parse_model
 from experiments.search.optimizer import (
     PLATEAU_TRIALS,
     Tried,
@@ -24,7 +25,8 @@ from experiments.search.optimizer import (
     trials_since_gain,
     variation,
 )
-from experiments.search.space import SearchSpace, Value
+from experiments.search.side import Value
+from experiments.search.space import SearchSpace
 
 QUESTION = parse_goal("beat LSTM on point-robot")
 CHALLENGER = SearchSpace(QUESTION.challenger, QUESTION.task, learner=QUESTION.learner)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from core.errors import InputError
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
-from experiments.campaign.question import Question, parse_goal
+from experiments.campaign.question import Question, parse_goal, parse_question
+from experiments.campaign.trials import space_of
+from experiments.metrics import parse_metric
+from experiments.presets import preset
+from experiments.search.side import Recorded
+from meta_rl.learner import LEARNERS
 
 SSM = ("s5", "lru", "s4d")
 
@@ -63,9 +71,11 @@ def test_a_goal_may_say_what_trains_both_sides_and_is_recorded_as_before_where_i
     for ending in (", trained by maml-ppo", " trained with the MAML-PPO."):
         question = parse_goal(words.format(ending))
         assert question.learner == "maml-ppo"
-        assert question.model_copy(update={"learner": "rl2", "goal": plain.goal}) == plain
+        assert question.metric == "return_as_trained"
+        assert question.model_copy(update={"learner": "rl2", "goal": plain.goal, "metric": plain.metric}) == plain
         assert Question.model_validate(question.model_dump(mode="json")) == question
-        assert question.sentence() == f"{plain.sentence()} Trained by maml-ppo."
+        assert "Trained by maml-ppo." in question.sentence()
+        assert "after the shots that each is trained for" in question.sentence()
         assert question.names == (*plain.names[:-1], "maml-ppo")
 
 
@@ -74,7 +84,7 @@ def test_a_goal_may_say_what_trains_both_sides_and_is_recorded_as_before_where_i
     [
         ("beat LTSM on halfcheetah-vel", ["'ltsm'", "Did you mean 'lstm'", "Allowed:"]),
         ("beat LSTM on halfcheeta-vel", ["'halfcheeta-vel'", "Did you mean 'halfcheetah-vel'", "Allowed:"]),
-        ("beat LSTM on point-robot, trained by maml", ["unknown learner 'maml'", "Did you mean 'maml-ppo'"]),
+        ("beat LSTM on point-robot, trained by mamlppo", ["unknown learner 'mamlppo'", "Did you mean 'maml-ppo'"]),
         ("make it good", ["what to do", "a model", "the task", "Examples:"]),
         ("beat lstm", ["the task", "Examples:"]),
         ("improve lru on point-robot", ["by how many percent", "Examples:"]),
@@ -88,3 +98,135 @@ def test_a_goal_that_cannot_be_understood_says_what_is_missing(goal: str, words:
         parse_goal(goal)
     for word in words:
         assert word in str(caught.value)
+
+
+MODELS_OF = {name: LEARNERS[name].config_type.models for name in ("rl2", "maml-ppo")}
+
+
+@pytest.mark.parametrize(
+    ("goal", "kind", "challenger", "baseline", "metric"),
+    [
+        ("beat RL2 with MAML on point-robot", "beat", {"learners": ("maml-ppo",)}, {"learners": ("rl2",)}, "return_as_trained"),
+        ("compare maml and first-order maml on halfcheetah-dir", "compare", {"learners": ("maml-ppo",), "fixed": {"learner.first_order": False}}, {"learners": ("maml-ppo",), "fixed": {"learner.first_order": True}}, "return_as_trained"),
+        ("beat maml with FOMAML on point-robot after five gradient steps", "beat", {"learners": ("maml-ppo",), "fixed": {"learner.first_order": True}}, {"learners": ("maml-ppo",), "fixed": {"learner.first_order": False}}, "return_after_5"),
+        ("which learner is best on point-robot", "best", {"learners": ("rl2", "maml-ppo")}, {"learners": ("rl2",), "kinds": ("lstm",)}, "return_as_trained"),
+        ("find the best architecture for RL2 on t-maze", "best", {"kinds": MODELS_OF["rl2"], "learners": ("rl2",)}, {"kinds": ("lstm",), "learners": ("rl2",)}, "return_first_episode"),
+        ("find the best model on halfcheetah-vel", "best", {"kinds": MODELS_OF["rl2"]}, {"kinds": ("lstm",)}, "return_first_episode"),
+        ("find the best of S5, LRU and GRU on point-robot", "best", {"kinds": ("s5", "lru", "gru")}, {"kinds": ("s5",)}, "return_first_episode"),
+        ("which is better, S5 or LSTM, on point-robot", "compare", {"kinds": ("s5",)}, {"kinds": ("lstm",)}, "return_first_episode"),
+        ("does S5 with privileged critic beat S5 on halfcheetah-vel", "beat", {"kinds": ("s5",), "fixed": {"learner.privileged_critic": True}}, {"kinds": ("s5",), "fixed": {"learner.privileged_critic": False}}, "return_first_episode"),
+        ("beat LSTM with S5 + num_layers=2 on point-robot", "beat", {"kinds": ("s5",), "fixed": {"model.num_layers": 2}}, {"kinds": ("lstm",), "fixed": {}}, "return_first_episode"),
+        ("beat LSTM on point-robot with S5 with maml-ppo", "beat", {"kinds": ("s5",), "learners": ("maml-ppo",)}, {"kinds": ("lstm",), "learners": ()}, "return_as_trained"),
+        ("compare S5 and LSTM on halfcheetah-vel in the worst tasks", "compare", {"kinds": ("s5",)}, {"kinds": ("lstm",)}, "worst_tenth_return_first_episode"),
+        ("beat LSTM with LRU after 2 episodes on point-robot", "beat", {"kinds": ("lru",)}, {"kinds": ("lstm",)}, "return_after_2"),
+        ("beat maml with rl2 on point-robot zero-shot", "beat", {"learners": ("rl2",)}, {"learners": ("maml-ppo",)}, "return_first_episode"),
+        ("beat RL2 on point-robot", "beat", {"learners": ("maml-ppo",)}, {"learners": ("rl2",)}, "return_as_trained"),
+    ],
+)  # fmt: skip
+def test_a_side_is_whatever_a_specification_can_say(
+    goal: str, kind: str, challenger: dict[str, Any], baseline: dict[str, Any], metric: str
+) -> None:
+    question = parse_goal(goal)
+    assert (question.kind, question.metric) == (kind, metric)
+    for side, named in zip(question.sides, (challenger, baseline), strict=True):
+        assert {name: getattr(side, name) for name in named} == named
+        space = space_of(question, side)
+        spec = space.spec({}, env_steps=1, seed=0, parameters=None)
+        data = spec.model_dump(mode="json")
+        for name, value in side.fixed.items():
+            assert name not in {p.name for p in space.parameters}
+            section, field = name.split(".")
+            assert {"model": data["policy"]["model"], "policy": data["policy"], "learner": data["learner"]}[section][
+                field
+            ] == value
+        assert spec.learner.kind == (side.learners or ("rl2",))[0]
+        assert parse_metric(spec.scored_by).column < spec.evaluation_episodes
+    assert Question.model_validate(question.model_dump(mode="json")) == question
+    assert parse_question(question.model_dump_json(), "it") == question
+
+
+def test_what_neither_side_names_is_free_on_both_alike() -> None:
+    question = parse_goal("beat RL2 with MAML on point-robot")
+    assert set(question.challenger.kinds) == set(question.baseline.kinds)
+    assert (question.challenger.kinds[0], question.baseline.kinds[0]) == (
+        "mlp",
+        "lstm",
+    )  # each begins as it is usually trained
+
+
+@pytest.mark.parametrize(
+    ("goal", "metric", "percent"),
+    [
+        ("beat LSTM by 10 % on point-robot", "return_first_episode", 10.0),
+        ("improve S5 by 2.5 percent over LSTM on point-robot", "return_first_episode", 2.5),
+        ("improve maml on point-robot by 5 %", "return_as_trained", 5.0),
+    ],
+)
+def test_a_margin_may_stand_anywhere(goal: str, metric: str, percent: float) -> None:
+    question = parse_goal(goal)
+    assert (question.metric, question.improvement_pct) == (metric, percent)
+    assert f"by {percent:g} %" in question.sentence()
+
+
+def _runs(name: str) -> Recorded:
+    assert name == "r-0042"
+    return Recorded(run=name, spec=preset("halfcheetah-vel", "gru", "rl2").model_dump(mode="json"))
+
+
+def test_a_recorded_run_and_a_preset_are_sides_that_are_neither_searched_nor_sized() -> None:
+    wanted = preset("halfcheetah-vel", "gru", "rl2")
+    for words in ("r-0042", "halfcheetah-vel.gru"):
+        question = parse_goal(f"beat {words} on halfcheetah-vel", _runs)
+        assert question.challenger.kinds == SSM
+        assert not question.baseline_is_tuned
+        space = space_of(question, question.baseline)
+        assert space.parameters == ()
+        spec = space.spec({}, env_steps=wanted.env_steps, seed=wanted.seed, parameters=10)
+        assert spec == wanted
+        assert f"than {words} as it is" in question.sentence()
+        assert Question.model_validate(question.model_dump(mode="json")) == question
+    improved = parse_goal("improve r-0042 by 5 % on halfcheetah-vel", _runs)
+    assert (improved.kind, improved.challenger.kinds, improved.improvement_pct) == ("beat", ("gru",), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("compare S5, LRU and GRU on point-robot", ["one question holds one side", "compare S5 and LRU on point-robot"]),
+        ("beat maml with maml on point-robot", ["train the same", "find the best maml-ppo on point-robot"]),
+        ("compare maml and first_order=false on point-robot", ["train the same"]),
+        ("beat RL2 with RL2 without privileged critic on point-robot", ["train the same"]),
+        ("beat S5 with lstm with s4d on point-robot", ["lstm and s4d exclude each other"]),
+        ("beat LSTM with S5 by success rate on point-robot", ["success rate", "does not say when a goal is reached"]),
+        ("beat LSTM with S5 with gama=0.9 on point-robot", ["'gama'", "Did you mean 'learner.gamma'"]),
+        ("beat LSTM with S5 with gamma=1.9 on point-robot", ["gamma", "less than or equal to 1"]),
+        ("beat GRU with LSTM with state_dim=4 on point-robot", ["lstm", "has no field state_dim"]),
+        ("beat r-0042 on point-robot", ["r-0042 was trained on halfcheetah-vel", "r-0042 on halfcheetah-vel"]),
+        ("beat LSTM with r-0042 on halfcheetah-vel", ["r-0042 is what it is", "beat r-0042 with lstm"]),
+        ("compare r-0042 and halfcheetah-vel.lstm on halfcheetah-vel", ["both as they were recorded", "compare"]),
+        ("beat LSTM after 40 shots on point-robot", ["return_after_40", "K from 1 to 19"]),
+    ],
+)  # fmt: skip
+def test_sides_that_cannot_be_asked_about_are_answered_with_what_would_work(goal: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_goal(goal, _runs)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "point-robo"}, "Did you mean 'point-robot'"),
+        ({"challenger": {"name": "x", "kinds": ["s6"]}}, "'s6'"),
+        ({"challenger": {"name": "x", "kinds": []}}, "no model"),
+        ({"challenger": {"name": "x", "kinds": ["s5"], "learner": "rl2"}}, "Did you mean 'learners'"),
+        ({"learner": "rl3"}, "Did you mean 'rl2'"),
+        ({"metric": "return_after_99"}, "K from 1 to 19"),
+        ({"metric": "success_after_1"}, "does not say when a goal is reached"),
+    ],
+)
+def test_a_typed_question_is_checked_as_a_goal_is(change: dict[str, Any], words: str) -> None:
+    content = parse_goal("beat LSTM with S5 on point-robot").model_dump(mode="json") | change
+    with pytest.raises(InputError, match=words):
+        parse_question(json.dumps(content), "question.json")

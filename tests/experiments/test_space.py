@@ -13,19 +13,13 @@ from core.policy import PolicyConfig
 from core.sequence_model import with_width
 from experiments.campaign.begin import create_campaign
 from experiments.campaign.gate import static_problems
-from experiments.campaign.plan import DESIGNS, Budget, Plan
-from experiments.campaign.question import parse_goal, parse_model
+from experiments.campaign.plan import Budget, Plan, make_plan
+from experiments.campaign.question import parse_goal
+from experiments.campaign.sides import parse_model
 from experiments.campaign.trials import Trials
 from experiments.ledger import Ledger
-from experiments.search.space import (
-    ROLES,
-    SIZING,
-    SearchSpace,
-    count_parameters,
-    iteration_steps,
-    plan_unit,
-    size_policy,
-)
+from experiments.search.sizing import SIZING, count_parameters, size_policy
+from experiments.search.space import ROLES, SearchSpace, iteration_steps, plan_unit
 from experiments.spec import RunSpec, parse_spec, set_fields
 from experiments.vocabulary import PARAMETER_TOLERANCE
 from meta_rl.learner import parse_learner_config
@@ -56,8 +50,10 @@ def test_run_lengths_are_whole_iterations_of_every_choice_for_every_learner() ->
     horizon = 20
     assert plan_unit([CHALLENGER, BASELINE]) == 64 * 2 * horizon  # 16, 32 or 64 worlds of 1 or 2 episodes
     maml = SearchSpace(QUESTION.challenger, QUESTION.task, learner="maml-ppo")
-    assert plan_unit([maml]) == 8 * 4 * (1 + 1) * horizon  # nothing of it is searched
-    assert plan_unit([CHALLENGER, maml]) == math.lcm(64 * 2 * horizon, 8 * 4 * 2 * horizon)
+    assert (
+        plan_unit([maml]) == 8 * 8 * (3 + 1) * horizon
+    )  # 4 or 8 tasks, 2, 4 or 8 episodes on each, 1 or 3 inner steps
+    assert plan_unit([CHALLENGER, maml]) == math.lcm(64 * 2 * horizon, 8 * 8 * 4 * horizon)
     for space in (CHALLENGER, maml):
         spec = space.spec({}, env_steps=1, seed=0, parameters=None)
         assert plan_unit([space]) % iteration_steps(spec) == 0
@@ -65,7 +61,7 @@ def test_run_lengths_are_whole_iterations_of_every_choice_for_every_learner() ->
 
 def test_an_evaluation_shows_all_that_the_learner_trains_for() -> None:
     assert _spec().evaluation_episodes == 2
-    default = BASELINE.defaults["lstm"]
+    default = BASELINE.default("lstm", "rl2")
     for learner, episodes in (
         ({"kind": "rl2", "episodes_per_trial": 3}, 3),
         ({"kind": "rl2"}, 2),
@@ -154,14 +150,12 @@ def test_a_searched_state_size_is_trained_as_it_is_shown(states: int) -> None:
 
 
 def test_a_plan_from_before_there_was_a_second_rule_of_sizing_keeps_the_first(tmp_path: Path) -> None:
-    old = Plan(
-        budget=Budget(env_steps=10**6), design=DESIGNS[-1], tuned_arms=2, env_steps_full=10, env_steps_search=5, workers=2, steps_per_s=None
-    )  # fmt: skip
+    new = make_plan(Budget(env_steps=10**6), iteration_steps=10, horizon=5, tuned_arms=2, workers=2, steps_per_s=None)
+    assert new.sizing == SIZING
+    old = Plan.model_validate(new.model_dump(mode="json", exclude={"sizing"}))
     assert "sizing" not in old.model_dump(mode="json")
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     campaign_id = create_campaign(ledger, QUESTION, old, seed=1, llm="offline")
-    new = Plan.model_validate(ledger.get_campaign(campaign_id).plan)
-    assert new.sizing == SIZING
     widths = []
     for plan in (old, new):
         trials = Trials(ledger, campaign_id, QUESTION, plan, seed=1)

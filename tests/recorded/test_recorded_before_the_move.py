@@ -35,12 +35,14 @@ from core.errors import InputError
 from core.seeding import numpy_stream, seed_sequence, torch_stream
 from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Budget, make_plan
-from experiments.campaign.question import parse_goal, parse_model
+from experiments.campaign.question import parse_goal
+from experiments.campaign.sides import parse_model
 from experiments.judging.judge import ClaimContent, ConfirmationRow, judge, seeds_to_run
 from experiments.presets import named_preset
 from experiments.runs.provenance import processor
 from experiments.search.optimizer import Tried, suggest
-from experiments.search.space import SearchSpace, count_parameters, plan_unit
+from experiments.search.sizing import count_parameters
+from experiments.search.space import SearchSpace, plan_unit
 from experiments.spec import RunSpec
 from meta_rl.evaluate import few_shot
 from meta_rl.learner import Learner, build_learner
