@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from core.errors import nearest
 
 
 class FrozenConfig(BaseModel):
@@ -29,3 +32,23 @@ def search(
     whole subject of the role; a search that has stopped gaining changes one family at a time.
     """
     return {"search": {"low": low, "high": high, "log": log, "choices": choices, "role": role, "family": family}}
+
+
+def explain_validation(
+    error: ValidationError, fields_at: Callable[[tuple[str, ...]], Iterable[str]] | None = None
+) -> str:
+    """Every complaint of pydantic in one line each: path, value, what is allowed.
+
+    fields_at: the names of the fields of the configuration at a path.
+    """
+    lines = []
+    for item in error.errors(include_url=False):
+        place = tuple(str(part) for part in item["loc"])
+        value = "" if item["type"] in ("missing", "json_invalid") else f", got {item['input']!r:.80}"
+        words = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            names = sorted(fields_at(place[:-1])) if fields_at is not None else []
+            close = nearest(place[-1], names)
+            words = "no such field." + (f" Did you mean {close!r}?" if close else "") + (f" Allowed: {', '.join(names)}" if names else "")  # fmt: skip
+        lines.append(f"{'.'.join(place) or '(whole)'}{value}: {words}")
+    return "; ".join(lines)

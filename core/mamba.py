@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from core.config import search
@@ -35,8 +35,11 @@ from core.kernels.selective import (
 )
 from core.scan import split_scan
 from core.sequence_model import SequenceModelConfig, linear, register_model
-from core.ssm import StateSpaceModel
+from core.ssm import StateSpaceModel, check_time_steps
 from core.stack import BLOCKS, LayerNorm
+
+LARGEST = 1e3
+"""Beyond this a block without a norm reads no further: a stream that is far outside of what networks are made for."""
 
 
 class MambaConfig(SequenceModelConfig):
@@ -51,12 +54,17 @@ class MambaConfig(SequenceModelConfig):
     """Taps of the causal convolution in front of the recurrence; 1 is none but a scale."""
     dt_rank: int = Field(default=0, ge=0, le=1024)
     """Rank of the map to the step; 0 means hidden_dim / 16, rounded up."""
-    dt_min: float = Field(default=0.005, gt=0, le=10, json_schema_extra=search(low=0.002, high=0.1, log=True))
+    dt_min: float = Field(default=0.005, ge=1e-5, le=10, json_schema_extra=search(low=0.002, high=0.1, log=True))
     """Smallest initial step; time constants run from 1 / (N dt) to 1 / dt steps."""
-    dt_max: float = Field(default=0.5, gt=0, le=10)
+    dt_max: float = Field(default=0.5, ge=1e-5, le=10)
     """Largest initial step."""
     norm: Literal["none", "layer", "rms"] = "none"
     """Normalisation in front of each block (the paper uses rms)."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> MambaConfig:
+        check_time_steps(self)
+        return self
 
     @classmethod
     def for_state_dim(cls, state_dim: int, hidden_dim: int, num_layers: int) -> MambaConfig:
@@ -109,7 +117,7 @@ def _reach(keep: Tensor | None, batch: int, time: int, taps: int) -> np.ndarray:
         values = as_numpy(keep)
         for j in range(1, taps):
             reach[:, :, j] = reach[:, :, j - 1]
-            reach[:, j - 1 :, j] *= values[:, : time - j + 1]
+            reach[:, j - 1 :, j] *= values[:, : max(time - j + 1, 0)]
     return reach
 
 
@@ -233,12 +241,21 @@ class MambaBlock(nn.Module):
         """x (B, T, H), state (B, (K - 1 + N) E) to the same shapes."""
         fast = fused_allowed(x)
         past, h = state.unflatten(1, (-1, self.inner)).split((self.taps - 1, self.count), 1)
-        v, z = F.linear(x if self.norm is None else self.norm(x), self.project.weight).chunk(2, -1)
+        v, z = F.linear(self._read(x), self.project.weight).chunk(2, -1)
         v, past = (_Conv.apply if fast else conv_reference)(v, past, keep, self.conv_weight, self.conv_bias)
         delta, b, c = F.linear(v, self.select.weight).split((self.rank, self.count, self.count), -1)
         delta = F.softplus(F.linear(delta, self.dt_weight, self.dt_bias))
         y, h = (_Selective.apply if fast else selective_reference)(v, delta, self.A_log, b, c, self.D, h, keep)
         return x + F.linear(y * F.silu(z), self.merge.weight), torch.cat([past, h], 1).flatten(1)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What the block sees of the residual stream: normalised, or at most LARGEST.
+
+        A block is a polynomial of degree 5 in its input (v, delta, B, C and z are each linear in a large one), so L of them
+        without a norm are of degree 5^L, and a few narrow ones overflow. Held at LARGEST, what each adds is bounded, and its
+        derivative beyond is zero.
+        """
+        return x.clamp(-LARGEST, LARGEST) if self.norm is None else self.norm(x)
 
     def prepare_step(self) -> tuple[Any, ...]:
         """Maps transposed, taps with the oldest first, A; and the low-rank map to the step multiplied out.
@@ -257,7 +274,7 @@ class MambaBlock(nn.Module):
     def step(self, x: Tensor, state: Tensor, prepared: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """x (B, H), state (B, (K - 1 + N) E), no gradients."""
         project, select, bias, merge, taps, a, arrays = prepared
-        projected = torch.mm(x if self.norm is None else self.norm(x), project)
+        projected = torch.mm(self._read(x), project)
         if arrays is not None:
             weight, conv_bias, a, skip = arrays
             after, v = torch.empty(state.shape), torch.empty(x.shape[0], self.inner)

@@ -14,10 +14,11 @@ from fnmatch import fnmatch
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
-from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import core_schema
 
 from core import plugins
+from core.config import explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.words.commands import command
 
@@ -141,8 +142,15 @@ class ConfigOf:
         self.registry = registry
         self.base = base
 
-    def parse(self, value: object) -> Any:
+    def read(self, value: object) -> Any:
         """A configuration from a configuration, a kind's name, or a mapping with a "kind". Raises InputError."""
+        try:
+            return self.parse(value)
+        except ValidationError as error:
+            raise InputError(f"{self.registry.kind}: {explain_validation(error)}") from None
+
+    def parse(self, value: object) -> Any:
+        """`read` inside pydantic: raises ValidationError for a wrong field, so that its place in the whole is kept."""
         kind = self.registry.kind
         if isinstance(value, self.base):
             if type(value) is self.base:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
@@ -25,6 +25,10 @@ from core.registry import ConfigOf, Registry
 
 ModelT = TypeVar("ModelT", bound="SequenceModel")
 SelfT = TypeVar("SelfT", bound="SequenceModel")  # typing.Self is not understood by the tests' shape checker
+
+
+DTYPES = (torch.float32, torch.float64)
+"""What a sequence model computes in."""
 
 
 class SequenceModelConfig(FrozenConfig):
@@ -69,7 +73,7 @@ AnyModelConfig = Annotated[SequenceModelConfig, _ANY]
 
 def parse_model_config(value: object) -> SequenceModelConfig:
     """A configuration from a configuration, a kind's name, or a dict with a "kind". Raises InputError."""
-    return _ANY.parse(value)
+    return _ANY.read(value)
 
 
 def default_config(kind: str) -> SequenceModelConfig:
@@ -192,7 +196,7 @@ class SequenceModel(nn.Module):
         try:
             config = parse_model_config(meta["model"])
             model = build_model(config, int(meta["input_dim"]), int(meta["output_dim"]))
-        except (KeyError, ValidationError) as error:
+        except (KeyError, InputError) as error:
             raise InputError(f"path: {path} does not hold a sequence model: {error}") from error
         if not isinstance(model, cls):
             raise bad_value("path", str(path), f"a saved {cls.__name__}; it holds a {type(model).__name__}")
@@ -207,6 +211,8 @@ class SequenceModel(nn.Module):
         if x.ndim == 3 and x.shape[1] < 1:
             raise bad_value("x", tuple(x.shape), "at least one time step")
         like = next(self.parameters())
+        if like.dtype not in DTYPES:  # half precision has no complex numbers, and a recurrence loses what it holds
+            raise bad_value("x", f"a model in {like.dtype}", " or ".join(str(dtype) for dtype in DTYPES))
         if x.dtype != like.dtype or x.device != like.device:
             raise bad_value("x", f"{x.dtype} on {x.device}", f"the model's {like.dtype} on {like.device}")
         if hidden is not None:
@@ -300,12 +306,15 @@ def width_multiple(config: SequenceModelConfig) -> int:
 
 
 def with_width(config: SequenceModelConfig, width: int) -> SequenceModelConfig:
-    """`config` with another hidden_dim; a state_dim keeps its ratio to the width, as far as its rules allow."""
+    """`config` with another hidden_dim; a state_dim keeps its ratio to the width, as far as its rules allow.
+
+    Raises InputError for a width that the configuration cannot have.
+    """
     changes: dict[str, Any] = {"hidden_dim": width}
     ratio_rule = getattr(config, "state_dim_for_width", None)
     if ratio_rule is not None:
         changes["state_dim"] = ratio_rule(width)
-    return type(config).model_validate({**config.model_dump(), **changes})
+    return parse_model_config({**config.model_dump(), **changes})
 
 
 def linear(

@@ -38,6 +38,13 @@ from core.sequence_model import (
 from core.stack import BLOCKS, BlockStack, LayerNorm
 
 
+def check_time_steps(config: Any) -> None:
+    """Refuse a range of time steps that ends before it begins. Raises ValueError."""
+    low, high = getattr(config, "dt_min", 0.0), getattr(config, "dt_max", math.inf)
+    if low > high:
+        raise ValueError(f"dt_min {low} must be at most dt_max {high}")
+
+
 class SSMConfig(SequenceModelConfig):
     """What all state space kinds share."""
 
@@ -52,6 +59,11 @@ class SSMConfig(SequenceModelConfig):
     def _even(self) -> SSMConfig:
         if self.state_dim % self.state_multiple(self.hidden_dim):
             raise ValueError(f"state_dim must be a multiple of {self.state_multiple(self.hidden_dim)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> SSMConfig:
+        check_time_steps(self)
         return self
 
     @classmethod
@@ -81,9 +93,9 @@ class S5Config(SSMConfig):
     kind: Literal["s5"] = "s5"
     discretization: Literal["zoh", "bilinear"] = "zoh"
     """How the continuous system becomes a discrete one."""
-    dt_min: float = Field(default=0.01, gt=0, le=10, json_schema_extra=search(low=0.003, high=0.1, log=True))
+    dt_min: float = Field(default=0.01, ge=1e-5, le=10, json_schema_extra=search(low=0.003, high=0.1, log=True))
     """Smallest initial step; a time constant is 2 / dt steps."""
-    dt_max: float = Field(default=1.0, gt=0, le=10)
+    dt_max: float = Field(default=1.0, ge=1e-5, le=10)
     """Largest initial step; a time constant is 2 / dt steps."""
     hippo_blocks: int = Field(default=16, ge=1)
     """Copies of a smaller HiPPO matrix along the diagonal (S5, section 4.3): more copies, lower frequencies."""
@@ -100,9 +112,9 @@ class S4DConfig(SSMConfig):
     """Real numbers of state a layer carries: a multiple of 2 * hidden_dim, the same number for each channel."""
     discretization: Literal["zoh", "bilinear"] = "zoh"
     """How the continuous system becomes a discrete one."""
-    dt_min: float = Field(default=0.01, gt=0, le=10, json_schema_extra=search(low=0.003, high=0.1, log=True))
+    dt_min: float = Field(default=0.01, ge=1e-5, le=10, json_schema_extra=search(low=0.003, high=0.1, log=True))
     """Smallest initial step; a time constant is 2 / dt steps."""
-    dt_max: float = Field(default=1.0, gt=0, le=10)
+    dt_max: float = Field(default=1.0, ge=1e-5, le=10)
     """Largest initial step; a time constant is 2 / dt steps."""
     init: Literal["legs", "lin"] = "legs"
     """Eigenvalues at the start: of the normal part of HiPPO-LegS, or -1/2 + i pi n (S4D-Lin)."""
@@ -119,13 +131,19 @@ class LRUConfig(SSMConfig):
     kind: Literal["lru"] = "lru"
     r_min: float = Field(default=0.4, ge=0, lt=1)
     """Inner radius of the ring; r is a time constant of -1 / ln r steps."""
-    r_max: float = Field(default=0.995, gt=0, lt=1, json_schema_extra=search(choices=(0.98, 0.995, 0.999)))
+    r_max: float = Field(default=0.995, ge=1e-3, le=1 - 1e-6, json_schema_extra=search(choices=(0.98, 0.995, 0.999)))
     """Outer radius of the ring."""
     spacing: Literal["ring", "log"] = "log"
     """Initial radii: uniform on the ring's area as in the paper (most states forget fast), or time constants spread
     log-uniformly between those of the two radii."""
-    max_phase: float = Field(default=0.628, gt=0, le=2 * math.pi)
+    max_phase: float = Field(default=0.628, ge=1e-6, le=2 * math.pi)
     """Largest initial phase, in radians a step."""
+
+    @model_validator(mode="after")
+    def _ring(self) -> LRUConfig:
+        if self.r_min >= self.r_max:
+            raise ValueError(f"r_min {self.r_min} must be less than r_max {self.r_max}")
+        return self
 
 
 # --------------------------------------------------------------------------------------------------------- the cells
@@ -212,11 +230,11 @@ class LRUCell(DiagonalCell):
     def __init__(self, config: LRUConfig, generator: torch.Generator) -> None:
         super().__init__()
         width, count = config.hidden_dim, config.state_dim // 2
-        if config.r_min >= config.r_max:
-            raise bad_value("r_min", config.r_min, f"less than r_max = {config.r_max}")
         draw = torch.rand(count, generator=generator)
         # Uniform on the ring's area (lemma 3.2): nu = -1/2 log(u (r_max^2 - r_min^2) + r_min^2).
-        nu = -0.5 * torch.log(draw * (config.r_max**2 - config.r_min**2) + config.r_min**2)
+        # A radius of 0, which r_min = 0 can draw, has no logarithm: 1e-3 forgets as much in a step.
+        area = (draw * (config.r_max**2 - config.r_min**2) + config.r_min**2).clamp_min(1e-6)
+        nu = -0.5 * torch.log(area)
         if config.spacing == "log":
             low, high = math.log(-math.log(config.r_max)), math.log(-math.log(max(config.r_min, 1e-3)))
             nu = torch.exp(low + (high - low) * draw)

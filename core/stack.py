@@ -131,6 +131,11 @@ class HybridConfig(SequenceModelConfig):
     def _every_block_is_valid(self) -> HybridConfig:
         for kind in set(self.blocks):
             self.block_config(kind)
+        depth = self.num_layers * len(self.blocks)
+        if (
+            self.norm == "none" and depth > 32
+        ):  # as deep as any other kind goes; each block doubles the stream at the start
+            raise ValueError(f"num_layers times blocks is {depth}: more than 32 need a norm, layer or rms")
         return self
 
     def block_config(self, kind: str) -> Any:

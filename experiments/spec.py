@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from core.config import FrozenConfig
-from core.errors import InputError, nearest
+from core.config import FrozenConfig, explain_validation
+from core.errors import InputError
 from core.plugins import Plugin, unlike_recorded
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS
@@ -132,26 +132,6 @@ def parse_spec(text: str, source: str) -> RunSpec:
     except InputError as error:
         raise InputError(f"{source}: task: {error}") from None
     return spec
-
-
-def explain_validation(
-    error: ValidationError, fields_at: Callable[[tuple[str, ...]], Iterable[str]] | None = None
-) -> str:
-    """Every complaint of pydantic in one line each: path, value, what is allowed.
-
-    fields_at: the names of the fields of the configuration at a path.
-    """
-    lines = []
-    for item in error.errors(include_url=False):
-        place = tuple(str(part) for part in item["loc"])
-        value = "" if item["type"] in ("missing", "json_invalid") else f", got {item['input']!r:.80}"
-        words = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            names = sorted(fields_at(place[:-1])) if fields_at is not None else []
-            close = nearest(place[-1], names)
-            words = "no such field." + (f" Did you mean {close!r}?" if close else "") + (f" Allowed: {', '.join(names)}" if names else "")  # fmt: skip
-        lines.append(f"{'.'.join(place) or '(whole)'}{value}: {words}")
-    return "; ".join(lines)
 
 
 def _fields_at(data: dict[str, Any], place: tuple[str, ...]) -> Iterable[str]:

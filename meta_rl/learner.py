@@ -119,7 +119,7 @@ AnyLearnerConfig = Annotated[LearnerConfig, _ANY]
 
 def parse_learner_config(value: object) -> LearnerConfig:
     """A configuration from a configuration, a kind's name, or a dict with a "kind". Raises InputError."""
-    return _ANY.parse(value)
+    return _ANY.read(value)
 
 
 @dataclass(frozen=True)

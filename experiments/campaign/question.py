@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from core.config import FrozenConfig
+from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
@@ -17,7 +17,6 @@ from experiments.campaign.sides import Named, default_of, hold_against, no_ledge
 from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
 from experiments.numbers import parse_percent
 from experiments.search.side import Recorded, Side
-from experiments.spec import explain_validation
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 Kind = Literal["beat", "compare", "best", "improve"]

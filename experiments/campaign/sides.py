@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from core.config import FrozenConfig
+from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
 from experiments.presets import named_preset
 from experiments.search.side import Recorded, Side, Value
-from experiments.spec import explain_validation
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 SSM_KINDS = ("s5", "lru", "s4d")  # the default comes first

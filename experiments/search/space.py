@@ -25,14 +25,14 @@ from optuna.distributions import (
 )
 from pydantic import Field, ValidationError
 
-from core.config import FrozenConfig
+from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from env_runner.task_distributions import get_family
 from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.presets import preset
 from experiments.search.side import Side, Value
 from experiments.search.sizing import size_policy
-from experiments.spec import RunSpec, explain_validation, recorded_spec, set_fields
+from experiments.spec import RunSpec, recorded_spec, set_fields
 from meta_rl.learner import parse_learner_config
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
