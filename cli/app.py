@@ -22,7 +22,17 @@ from core.words.commands import Invocation, add_to_commands, command, printed_as
 
 HELP = {"--help", "-h", "--version"}
 NOBODY_READS = 141  # as a shell says of a program that ended by SIGPIPE
-DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLACE_REFUSES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 INSTALLED = "ssm-metarl"  # the command of pyproject.toml's [project.scripts]
 IS_INSTALLED = Path(sys.argv[0]).stem == INSTALLED
 Shell = Literal["bash", "zsh", "fish"]
@@ -167,10 +177,13 @@ def _main(arguments: Sequence[str]) -> int:
             raise
         return NOBODY_READS
     except OSError as error:
-        if error.errno not in DISK_REFUSES:
+        if error.errno not in (*DISK_REFUSES, *PLACE_REFUSES):
             raise
         drop_unread()
         file = f" {error.filename}" if error.filename else ""
+        if error.errno in PLACE_REFUSES:
+            _say_error(f"cannot use{file} ({error.strerror}): choose another place, such as another --data-dir")
+            return 2
         _say_error(
             f"cannot write{file} ({error.strerror}): free some space or choose another --data-dir; "
             f"what is in the ledger is kept, go on with: {command('resume')}"

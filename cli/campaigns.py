@@ -76,6 +76,7 @@ def research(
         options.paths()  # before anything is imported that keeps a cache
     from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
     from experiments.campaign.question import parse_goal, parse_question
+    from multi_agent.llm.choose import with_campaign
 
     output = options.output
     if question is not None:
@@ -93,8 +94,7 @@ def research(
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent
         ledger = options.create()
-        if choice.kind == "replay":
-            ledger.resolve(choice.name.partition(":")[2], "campaign")
+        choice = with_campaign(choice, ledger)
     stop = threading.Event()
     with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
         plan = plan_campaign(understood, may_spend, probing, memory_limit_mb=limit_mb, stop=stop, say=output.say)

@@ -150,13 +150,17 @@ class LiveView:
     def on_event(self, kind: str, actor: str, text: str, payload: Mapping[str, Any] | None = None) -> None:
         """The crew said or did something. A tool's call and its result become one line."""
         self._refresh_numbers()
-        self._waiting = plain(text) if kind == "waiting" else ""
-        if kind == "llm_call":
-            self._model = _spending(payload or {}) or self._model
-        elif kind == "tool_call":
-            self._asked[actor] = text
-        elif kind == "tool_result":
-            self._line(actor, f"{_shortened(self._asked.pop(actor, ''))} → {text}")
+        with self._lock:
+            self._waiting = plain(text) if kind == "waiting" else ""
+            if kind == "llm_call":
+                self._model = _spending(payload or {}) or self._model
+            elif kind == "tool_call":
+                self._asked[actor] = text
+            called = self._asked.pop(actor, "") if kind == "tool_result" else ""
+        if kind in ("llm_call", "tool_call"):
+            return
+        if kind == "tool_result":
+            self._line(actor, f"{_shortened(called)} → {text}")
         elif kind != "waiting" or self._live is None:  # a live view shows below what is waited for
             self._line(actor, text)
 
@@ -187,7 +191,8 @@ class LiveView:
         for row in self.lab.ledger_query("incumbent").records():
             floors = row["noise floors"]
             distance = "" if floors is None else f", {floors:+.1f} noise floors"
-            self._best[str(row["arm"])] = f"{row['score']:.1f} ({row['run']}{distance})"
+            with self._lock:
+                self._best[str(row["arm"])] = f"{row['score']:.1f} ({row['run']}{distance})"
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []

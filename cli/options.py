@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from cli.output import Output
 from core.words.commands import add_to_commands
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from experiments.runs.paths import Paths
     from multi_agent.llm.choose import LLMChoice
 
+LARGEST_LIMIT = 10**9
 Flag = Annotated[bool, Parameter(negative="")]
 """A switch without a `--no-` twin."""
 Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
 """One or more words after the option."""
 FileName = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 """A file, or - for standard input."""
+Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=LARGEST_LIMIT))]
+"""How many rows at most."""
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
 CampaignId = Annotated[str, Parameter(help="Its id, such as c-0007, or @last.")]
 Changes = Annotated[Words, Parameter(help="Fields to change, such as model.state_dim=64.")]
 Seeds = Annotated[int | None, Parameter(help="So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.")]  # fmt: skip

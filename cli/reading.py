@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from cli.options import CampaignId, Flag, LedgerOptions
+from cli.options import CampaignId, Flag, LedgerOptions, Limit
 
 
 def runs(
@@ -18,7 +18,7 @@ def runs(
     group: str | None = None,
     sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     all: Flag = False,
-    limit: int = 40,
+    limit: Limit = 40,
     options: LedgerOptions = LedgerOptions(),
 ) -> None:
     """List recorded runs, newest last.
@@ -126,7 +126,7 @@ def diff(first: str, second: str, /, *, all: Flag = False, options: LedgerOption
     options.output.table(find_differences(options.read(), first, second, everything=all))
 
 
-def sql(statement: str, /, *, limit: int = 1000, options: LedgerOptions = LedgerOptions()) -> None:
+def sql(statement: str, /, *, limit: Limit = 1000, options: LedgerOptions = LedgerOptions()) -> None:
     """Ask the ledger anything with one select statement; nothing can be written.
 
     Parameters

@@ -204,7 +204,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A folder of saved_models, or a checkpoint.
+        A folder of saved_models, a checkpoint, or a run such as r-0042 or @best.
     shots
         Episodes lived (a memory) or gradient steps made (a gradient learner) before the one that counts.
     pool
@@ -212,9 +212,13 @@ def evaluate(
     seed
         Of start states and exploration.
     """
-    from experiments.runs.few_shot import few_shot_table
+    from pathlib import Path
 
-    options.output.table(few_shot_table(model, shots=shots, pool=pool, seed=seed))
+    from experiments.runs.few_shot import few_shot_table, model_of_run
+
+    ledger = None if Path(model).exists() else options.read_if_there()
+    kept = model if ledger is None else model_of_run(ledger, options.paths(), model)
+    options.output.table(few_shot_table(kept, shots=shots, pool=pool, seed=seed))
 
 
 def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
@@ -235,6 +239,7 @@ def _changed(
     spec: RunSpec, changes: Sequence[str] | None, *, seed: int | None, seeds: int | None, env_steps: str | None = None
 ) -> RunSpec:
     """A specification with what the flags change."""
+    from env_runner.task_distributions import get_family
     from experiments.numbers import parse_count
     from experiments.spec import set_fields
 
@@ -252,7 +257,9 @@ def _changed(
         fields["seed"] = str(seed)
     if env_steps is not None:
         fields["env_steps"] = str(parse_count(env_steps))
-    return set_fields(spec, fields) if fields else spec
+    changed = set_fields(spec, fields) if fields else spec
+    get_family(changed.task).check()
+    return changed
 
 
 def _chosen_seeds(ledger: Ledger | None, spec: RunSpec, pool: Pool, count: int | None) -> tuple[int, ...]:

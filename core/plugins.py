@@ -182,7 +182,10 @@ def _is_file(source: str | Path) -> bool:
 
 
 def _load_file(source: str | Path) -> Plugin:
-    path = Path(source).expanduser().resolve()
+    try:
+        path = Path(source).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # nobody's home, a zero byte, a circle of links
+        raise bad_value(OPTION, str(source), f"a Python file that exists ({error})") from None
     if path.suffix != ".py" or not path.is_file():
         raise bad_value(OPTION, str(source), "a Python file that exists (NAME.py), or the name of a module")
     if os.pathsep in str(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from core.errors import InputError
+from env_runner.batched_mujoco import silence_mujoco
 from env_runner.task_family import (
     ActionInfo,
     EnvOptions,
@@ -93,7 +95,10 @@ class GymnasiumTask(TaskFamily):
     def make_single(self) -> gymnasium.Env:
         """One environment. Raises InputError, with Gymnasium's own advice, where a package is missing."""
         try:
-            env = gymnasium.make(self.id, disable_env_checker=True)
+            silence_mujoco()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is out of date")  # who names HalfCheetah-v4 means that one
+                env = gymnasium.make(self.id, disable_env_checker=True)
         except gymnasium.error.Error as error:
             raise InputError(f"task family {self.id!r}: Gymnasium says: {error}") from error
         if not isinstance(env.action_space, spaces.Box | spaces.Discrete):

@@ -117,6 +117,11 @@ class MetaWorldFamily(TaskFamily):
         if self._kind not in ("ml1", "ml10", "ml45", "mt10", "mt50"):
             raise unknown_name("task family", family_id, (*LISTED, "metaworld-ml1:<task>"))
 
+    def check(self) -> None:
+        metaworld = load_metaworld()
+        if self._kind == "ml1" and self._env_name not in metaworld.ML1.ENV_NAMES:
+            raise unknown_name("Meta-World task", self._env_name, metaworld.ML1.ENV_NAMES)
+
     @property
     def version(self) -> str:
         if importlib.util.find_spec("metaworld") is None:

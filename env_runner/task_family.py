@@ -10,6 +10,7 @@ A family is a distribution of tasks; a task is one row of P numbers; a world liv
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,12 @@ class TaskFamily(ABC):
         """The family's revision and the versions of the packages that its numbers depend on."""
         engines = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in self.engine_packages)
         return f"{self.id} v{self.revision} ({engines})"
+
+    def check(self) -> None:
+        """Raise InputError, with the way out, where this machine cannot run the family; asked before anything is spent."""
+        for name in self.engine_packages:
+            if importlib.util.find_spec(name) is None:
+                raise InputError(f"{self.id} needs the package {name}, which is not installed. Run: pip install {name}")
 
     @property
     def docstring(self) -> str:

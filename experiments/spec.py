@@ -17,7 +17,10 @@ from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import RESOLVERS
 from experiments.metrics import FIRST_EPISODE, MetricName, parse_metric
+from experiments.numbers import LARGEST_COUNT
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
+
+LARGEST_SEED = 2**63 - 1  # what a database keeps as a whole number
 
 
 class RunSpec(FrozenConfig):
@@ -31,9 +34,9 @@ class RunSpec(FrozenConfig):
     """Learning algorithm and its settings."""
     evaluation_episodes: int = Field(default=2, ge=1, le=20)
     """Columns of the evaluation on each task, parted by the learner's `shot`; the first one is zero-shot."""
-    env_steps: int = Field(ge=1)
+    env_steps: int = Field(ge=1, le=LARGEST_COUNT)
     """Training budget in environment steps."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     """Seed of every random stream of the run."""
     scored_by: MetricName = Field(default=FIRST_EPISODE, exclude_if=lambda name: name == FIRST_EPISODE)
     """What the run is scored by; left out of the JSON, and so of the hashes, where it is the first episode's return."""

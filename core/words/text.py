@@ -9,6 +9,9 @@ import unicodedata
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")  # CSI, OSC, two characters
 _UNUSUAL = re.compile(r"[^\x20-\x7e]")
+_AS_TYPED = dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+_AS_TYPED |= dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'")
+_AS_TYPED |= dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"') | {"\u3002": "."}
 _JOINERS = "\u200c\u200d"  # part of how Persian, Hindi and emoji are written
 
 
@@ -44,6 +47,19 @@ def escape_json(text: str, *, ascii_only: bool = False) -> str:
         return character if keep else json.dumps(character)[1:-1]
 
     return _UNUSUAL.sub(escaped, text)
+
+
+def as_it_looks(text: str) -> str:
+    """Text that was copied from a page, in the characters that a keyboard has: hyphens, quotes, full-width signs, every kind of space.
+
+    What has no width (a byte order mark, joiners, direction marks, soft hyphens) goes.
+    """
+    folded = unicodedata.normalize("NFKC", text)
+    return "".join(
+        _AS_TYPED.get(c, " " if c.isspace() else c)
+        for c in folded
+        if unicodedata.category(c) not in ("Cf", "Cs", "Cc") or c.isspace()
+    )
 
 
 def storable(text: str) -> str:

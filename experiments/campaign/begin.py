@@ -59,6 +59,7 @@ def plan_campaign(
     `stop` ends that with Paused. memory_limit_mb: MiB that one run may occupy; the machine decides where None.
     Raises InputError where the budget is too small for any design.
     """
+    get_family(question.task).check()
     workers = available_workers()
     spaces = [space_of(question, side) for side in question.sides]
     steps_per_s, startup_s = None, STARTUP_S

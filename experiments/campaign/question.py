@@ -12,6 +12,7 @@ from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
+from core.words.text import as_it_looks
 from env_runner.task_distributions import FAMILIES, get_family
 from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, side_words
 from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
@@ -148,7 +149,7 @@ def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Questi
 
     runs: gives the recorded run of an id such as r-0042. InputError says what was missing, with three examples.
     """
-    words = re.sub(r"\s+", " ", goal.strip()).rstrip(" .?!")
+    words = re.sub(r"\s+", " ", as_it_looks(goal).strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
     rest, metric = _take_metric(words)
     trained = _LEARNER.search(rest)

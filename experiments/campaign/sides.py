@@ -33,7 +33,6 @@ MODEL_ALIASES = {
 }
 LEARNER_ALIASES: dict[str, tuple[str, dict[str, Value]]] = {
     "rl^2": ("rl2", {}),
-    "rl²": ("rl2", {}),
     "rl-2": ("rl2", {}),
     "maml": ("maml-ppo", {}),
     "promp": ("maml-ppo", {}),

@@ -56,6 +56,11 @@ _MARKED = re.compile(r"(?:([a-z])-?)?@(\w+)")
 _HASH = re.compile(rf"[0-9a-f]{{{HASH_LENGTH},64}}")
 
 
+def is_written_as_id(value: str) -> bool:
+    """Whether a word is a run's or row's id such as `r-0042` or `@best`, and not a file's name; a bare number or hash is none."""
+    return bool(_NUMBERED.fullmatch(value.strip()) or _MARKED.fullmatch(value.strip()))
+
+
 def parse_id(value: str, kind: Kind) -> int:
     """The number in `r-0042`, `r42` or `42`; InputError for anything else. Asks no ledger."""
     letter, word = LETTERS[kind], value.strip().lower()

@@ -250,13 +250,21 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
             for m in session.scalars(select(Metric).where(Metric.run_id == number, Metric.env_steps == last))
         }
         query = (
-            select(Eval.name, Eval.episode, func.avg(Eval.value), func.min(Eval.value), func.count())
+            select(
+                Eval.name,
+                Eval.episode,
+                func.avg(Eval.value),
+                func.min(Eval.value),
+                func.count(Eval.value),
+                func.count(),
+            )
             .where(Eval.run_id == number)
             .group_by(Eval.name, Eval.episode)
         )
         evals = [
-            {"quantity": q, "episode": e, "mean": mean, "worst": worst, "tasks": tasks}
-            for q, e, mean, worst, tasks in session.execute(query)
+            {"quantity": q, "episode": e, "mean": mean, "worst": worst, "tasks": finite}
+            | ({"not_finite": rows - finite} if rows > finite else {})  # which no mean has
+            for q, e, mean, worst, finite, rows in session.execute(query)
         ]
         notes = [
             _fields(n, "author", "text", "created_at") for n in session.scalars(select(Note).where(Note.target == name))

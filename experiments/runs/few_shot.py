@@ -14,13 +14,34 @@ import numpy as np
 from scipy import stats
 
 from core.errors import InputError, bad_value
+from core.words.commands import command
 from env_runner.task_distributions import get_family
 from env_runner.task_family import Pool, check_pool
+from experiments.ledger.ids import is_written_as_id, readable_id
+from experiments.ledger.store import Ledger
+from experiments.runs.paths import Paths
 from experiments.tables import Cell, TableView
 from meta_rl.evaluate import few_shot
 from meta_rl.learner import Learner
 
 SHOTS = (0, 1, 5, 10)
+
+
+def model_of_run(ledger: Ledger, paths: Paths, name: str) -> str | Path:
+    """The kept model of a run that `name` means, or `name` itself where it is written as no id.
+
+    InputError for an id of no run, for a run without a model, and for one whose score is not shown before its verdict.
+    """
+    if not is_written_as_id(name):
+        return name
+    run = ledger.resolve(name, "run")
+    ledger.must_show(ledger.get_run(run))
+    path = paths.model(run)
+    if not path.with_suffix(".safetensors").is_file():
+        raise InputError(
+            f"model: {readable_id('r', run)} has no kept model. Train it again with: {command('rerun', readable_id('r', run))}"
+        )
+    return path
 
 
 def few_shot_table(

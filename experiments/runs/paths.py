@@ -35,7 +35,10 @@ class Paths:
         if data_dir is None:
             root = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()
             return cls(root / "runs", root / "saved_models")
-        data = Path(data_dir).expanduser().resolve()
+        try:
+            data = Path(data_dir).expanduser().resolve()
+        except (RuntimeError, ValueError, OSError) as error:  # nobody's home, a zero byte, a circle of links
+            raise InputError(f"--data-dir: {data_dir} is no folder ({error}). Choose another with --data-dir") from None
         return cls(data, data / "saved_models")
 
     def ensure(self) -> None:
@@ -71,7 +74,11 @@ class Paths:
     def environment(self) -> dict[str, str]:
         """Variables that keep the caches of libraries inside the data folder, where nobody has set another place."""
         cache = self.data / "cache"
-        places = {"NUMBA_CACHE_DIR": cache / f"numba-{_kernels()}", "MPLCONFIGDIR": cache / "matplotlib"}
+        places = {
+            "NUMBA_CACHE_DIR": cache / f"numba-{_kernels()}",
+            "MPLCONFIGDIR": cache / "matplotlib",
+            "TORCHINDUCTOR_CACHE_DIR": cache / "torchinductor",  # made when parts of torch are imported, used or not
+        }
         return {name: os.environ.get(name, str(place)) for name, place in places.items()}
 
 

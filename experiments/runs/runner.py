@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
 from experiments.ledger.models import Artifact, Eval, Metric, Run
-from experiments.ledger.store import Ledger, join_value, now, readable_id, split_value
+from experiments.ledger.store import Ledger, LedgerError, join_value, now, readable_id, split_value
 from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
@@ -58,6 +59,8 @@ class RunProgress:
 ProgressListener = Callable[[RunProgress], None]
 Pruner = Callable[[Run, Rung], "str | None"]
 """Why a search run that has come to a rung is pruned there, or None where it goes on."""
+SIGN_S = 60.0
+"""Seconds between two signs of life of runs that a person started."""
 SPENT = "time/train_s"
 """The metric that holds the seconds from one report of a run to the next, so that its training time survives a resume."""
 RUNG_SCORE = "rung/score"
@@ -291,9 +294,41 @@ def execute_runs(
         )
         for run in runs
     ]
-    executor.run(jobs, lambda job, message: recorders[job.run_id].handle(message), stop)
+    by_hand = [run.id for run in runs if run.campaign_id is None]  # of a campaign the holder gives signs of life
+    with _signs_of_life(ledger, by_hand):
+        executor.run(jobs, lambda job, message: recorders[job.run_id].handle(message), stop)
     if stop.is_set():
         raise Paused
+
+
+@contextmanager
+def _signs_of_life(ledger: Ledger, run_ids: Sequence[int]) -> Iterator[None]:
+    """Meanwhile the rows of these runs, those that still wait for a worker too, say every minute that somebody works on them."""
+    ended = threading.Event()
+
+    def show() -> None:
+        with ledger.session() as session:
+            unfinished = (Run.id.in_(run_ids), Run.status.not_in(FINISHED))
+            session.execute(update(Run).where(*unfinished).values(heartbeat_at=now()))
+
+    def go_on() -> None:
+        while not ended.wait(SIGN_S):
+            try:
+                show()
+            except LedgerError:  # a locked or full disk is the business of those who write results
+                continue
+
+    if not run_ids:
+        yield
+        return
+    show()
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def cancel_run(ledger: Ledger, run_id: int) -> bool:

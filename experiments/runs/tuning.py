@@ -17,6 +17,7 @@ from core.config import FrozenConfig
 from core.errors import bad_value, unknown_name
 from core.files import write_atomic
 from core.sequence_model import MODELS, default_config
+from env_runner.task_distributions import get_family
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, readable_id
 from experiments.presets import preset
@@ -60,6 +61,7 @@ def tuning_spaces(
     those that it lacks.
     InputError for a model, or a field that none of them has.
     """
+    get_family(task).check()
     spaces = {}
     for model in models:
         if model not in MODELS:

@@ -6,14 +6,17 @@ import http.client
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from core.errors import InputError, unknown_name
 from core.words.commands import command
+from experiments.vocabulary import readable_id
+
+if TYPE_CHECKING:
+    from experiments.ledger import Ledger
 
 TIMEOUT_S = 90.0
 MAX_RETRIES = 2  # the only retries there are: the vendor's client, which honours Retry-After
@@ -85,10 +88,8 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None) -> LLMCho
         return LLMChoice("offline", "offline")
     provider_name, _, model = name.partition(":")
     if provider_name == "replay":
-        if not re.fullmatch(r"c-\d+", model):
-            raise InputError(
-                f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007. See: {command('campaigns')}"
-            )
+        if not model:
+            raise InputError(f"--llm {name}: the campaign is missing, such as c-0007. See: {command('campaigns')}")
         return LLMChoice(name, "replay")
     provider_name = ALIASES.get(provider_name, provider_name)
     if provider_name not in PROVIDERS:
@@ -132,6 +133,14 @@ def _langchain(provider_name: str, model: str, base_url: str | None, note: str =
     where = f"served at {host}" if host else ""
     name = f"{provider_name}:{model}"
     return LLMChoice(name, "langchain", make_chat, "; ".join(filter(None, (note, where))), "" if base_url else name)
+
+
+def with_campaign(choice: LLMChoice, ledger: Ledger) -> LLMChoice:
+    """The choice with the campaign that it replays by its id, whichever way it was named; InputError for none."""
+    if choice.kind != "replay":
+        return choice
+    campaign = ledger.resolve(choice.name.partition(":")[2], "campaign")
+    return replace(choice, name=f"replay:{readable_id('c', campaign)}")
 
 
 def _auto(base_url: str | None) -> LLMChoice:
