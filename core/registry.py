@@ -31,15 +31,15 @@ class Registry(Generic[T]):
 
     kind: the word used in error messages, such as "model".
     listed: what `list` calls these names, such as "models": the way out of an unknown one; empty where they are not listed.
-    package: where entries register themselves: every module in its folders that fits `modules` is imported at the first look-up,
+    package: one or several, where entries register themselves: every module in their folders that fits `modules` is imported at the first look-up,
         so that a new entry is one new file and no other edit. A module that cannot be imported hides no other one; what is
         wrong with it is in `failures` and in the answer to every unknown name.
     """
 
-    def __init__(self, kind: str, listed: str = "", *, package: str | None = None, modules: str = "*") -> None:
+    def __init__(self, kind: str, listed: str = "", *, package: str | tuple[str, ...] = (), modules: str = "*") -> None:
         self.kind = kind
         self.listed = listed
-        self.package = package
+        self.packages = (package,) if isinstance(package, str) else package
         self.modules = modules
         self._entries: dict[str, T] = {}
         self._origins: dict[str, str] = {}
@@ -51,7 +51,7 @@ class Registry(Generic[T]):
 
         def add(entry: EntryT) -> EntryT:
             module = _registering_module(sys._getframe(1))
-            if not module.startswith(f"{self.package}."):
+            if not module.startswith(tuple(f"{package}." for package in self.packages)):
                 self._search_tree()  # so that a name of the tree is taken already
             if name in self._entries:
                 other = self._origins[name]
@@ -103,16 +103,16 @@ class Registry(Generic[T]):
         plugins.load_named_and_installed()
 
     def _search_tree(self) -> None:
-        if self.package is None:
-            return
-        folders = tuple(importlib.import_module(self.package).__path__)
+        found = {package: tuple(importlib.import_module(package).__path__) for package in self.packages}
+        folders = tuple(folder for part in found.values() for folder in part)
         if folders == self._searched:
             return
         before, self._searched = self._searched, folders  # before the imports: they may look names up themselves
         try:
-            for module in pkgutil.iter_modules(folders):
-                if fnmatch(module.name, self.modules) and not module.ispkg:
-                    self._import(f"{self.package}.{module.name}")
+            for package, part in found.items():
+                for module in pkgutil.iter_modules(part):
+                    if fnmatch(module.name, self.modules) and not module.ispkg:
+                        self._import(f"{package}.{module.name}")
         except BaseException:
             self._searched = before
             raise

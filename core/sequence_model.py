@@ -50,7 +50,7 @@ class ModelEntry:
     build: Callable[..., SequenceModel]
 
 
-MODELS: Registry[ModelEntry] = Registry("model", "models", package="core")
+MODELS: Registry[ModelEntry] = Registry("model", "models", package=("core", "core.cells"))
 
 
 def register_model(kind: str, config_type: type[SequenceModelConfig]) -> Callable[[type[ModelT]], type[ModelT]]:

@@ -1,6 +1,7 @@
 """One gradient of PPO's loss without autograd: the same numbers as `meta_rl.ppo`'s plain path, in a third of the time.
 
-Encoder, heads and loss run compiled for every policy that `core.fused.policy.covered` allows; so does a state space memory.
+Encoder, heads and loss run compiled for every policy that `core.fused.policy.covered` allows; so does a memory of state space
+blocks or of minGRU's layers.
 Any other memory keeps autograd for itself and takes part through its input and output.
 """
 
@@ -11,6 +12,7 @@ import torch
 
 from core.fused.policy import CompiledPolicy, covered
 from core.kernels.adam import norm
+from core.kernels.gated import GatedTrace, gated_backward, gated_forward
 from core.kernels.jit import as_flat, f32
 from core.kernels.layout import Activations, Scratch, Sequences, Sizes, Slopes, Targets, Trace
 from core.kernels.policy import encode, encode_backward, heads, heads_backward
@@ -30,9 +32,12 @@ from meta_rl.flat_adam import FlatAdam
 
 
 class Minibatch:
-    """Buffers for minibatches of `count` sequences of `steps` steps, R rows in all, of a batch's parts (N, T numbers)."""
+    """Buffers for minibatches of `count` sequences of `steps` steps, R rows in all, of a batch's parts (N, T numbers).
 
-    def __init__(self, sizes: Sizes, batch: tuple[np.ndarray, ...], count: int, steps: int) -> None:
+    gated: how many layers of minGRU the memory has.
+    """
+
+    def __init__(self, sizes: Sizes, gated: int, batch: tuple[np.ndarray, ...], count: int, steps: int) -> None:
         def rows_of(numbers: int, layers: int | None = None) -> np.ndarray:
             size = count * steps * numbers
             return np.empty(size if layers is None else (layers, size), f32)
@@ -59,6 +64,12 @@ class Minibatch:
             active=rows_of(sizes.width, sizes.layers),
             mixed=rows_of(2 * sizes.width, sizes.layers),
             out=rows_of(sizes.width, sizes.layers),
+        )
+        self.gated = GatedTrace(
+            gates=rows_of(3 * sizes.width, gated),
+            states=rows_of(sizes.width, gated),
+            squashed=rows_of(sizes.width, gated),
+            out=rows_of(sizes.width, gated),
         )
         self.scratch = Scratch(below=rows_of(sizes.width), linear=rows_of(sizes.width), mixed=rows_of(2 * sizes.width))
         self.sequences = Sequences(keep=np.ones((count, steps), f32), zeros=np.zeros((count, sizes.state), f32))
@@ -103,7 +114,9 @@ class FusedLoss:
         index, compiled = rows.numpy(), self.compiled
         buffers = self.minibatches.get(index.size)
         if buffers is None:
-            buffers = self.minibatches[index.size] = Minibatch(compiled.sizes, self.batch, index.size, self.steps)
+            gated = compiled.gated.size
+            buffers = Minibatch(compiled.sizes, gated, self.batch, index.size, self.steps)
+            self.minibatches[index.size] = buffers
         for source, part in zip(self.batch, buffers.parts, strict=True):
             gather(index, source, part)
         # Kernels take tuples without names, as `core.kernels.layout` says.
@@ -120,6 +133,10 @@ class FusedLoss:
             discretize_layers(weights, sizes, places, system)
             memory_forward(blas, weights, sizes, places, system, sequences, encoded, trace)
             memory = buffers.trace.out[-1]
+        elif compiled.gated.size:
+            gated_trace = tuple(buffers.gated)
+            gated_forward(blas, weights, sizes, compiled.gated, sequences, encoded, gated_trace)
+            memory = buffers.gated.out[-1]
         else:
             leaf = torch.from_numpy(encoded).view(index.size, self.steps, -1).requires_grad_()
             out = self.policy.memory(leaf)[0]
@@ -135,10 +152,17 @@ class FusedLoss:
         else:
             categorical_loss(mean, end - start, targets, f32(clip), f32(entropy_coef), grad_mean, now)
         heads_backward(blas, weights, gradients, sizes, places, memory, activations, slopes)
-        if leaf is None or out is None:
+        if compiled.whole:
             scratch = tuple(buffers.scratch)
             memory_backward(blas, weights, gradients, sizes, places, system, sequences, encoded, trace, scratch, slopes)
+        elif compiled.gated.size:
+            spare, gated_trace = buffers.scratch.below, tuple(buffers.gated)
+            gated_backward(
+                blas, weights, gradients, sizes, compiled.gated, sequences, encoded, gated_trace, spare, slopes
+            )
         else:
+            assert leaf is not None
+            assert out is not None
             out.backward(torch.from_numpy(buffers.slopes.memory).view(out.shape))
             assert leaf.grad is not None
             grad_encoded += leaf.grad.numpy().reshape(-1)

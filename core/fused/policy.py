@@ -2,7 +2,7 @@
 
 Autograd costs more than the arithmetic where a batch is a few hundred rows: a training step of two sequences of 200 steps
 is 0.8 ms of matrix products, and was 3.5 ms in all. So parameters and gradients are two flat vectors, activations live
-in buffers made once, and the backward is written out (`core.kernels.policy`, `core.kernels.ssm_memory`).
+in buffers made once, and the backward is written out (`core.kernels.policy`, `core.kernels.ssm_memory`, `core.kernels.gated`).
 `core.policy.RecurrentPolicy` says what is computed and is the truth that the tests hold these functions against; what is not
 covered here (see `covered`) runs there.
 """
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from core.cells.mingru import MinGRU
 from core.kernels.blas import sgemm_address
 from core.kernels.discretization import METHODS
+from core.kernels.gated import GATED_PLACES, GatedStep, gated_act, load_gated
 from core.kernels.jit import as_flat, f32
 from core.kernels.layout import LAYER_PLACES, Activations, Places, Sizes, Step, System
 from core.kernels.policy import act, encode, heads
@@ -46,6 +48,14 @@ def compiled_blocks(policy: RecurrentPolicy) -> list[SSMBlock]:
     return blocks if plain and len(blocks) == len(memory.blocks) else []
 
 
+def gated_layers(policy: RecurrentPolicy) -> list[nn.Linear]:
+    """The maps of a minGRU memory, layer by layer: its recurrence runs compiled at any width. Nothing for any other memory."""
+    memory = policy.memory
+    if not isinstance(memory, MinGRU) or memory.decoder is not None:
+        return []
+    return [layer for layer in memory.layers if isinstance(layer, nn.Linear)]
+
+
 def flat_layout(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
     """Where each parameter starts in a flat vector, and the vector's size."""
     starts, size = [], 0
@@ -65,9 +75,14 @@ class CompiledPolicy:
         self.blas = sgemm_address()
         blocks = compiled_blocks(policy)
         self.whole = bool(blocks)
-        """Whether the memory is compiled too."""
+        """Whether the memory is a compiled stack of state space blocks."""
+        gated = gated_layers(policy)
+        self.gated = np.zeros(len(gated), GATED_PLACES)
+        """The places of a compiled minGRU's layers; empty for any other memory."""
         if blocks:
             load_shared()
+        if gated:
+            load_gated()
 
         def place(parameter: Tensor | None) -> int:
             return -1 if parameter is None else starts[id(parameter)]
@@ -83,6 +98,8 @@ class CompiledPolicy:
             }  # fmt: skip
             for name, parameter in parts.items():
                 row[name] = place(parameter)
+        for row, layer in zip(self.gated, gated, strict=True):
+            row["weight"], row["bias"], row["inputs"] = place(layer.weight), place(layer.bias), layer.in_features
         self.places = Places(
             encoder=place(policy.encoder.weight),
             encoder_bias=place(policy.encoder.bias),
@@ -101,7 +118,7 @@ class CompiledPolicy:
             inputs=policy.obs_dim + policy.action.size + 2,
             encoder=config.encoder_dim,
             width=config.model.hidden_dim,
-            state=cell.state_size if blocks else 0,
+            state=cell.state_size if blocks else config.model.hidden_dim if gated else 0,
             head=config.head_dim,
             actions=policy.action.size,
             layers=len(blocks),
@@ -132,7 +149,7 @@ class CompiledActing:
         for parameter, start in zip(parameters, starts, strict=True):
             weights[start : start + parameter.numel()] = as_flat(parameter)
         sizes = compiled.sizes
-        self.whole, self.memory, self.size = compiled.whole, policy.memory, (count, sizes.actions)
+        self.whole, self.gated, self.memory, self.size = compiled.whole, None, policy.memory, (count, sizes.actions)
         self.activations = Activations(
             encoded=np.empty(count * sizes.encoder, f32),
             hidden=np.empty(count * 2 * sizes.head, f32),
@@ -152,6 +169,13 @@ class CompiledActing:
             system = tuple(compiled.system)
             discretize_layers(weights, tuple(sizes), tuple(compiled.places), system)
             self.buffers = (system, tuple(step), tuple(self.activations))
+        elif compiled.gated.size:
+            step = GatedStep(
+                state=np.zeros((compiled.gated.size, count * sizes.width), f32),
+                gates=np.empty(count * 3 * sizes.width, f32),
+                out=np.empty(count * sizes.width, f32),
+            )
+            self.gated = (compiled.gated, tuple(step), tuple(self.activations))
         else:
             self.carried = policy.init_hidden(count)
 
@@ -160,6 +184,8 @@ class CompiledActing:
         seen = seen.reshape(-1)
         if self.whole:
             act(*self.policy, *self.buffers, seen)  # pyright: ignore[reportCallIssue]
+        elif self.gated is not None:
+            gated_act(*self.policy, *self.gated, seen)
         else:
             encode(*self.policy, seen, self.activations.encoded)
             encoded = torch.from_numpy(self.activations.encoded).view(self.size[0], -1)

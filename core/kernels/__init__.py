@@ -11,6 +11,7 @@ kernel must lie in it.
     discretization  from continuous to discrete systems, with its gradient
     gru             the gated recurrent unit
     selective       Mamba's convolution and selective scan
+    gated           minGRU's layer, and a policy's memory of such layers
     attention       one step over a rolling cache
     layout          sizes, places and buffers of a policy in flat memory, by name
     policy          encoder and heads

@@ -28,13 +28,13 @@ class Sizes(NamedTuple):
     width: int
     """H."""
     state: int
-    """S; 0 where the memory is not compiled."""
+    """S; H of a gated memory; 0 where the memory is not compiled."""
     head: int
     """K."""
     actions: int
     """A."""
     layers: int
-    """L; 0 where the memory is not compiled."""
+    """L of a state space memory; 0 for any other, whose layers have places of their own."""
     skip: int
     """1 where the encoded input also goes straight into the heads."""
     dense: int

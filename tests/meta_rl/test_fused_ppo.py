@@ -25,6 +25,8 @@ MODELS = {
     "another width": {"kind": "lru", "hidden_dim": 24, "state_dim": 12},
     "lstm": {"kind": "lstm", "hidden_dim": 16},
     "gru": {"kind": "gru", "hidden_dim": 24},
+    "mingru": {"kind": "mingru", "hidden_dim": 16},
+    "mingru, wider and deeper": {"kind": "mingru", "hidden_dim": 24, "num_layers": 3},
     "transformer": {"kind": "transformer", "hidden_dim": 16},
 }
 
@@ -112,7 +114,7 @@ def test_compiled_acting_steps_equal_the_policy_on_the_sequence(model: str, skip
         np.testing.assert_allclose(value, truth.value[:, t].numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["lru", "lstm"])
+@pytest.mark.parametrize("kind", ["lru", "lstm", "mingru"])
 def test_a_whole_update_equals_the_same_one_by_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PPOConfig(kind="ppo", epochs=3, minibatches=4, learning_rate=1e-3)
     results = []

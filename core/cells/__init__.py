@@ -1,0 +1,1 @@
+"""Sequence models under the contract of `core.sequence_model`, one file each, found by the registry as those of `core` are."""

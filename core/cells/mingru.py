@@ -1,0 +1,141 @@
+"""minGRU with a bounded output: a gated recurrence that is linear in its state, so that all inputs go through one product.
+
+For each layer, from u (B, T, D); k_t = 1 - reset_t, s the sigmoid, all products elementwise:
+
+    [v, z, o] = W u + b
+    h_t = k_t (1 - s(z_t)) h_{t-1} + s(z_t) tanh(v_t)
+    y_t = s(o_t) tanh(h_t)
+
+The recurrence is minGRU (Feng et al. 2024, arXiv 2410.01201, section 3.1: gates read the input alone) and, with f = 1 - s(z),
+QRNN's fo-pooling (Bradbury et al. 2017, arXiv 1611.01576, equation 5: c_t = f c_{t-1} + (1 - f) z, h_t = o c_t) with convolutions
+of width 1. Ours are the tanh on the state as the LSTM has it, and the start: time constants -1 / ln(1 - s(b_z)) log-uniform
+in [tau_min, tau_max] steps. Every output is in (-1, 1), so layers follow each other with no residual, norm or merge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from core.config import search
+from core.fused.autograd import Fused, fused_allowed
+from core.kernels.gated import gated_scan, gated_scan_backward, gated_step, load_gated
+from core.kernels.jit import as_numpy, f32
+from core.scan import split_scan
+from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model
+
+
+class MinGRUConfig(SequenceModelConfig):
+    """minGRU (Feng et al. 2024) with a bounded output: gates read the input alone, and the state is linear in the last one."""
+
+    kind: Literal["mingru"] = "mingru"
+    tau_min: float = Field(default=2.0, ge=0.1, le=1e5, json_schema_extra=search(low=1.0, high=8.0, log=True))
+    """Shortest initial time constant, in steps."""
+    tau_max: float = Field(default=100.0, ge=0.1, le=1e5, json_schema_extra=search(low=30.0, high=300.0, log=True))
+    """Longest initial time constant, in steps."""
+
+    @model_validator(mode="after")
+    def _range(self) -> MinGRUConfig:
+        if self.tau_min > self.tau_max:
+            raise ValueError(f"tau_min {self.tau_min} must be at most tau_max {self.tau_max}")
+        return self
+
+
+def gate_biases(width: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """b (H,) with time constants log-uniform in [low, high] steps: 1 - s(b) = exp(-1 / tau), so b = ln(e^(1 / tau) - 1)."""
+    span = math.log(high) - math.log(low)
+    tau = torch.exp(torch.rand(width, generator=generator, dtype=torch.float64) * span + math.log(low))
+    return torch.log(torch.expm1(1 / tau)).float()
+
+
+def mingru_reference(u: Tensor, h: Tensor, keep: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer in plain operations: u (B, T, D), h (B, H), keep (B, T), weight (3H, D), bias (3H,) to y (B, T, H) and the last h."""
+    v, z, o = F.linear(u, weight, bias).chunk(3, -1)
+    gate = torch.sigmoid(z)
+    states = split_scan(1 - gate, gate * torch.tanh(v), h, keep, is_complex=False)
+    return torch.sigmoid(o) * torch.tanh(states), states[:, -1]
+
+
+class _MinGRU(Fused):
+    """`mingru_reference` with the gates, the scan and the output in one pass each way."""
+
+    reference = staticmethod(mingru_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        u, h, keep, weight, bias = inputs
+        load_gated()
+        batch, time, _ = u.shape
+        width = h.shape[1]
+        gates = torch.mm(u.reshape(batch * time, -1), weight.T).view(batch, time, 3 * width)
+        ctx.mask = np.ones((batch, time), f32) if keep is None else as_numpy(keep)
+        states, squashed, out = (torch.empty(batch, time, width) for _ in range(3))
+        gated_scan(
+            gates.numpy(), as_numpy(bias), as_numpy(h), ctx.mask, states.numpy(), squashed.numpy(), out.numpy()
+        )  # fmt: skip
+        _MinGRU.keep_inputs(ctx, inputs, gates, states, squashed)
+        return out, states[:, -1].clone()
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        """dp by `core.kernels.gated.gated_scan_backward`; p = u W^T:  dW = dp^T u,  du = dp W."""
+        u, h, _, weight, bias = inputs
+        gates, states, squashed = saved
+        grad, grad_last = grads
+        grad = torch.zeros(states.shape) if grad is None else grad
+        grad_h = torch.zeros(h.shape) if grad_last is None else grad_last.clone(memory_format=torch.contiguous_format)
+        slopes, grad_bias = torch.empty(gates.shape), torch.zeros_like(bias)
+        gated_scan_backward(
+            gates.numpy(), states.numpy(), squashed.numpy(), as_numpy(h), ctx.mask, as_numpy(grad), grad_h.numpy(),
+            slopes.numpy(), grad_bias.numpy(),
+        )  # fmt: skip
+        flat = slopes.flatten(0, 1)
+        grad_u = torch.mm(flat, weight).view(u.shape) if ctx.needs_input_grad[0] else None
+        return grad_u, grad_h, None, torch.mm(flat.T, u.reshape(len(flat), -1)), grad_bias
+
+
+@register_model("mingru", MinGRUConfig)
+class MinGRU(SequenceModel):
+    """hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ."""
+
+    def __init__(self, config: MinGRUConfig, input_dim: int, output_dim: int, *, generator: torch.Generator) -> None:
+        super().__init__(config, input_dim, output_dim)
+        width, count = config.hidden_dim, config.num_layers
+        self.width, self.hidden_size = width, width * count
+        self.layers = nn.ModuleList(
+            linear(width if layer else input_dim, 3 * width, generator) for layer in range(count)
+        )
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.bias[width : 2 * width] = gate_biases(width, config.tau_min, config.tau_max, generator)  # pyright: ignore
+        self.decoder = None if output_dim == width else linear(width, output_dim, generator)
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """W and b of each layer."""
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            yield layer.weight, layer.bias
+
+    def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        run: Callable[..., Any] = _MinGRU.apply if fused_allowed(x) else mingru_reference
+        states = []
+        for weights, h in zip(self.weights(), hidden.split(self.width, 1), strict=True):
+            x, h = run(x, h, keep, *weights)
+            states.append(h)
+        return x if self.decoder is None else self.decoder(x), torch.cat(states, 1)
+
+    def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if not fused_allowed(x):
+            return super()._step(x, hidden)
+        states = torch.stack(hidden.split(self.width, 1))  # a copy that the kernel moves on
+        for (weight, bias), state in zip(self.weights(), states, strict=True):
+            gates, x = torch.mm(x, weight.T), torch.empty(state.shape)
+            gated_step(gates.numpy(), as_numpy(bias), state.numpy(), x.numpy())
+        return x if self.decoder is None else self.decoder(x), torch.cat(states.unbind(), 1)

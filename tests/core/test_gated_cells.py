@@ -1,0 +1,107 @@
+"""The gated linear cells against their papers' equations, written as loops, and their kernel against autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from core.cells.mingru import MinGRU, MinGRUConfig, _MinGRU, gate_biases, mingru_reference
+from core.kernels.gated import gated_scan, gated_scan_backward
+from core.sequence_model import build_model, parse_model_config
+
+TIME, WIDTH, INPUT = 12, 6, 5
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def test_mingru_is_its_loop() -> None:
+    model = build_model(parse_model_config({"kind": "mingru", "hidden_dim": WIDTH}), INPUT, WIDTH)
+    assert isinstance(model, MinGRU)
+    x = torch.randn(1, TIME, INPUT, generator=generator(1))
+    resets = torch.zeros(1, TIME)
+    resets[0, 7] = 1
+    u = x[0].double().numpy()
+    for layer in model.layers:
+        w, b = (p.detach().double().numpy() for p in layer.parameters())
+        h, outputs = np.zeros(WIDTH), []
+        for t in range(TIME):
+            v, z, o = np.split(w @ u[t] + b, 3)
+            h = (1 - resets[0, t].item()) * (1 - sigmoid(z)) * h + sigmoid(z) * np.tanh(v)
+            outputs.append(sigmoid(o) * np.tanh(h))
+        u = np.stack(outputs)
+    assert np.allclose(model(x, None, resets)[0][0].detach().numpy(), u, atol=1e-5)
+
+
+def test_mingrus_hand_written_gradient_equals_autograd_in_double_precision() -> None:
+    batch = 3
+    p = torch.randn(batch, TIME, 3 * WIDTH, generator=generator(), dtype=torch.float64)
+    bias = torch.randn(3 * WIDTH, generator=generator(1), dtype=torch.float64).requires_grad_()
+    h0 = torch.randn(batch, WIDTH, generator=generator(2), dtype=torch.float64).requires_grad_()
+    keep = (torch.rand(batch, TIME, generator=generator(3)) > 0.25).double()
+    p.requires_grad_()
+    c, g, q = (p + bias).chunk(3, -1)
+    c, g, q = c.tanh(), g.sigmoid(), q.sigmoid()
+    states, h = [], h0
+    for t in range(TIME):
+        h = keep[:, t, None] * (1 - g[:, t]) * h + g[:, t] * c[:, t]
+        states.append(h)
+    states = torch.stack(states, 1)
+    squashed = states.tanh()
+    upstream = torch.randn(batch, TIME, WIDTH, generator=generator(4), dtype=torch.float64)
+    last = torch.randn(batch, WIDTH, generator=generator(5), dtype=torch.float64)
+    truth = torch.autograd.grad((q * squashed * upstream).sum() + (states[:, -1] * last).sum(), [p, bias, h0])
+    gates = torch.cat([c, g, q], -1).detach().numpy()
+    slopes, grad_bias, carried = np.empty_like(gates), np.zeros(3 * WIDTH), last.numpy().copy()
+    arrays = (states, squashed, h0, keep, upstream)
+    gated_scan_backward(gates, *(a.detach().numpy() for a in arrays), carried, slopes, grad_bias)
+    for found, wanted in zip((slopes, grad_bias, carried), truth, strict=True):
+        assert np.abs(found - wanted.numpy()).max() < 1e-10
+    gated_scan_backward(gates, *(a.detach().numpy() for a in arrays), last.numpy().copy(), gates, np.zeros(3 * WIDTH))
+    assert np.array_equal(gates, slopes)  # dp may take the gates' place
+    forward = p.detach().numpy().copy()
+    made = [np.empty((batch, TIME, WIDTH)) for _ in range(3)]
+    gated_scan(forward, bias.detach().numpy(), h0.detach().numpy(), keep.numpy(), *made)
+    for found, wanted in zip(made, (states, squashed, q * squashed), strict=True):
+        assert np.abs(found - wanted.detach().numpy()).max() < 1e-6  # the kernels' tanh is a rational one
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_mingrus_layer_equals_its_reference_forwards_and_backwards(reset: bool) -> None:
+    keep = (torch.rand(3, TIME, generator=generator(3)) > 0.25).float() if reset else None
+    drawn = [(3, TIME, INPUT), (3, WIDTH), (3 * WIDTH, INPUT), (3 * WIDTH,)]
+    results = []
+    for run, dtype in ((_MinGRU.apply, torch.float32), (mingru_reference, torch.float64)):
+        u, h, weight, bias = (
+            torch.randn(*shape, generator=generator(i)).to(dtype).requires_grad_() for i, shape in enumerate(drawn)
+        )
+        y, last = run(u, h, None if keep is None else keep.to(dtype), weight, bias)
+        loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + last.square().sum()
+        results.append([y, last, *torch.autograd.grad(loss, [u, h, weight, bias])])
+    for found, wanted in zip(*results, strict=True):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-6
+
+
+def test_mingru_starts_with_time_constants_log_uniform_in_the_range_that_was_asked_for() -> None:
+    bias = gate_biases(4000, 2.0, 100.0, generator())
+    tau = -1 / torch.log1p(-torch.sigmoid(bias.double()))
+    assert 2.0 - 1e-4 < tau.min() < 2.1
+    assert 95 < tau.max() < 100.01
+    assert float(tau.log().mean()) == pytest.approx(np.log(200) / 2, abs=0.05)  # the middle of [log 2, log 100]
+    model = build_model(MinGRUConfig(hidden_dim=8, tau_min=3, tau_max=3), 2, 8)
+    with torch.no_grad():
+        state = model(torch.zeros(1, 2), torch.ones(1, model.hidden_size))[1]
+    assert torch.allclose(state[:, :8], torch.full((1, 8), float(np.exp(-1 / 3))), atol=1e-5)
+
+
+def test_every_output_of_mingru_is_bounded_whatever_it_reads() -> None:
+    model = build_model(parse_model_config({"kind": "mingru", "hidden_dim": 8, "num_layers": 4}), 8, 8)
+    output, hidden = model(1e6 * torch.randn(2, 50, 8, generator=generator()))
+    assert output.abs().max() <= 1
+    assert hidden.abs().max() <= 1
