@@ -32,20 +32,25 @@ from core.scan import split_scan
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model
 
 
-class MinGRUConfig(SequenceModelConfig):
-    """minGRU (Feng et al. 2024) with a bounded output: gates read the input alone, and the state is linear in the last one."""
+class TimeConstantsConfig(SequenceModelConfig):
+    """What gated recurrences share whose time constants are drawn at the start."""
 
-    kind: Literal["mingru"] = "mingru"
     tau_min: float = Field(default=2.0, ge=0.1, le=1e5, json_schema_extra=search(low=1.0, high=8.0, log=True))
     """Shortest initial time constant, in steps."""
     tau_max: float = Field(default=100.0, ge=0.1, le=1e5, json_schema_extra=search(low=30.0, high=300.0, log=True))
     """Longest initial time constant, in steps."""
 
     @model_validator(mode="after")
-    def _range(self) -> MinGRUConfig:
+    def _range(self) -> TimeConstantsConfig:
         if self.tau_min > self.tau_max:
             raise ValueError(f"tau_min {self.tau_min} must be at most tau_max {self.tau_max}")
         return self
+
+
+class MinGRUConfig(TimeConstantsConfig):
+    """minGRU (Feng et al. 2024) with a bounded output: gates read the input alone, and the state is linear in the last one."""
+
+    kind: Literal["mingru"] = "mingru"
 
 
 def gate_biases(width: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -101,21 +106,33 @@ class _MinGRU(Fused):
         return grad_u, grad_h, None, torch.mm(flat.T, u.reshape(len(flat), -1)), grad_bias
 
 
-@register_model("mingru", MinGRUConfig)
-class MinGRU(SequenceModel):
-    """hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ."""
+class GatedRecurrence(SequenceModel):
+    """Layers y, h = layer(u, h, keep, W, b) on each other, with nothing between; an output map where widths differ.
 
-    def __init__(self, config: MinGRUConfig, input_dim: int, output_dim: int, *, generator: torch.Generator) -> None:
+    hidden is h of each layer side by side, (B, num_layers * hidden_dim). Subclasses say how many widths W has (`parts`), the
+    layer's reference, and which biases the time constants start.
+    """
+
+    parts: int
+    reference: Callable[..., tuple[Tensor, Tensor]]
+
+    def __init__(
+        self, config: TimeConstantsConfig, input_dim: int, output_dim: int, *, generator: torch.Generator
+    ) -> None:
         super().__init__(config, input_dim, output_dim)
         width, count = config.hidden_dim, config.num_layers
         self.width, self.hidden_size = width, width * count
         self.layers = nn.ModuleList(
-            linear(width if layer else input_dim, 3 * width, generator) for layer in range(count)
+            linear(width if layer else input_dim, self.parts * width, generator) for layer in range(count)
         )
         with torch.no_grad():
-            for layer in self.layers:
-                layer.bias[width : 2 * width] = gate_biases(width, config.tau_min, config.tau_max, generator)  # pyright: ignore
+            for _, bias in self.weights():
+                self._start(bias.view(self.parts, width), gate_biases(width, config.tau_min, config.tau_max, generator))
         self.decoder = None if output_dim == width else linear(width, output_dim, generator)
+
+    def _start(self, biases: Tensor, gate: Tensor) -> None:
+        """Fill the biases (parts, H), zeros so far, such that the share of the new input is s(gate)."""
+        raise NotImplementedError
 
     def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """W and b of each layer."""
@@ -123,13 +140,29 @@ class MinGRU(SequenceModel):
             assert isinstance(layer, nn.Linear)
             yield layer.weight, layer.bias
 
+    def _layer(self, x: Tensor) -> Callable[..., Any]:
+        """What computes a layer for such x."""
+        return type(self).reference
+
     def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        run: Callable[..., Any] = _MinGRU.apply if fused_allowed(x) else mingru_reference
-        states = []
+        run, states = self._layer(x), []
         for weights, h in zip(self.weights(), hidden.split(self.width, 1), strict=True):
             x, h = run(x, h, keep, *weights)
             states.append(h)
         return x if self.decoder is None else self.decoder(x), torch.cat(states, 1)
+
+
+@register_model("mingru", MinGRUConfig)
+class MinGRU(GatedRecurrence):
+    """hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ."""
+
+    parts, reference = 3, staticmethod(mingru_reference)
+
+    def _start(self, biases: Tensor, gate: Tensor) -> None:
+        biases[1] = gate
+
+    def _layer(self, x: Tensor) -> Callable[..., Any]:
+        return _MinGRU.apply if fused_allowed(x) else mingru_reference
 
     def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if not fused_allowed(x):

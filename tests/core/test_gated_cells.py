@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from core.cells.mingru import MinGRU, MinGRUConfig, _MinGRU, gate_biases, mingru_reference
+from core.cells.minlstm import MinLSTM
+from core.cells.rg_lru import RGLRUBlock, RGLRUConfig
 from core.kernels.gated import gated_scan, gated_scan_backward
 from core.sequence_model import build_model, parse_model_config
 
@@ -105,3 +109,62 @@ def test_every_output_of_mingru_is_bounded_whatever_it_reads() -> None:
     output, hidden = model(1e6 * torch.randn(2, 50, 8, generator=generator()))
     assert output.abs().max() <= 1
     assert hidden.abs().max() <= 1
+
+
+def test_minlstm_is_its_loop() -> None:
+    model = build_model(parse_model_config({"kind": "minlstm", "hidden_dim": WIDTH}), INPUT, WIDTH)
+    assert isinstance(model, MinLSTM)
+    x = torch.randn(1, TIME, INPUT, generator=generator(1))
+    resets = torch.zeros(1, TIME)
+    resets[0, 7] = 1
+    u = x[0].double().numpy()
+    for layer in model.layers:
+        w, b = (p.detach().double().numpy() for p in layer.parameters())
+        h, outputs = np.zeros(WIDTH), []
+        for t in range(TIME):
+            v, i, f, o = np.split(w @ u[t] + b, 4)
+            total = sigmoid(f) + sigmoid(i)
+            h = (1 - resets[0, t].item()) * sigmoid(f) / total * h + sigmoid(i) / total * np.tanh(v)
+            outputs.append(sigmoid(o) * np.tanh(h))
+        u = np.stack(outputs)
+    assert np.allclose(model(x, None, resets)[0][0].detach().numpy(), u, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mingru", "minlstm"])
+def test_a_state_that_reads_nothing_fades_with_the_time_constant_it_was_started_with(kind: str) -> None:
+    config = {"kind": kind, "hidden_dim": 8, "num_layers": 1, "tau_min": 5, "tau_max": 5}
+    model = build_model(parse_model_config(config), 2, 8)
+    state = torch.ones(1, 8)
+    with torch.no_grad():
+        for _ in range(5):
+            state = model(torch.zeros(1, 2), state)[1]
+    assert torch.allclose(state, torch.full((1, 8), float(np.exp(-1))), atol=1e-5)
+
+
+def test_rg_lru_is_griffins_recurrent_block_step_by_step() -> None:
+    block = RGLRUBlock(RGLRUConfig(hidden_dim=WIDTH), generator())
+    with torch.no_grad():
+        for layer in (block.project, block.gates, block.merge):
+            layer.bias.normal_(generator=generator(2))
+    x = torch.randn(1, TIME, WIDTH, generator=generator(1))
+    p = {name: parameter.detach().double().numpy() for name, parameter in block.named_parameters()}
+    a, h, wanted = sigmoid(p["Lambda"]), np.zeros(WIDTH), []
+    for t in range(TIME):
+        u = x[0, t].double().numpy()
+        n = u / np.sqrt(np.mean(u**2) + np.finfo(np.float32).eps) * p["norm.weight"]
+        v, side = np.split(p["project.weight"] @ n + p["project.bias"], 2)
+        r, i = np.split(sigmoid(p["gates.weight"] @ v + p["gates.bias"]), 2)
+        decay = a ** (8 * r)
+        h = decay * h + np.sqrt(1 - decay**2) * (i * v)
+        gelu = side * 0.5 * (1 + np.array([math.erf(value / math.sqrt(2)) for value in side]))
+        wanted.append(u + p["merge.weight"] @ (h * gelu) + p["merge.bias"])
+    got = block(x, torch.zeros(1, WIDTH), None)[0][0]
+    assert np.allclose(got.detach().numpy(), np.stack(wanted), atol=1e-5)
+
+
+def test_rg_lru_starts_with_decays_uniform_in_the_range_that_was_asked_for() -> None:
+    block = RGLRUBlock(RGLRUConfig(hidden_dim=2000), generator())
+    decay = torch.sigmoid(block.Lambda.detach().double()) ** 8
+    assert 0.9 - 1e-5 < decay.min() < 0.901
+    assert 0.998 < decay.max() < 0.999 + 1e-5
+    assert float(decay.mean()) == pytest.approx(0.9495, abs=2e-3)
