@@ -70,7 +70,7 @@ def research(
     if env_steps is not None:
         may_spend = Budget(env_steps=parse_count(env_steps))
     else:
-        may_spend = Budget(wall_s=parse_duration(budget or "30m"))
+        may_spend = Budget(wall_s=parse_duration("30m" if budget is None else budget))
     limit_mb = memory_limit(memory)
     if not dry_run:
         options.paths()  # before anything is imported that keeps a cache

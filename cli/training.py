@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from cli.execution import Execution
 from cli.files import read_text
@@ -131,7 +132,7 @@ def tune(
     /,
     *,
     models: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
-    trials: int = 8,
+    trials: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 8,
     env_steps: str = "1M",
     like: str | None = None,
     only: Words = None,

@@ -78,7 +78,12 @@ class RecordedTable:
 
     def __init__(self, header: TableHeader, runs: list[TableRun]) -> None:
         self.header = header
-        self.space = SearchSpace(parse_model(header.model), header.task, learner=DEFAULT_LEARNER)
+        kinds = next((p.choices for p in header.parameters if p.name == "model.kind"), None)
+        named = parse_model(header.model)
+        side = (
+            named if kinds is None else named.model_copy(update={"kinds": tuple(map(str, kinds))})
+        )  # as the name was understood when it was recorded
+        self.space = SearchSpace(side, header.task, learner=DEFAULT_LEARNER)
         self.space.parameters = header.parameters
         by_number: dict[int, list[TableRun]] = {}
         for run in runs:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import main
+from core.errors import InputError
+from experiments.runs.paths import CHECKOUT, Paths
 
 READING = {
     "runs": ["runs"],
@@ -248,3 +253,41 @@ def test_without_a_goal_the_default_one_is_researched_and_that_is_said(
     assert main.main(["--env-steps", "2M", "--llm", "offline", "--dry-run", "--data-dir", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert 'No goal was given, so the default one is researched: "beat LSTM on halfcheetah-vel"' in said.out + said.err
+
+
+@pytest.mark.parametrize("task", ["metaworld-ml10", "metaworld-ml1:no-such-task"])
+def test_a_package_that_is_absent_is_said_with_its_install_command_before_anything_is_written(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "metaworld" else find(name, *rest))  # fmt: skip
+    place = ["--data-dir", str(tmp_path)]
+    for words in (
+        ["--goal", f"beat LSTM on {task}", "--env-steps", "200M", "--llm", "offline"],
+        ["run", "--preset", f"{task}.lstm", "--env-steps", "1M"],
+        ["tune", task, "--models", "lstm"],
+    ):
+        assert main.main([*words, *place]) == 2
+        assert 'pip install -e ".[metaworld]"' in capsys.readouterr().err
+    assert main.main(["runs", "--json", *place]) in (0, 2)
+    assert '"run"' not in capsys.readouterr().out
+
+
+def test_a_replay_names_its_campaign_by_any_form_of_its_id_and_keeps_it_whole(data: Path) -> None:
+    from experiments.ledger import Ledger
+    from multi_agent.llm.choose import choose_llm, with_campaign
+
+    ledger = Ledger(Paths.of(data).ledger_url)
+    for name in ("@last", "c-1", "c-0001", "1"):
+        assert with_campaign(choose_llm(f"replay:{name}"), ledger).name == "replay:c-0001"
+    with pytest.raises(InputError, match="c-0077"):
+        with_campaign(choose_llm("replay:c-77"), ledger)
+    with pytest.raises(InputError, match="the campaign is missing"):
+        choose_llm("replay:")
+
+
+def test_no_library_warns_while_an_old_environment_is_planned(tmp_path: Path) -> None:
+    call = ["--goal", "beat LSTM on HalfCheetah-v4", "--env-steps", "20M", "--llm", "offline", "--dry-run"]
+    ended = subprocess.run([sys.executable, "main.py", *call], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert "arn" not in ended.stderr.replace("learn", "")
+    assert "deprecat" not in (ended.stdout + ended.stderr).lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -63,3 +64,35 @@ def test_a_terminal_gets_runs_budgets_and_what_is_waited_for_within_its_width(wi
     assert max(len(line) for line in lines) <= width
     assert any("r-0009" in line and "40 %" in line for line in lines)
     assert any("Waits for approval" in line for line in lines)
+
+
+def test_what_is_rendered_is_changed_under_the_lock_alone() -> None:
+    """Threads that speak, call tools and end runs, while another renders without a pause: no dictionary changes under it."""
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=80))
+    failed: list[BaseException] = []
+    over = threading.Event()
+
+    def render() -> None:
+        try:
+            while not over.is_set():
+                view._render()
+        except BaseException as error:
+            failed.append(error)
+
+    def speak(number: int) -> None:
+        for turn in range(300):
+            actor = f"agent {number} {turn}"
+            view.on_event("tool_call", actor, "tool(x=1)")
+            view.on_event("waiting", actor, "for somebody")
+            view.on_event("tool_result", actor, "1 row")
+
+    renderer = threading.Thread(target=render)
+    speakers = [threading.Thread(target=speak, args=(number,)) for number in range(3)]
+    for thread in (renderer, *speakers):
+        thread.start()
+    for thread in speakers:
+        thread.join()
+    over.set()
+    renderer.join()
+    assert failed == []
+    assert view._asked == {}

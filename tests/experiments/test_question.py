@@ -17,7 +17,7 @@ from experiments.presets import preset
 from experiments.search.side import Recorded
 from meta_rl.learner import LEARNERS
 
-SSM = ("s5", "lru", "s4d")
+SSM = ("mingru", "s5", "lru", "s4d")
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,10 @@ SSM = ("s5", "lru", "s4d")
         ("show that a state space model beats LSTM on the halfcheetah-vel task", "beat", SSM, ("lstm",), "halfcheetah-vel"),
         ("please make LRU do better than the LSTM policy on point-robot.", "beat", ("lru",), ("lstm",), "point-robot"),
         ("beat lstm with s4d on ant-dir", "beat", ("s4d",), ("lstm",), "ant-dir"),
-        ("beat s5 on point-robot", "beat", ("lru", "s4d"), ("s5",), "point-robot"),
+        ("beat s5 on point-robot", "beat", ("mingru", "lru", "s4d"), ("s5",), "point-robot"),
         ("compare S5 and LSTM on halfcheetah-dir", "compare", ("s5",), ("lstm",), "halfcheetah-dir"),
         ("S5 vs. LRU on point-robot", "compare", ("s5",), ("lru",), "point-robot"),
-        ("find the best SSM on halfcheetah-vel", "best", SSM, ("s5",), "halfcheetah-vel"),
+        ("find the best SSM on halfcheetah-vel", "best", SSM, ("mingru",), "halfcheetah-vel"),
         ("tune lstm for point-robot", "best", ("lstm",), ("lstm",), "point-robot"),
         ("improve LRU on halfcheetah-vel by 10 %", "improve", ("lru",), ("lru",), "halfcheetah-vel"),
         ("improve the LRU model by 5 percent on point-robot", "improve", ("lru",), ("lru",), "point-robot"),
@@ -230,3 +230,23 @@ def test_a_typed_question_is_checked_as_a_goal_is(change: dict[str, Any], words:
     content = parse_goal("beat LSTM with S5 on point-robot").model_dump(mode="json") | change
     with pytest.raises(InputError, match=words):
         parse_question(json.dumps(content), "question.json")
+
+
+PASTED = "\ufeff\u201cBeat\u00a0LSTM with S5\u200b on halfcheetah\u2011vel\u201d\uff0e"
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        PASTED,
+        "\u00abbeat LSTM with S5 on halfcheetah\u2010vel\u00bb",
+        "beat LSTM\u3000with S5 on halfcheetah\u2212vel\u3002",
+        "\u202abeat LSTM with \uff33\uff15 on halfcheetah-vel\u202c",
+    ],
+)
+def test_a_goal_that_was_pasted_is_read_as_what_it_looks_like_and_kept_as_it_was(goal: str) -> None:
+    question = parse_goal(goal)
+    assert question.model_copy(update={"goal": ""}) == parse_goal("beat LSTM with S5 on halfcheetah-vel").model_copy(
+        update={"goal": ""}
+    )
+    assert question.goal == goal

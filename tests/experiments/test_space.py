@@ -159,7 +159,7 @@ def test_a_plan_from_before_there_was_a_second_rule_of_sizing_keeps_the_first(tm
     widths = []
     for plan in (old, new):
         trials = Trials(ledger, campaign_id, QUESTION, plan, seed=1)
-        widths.append(trials.spec("challenger", {}, seed=1, env_steps=10).policy.model.hidden_dim)
+        widths.append(trials.spec("challenger", {"model.kind": "s5"}, seed=1, env_steps=10).policy.model.hidden_dim)
     assert widths == [61, 64]
 
 
@@ -231,4 +231,9 @@ def test_a_wrong_field_of_a_specification_is_named_by_its_path() -> None:
         parse_spec(text, "file.json")
     with pytest.raises(InputError, match="allowed here"):
         set_fields(_spec(), {"model.sate_dim": "3"})
-    assert set_fields(_spec(), {"model.state_dim": "32", "seed": "9"}).policy.model.model_dump()["state_dim"] == 32
+    assert (
+        set_fields(_spec(model__kind="s5"), {"model.state_dim": "32", "seed": "9"}).policy.model.model_dump()[
+            "state_dim"
+        ]
+        == 32
+    )
