@@ -149,7 +149,7 @@ def resume(
 
 def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> int:
     """End a campaign for good, with a verdict on what confirmation there is; pause and resume go on instead."""
-    from experiments.campaign.holder import is_alive
+    from experiments.campaign.holder import describe_holder, if_gone, is_alive
 
     ledger = options.change()
     campaign_id = ledger.resolve(campaign, "campaign")
@@ -158,8 +158,9 @@ def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptio
         raise InputError(f"c-{campaign_id:04d} is finished: there is nothing to stop")
     ledger.record_event(campaign_id, "stop", "human", {})
     if row.status == "running" and is_alive(row.holder):
-        words = "it cancels its runs and writes its report"
-        options.output.done({"campaign": f"c-{campaign_id:04d}", "asked to end": words})
+        asked = {"campaign": f"c-{campaign_id:04d}", "asked to end": "it cancels its runs and writes its report"}
+        advice = if_gone(campaign_id, row.holder)
+        options.output.done(asked | ({"held by": f"{describe_holder(row.holder)}. {advice}"} if advice else {}))
         return 0
     return _end(_open_lab(ledger, campaign_id, options.paths()), options)
 

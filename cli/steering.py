@@ -88,5 +88,9 @@ def _leave_word(campaign: str, kind: str, payload: dict[str, str], outcome: str,
         raise InputError(f"{name} is finished: there is nothing to {kind}")
     if kind == "pause" and row.status != "running":
         raise InputError(f"{name} is not running ({row.status}). Go on with: {command('resume', name)}")
+    from experiments.campaign.holder import describe_holder, if_gone
+
     ledger.record_event(campaign_id, kind, "human", payload)
-    options.output.done({"campaign": name, kind: outcome}, f"{name}: {outcome}")
+    advice = if_gone(campaign_id, row.holder)
+    held = {"held by": f"{describe_holder(row.holder)}. {advice}"} if advice else {}
+    options.output.done({"campaign": name, kind: outcome} | held, ". ".join([f"{name}: {outcome}", *held.values()]))

@@ -82,11 +82,15 @@ def _take(ledger: Ledger, campaign_id: int, *, take_over: bool) -> None:
 
 
 def _advice(campaign_id: int, holder: dict[str, Any] | None) -> str:
-    name = readable_id("c", campaign_id)
-    advice = f"{describe_holder(holder)}. Pause that one first: {command('pause', name)}"
-    if not _is_here(holder):
-        advice += f". If its machine is gone, take the campaign over: {command('resume', name, '--take-over')}"
-    return advice
+    pause = f"Pause that one first: {command('pause', readable_id('c', campaign_id))}"
+    return ". ".join(filter(None, (describe_holder(holder), pause, if_gone(campaign_id, holder))))
+
+
+def if_gone(campaign_id: int, holder: dict[str, Any] | None) -> str:
+    """What a person does where the machine of a holder elsewhere is gone; nothing of one that is seen from here."""
+    if holder is None or _is_here(holder):
+        return ""
+    return f"If its machine is gone, take the campaign over: {command('resume', readable_id('c', campaign_id), '--take-over')}"
 
 
 def _listen(

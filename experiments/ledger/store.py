@@ -45,6 +45,10 @@ class LedgerError(InputError):
     """The ledger cannot be used as asked; the message says why and the way out."""
 
 
+class OlderSchemaError(LedgerError):
+    """The ledger was written by an earlier version and has to be migrated before it is read."""
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 
@@ -287,7 +291,7 @@ class Ledger:
         if self.read_only:
             if current is None:
                 raise LedgerError(f"ledger {self.place} is empty. Start with: {command('--goal', EXAMPLE_GOAL)}")
-            raise LedgerError(
+            raise OlderSchemaError(
                 f"ledger {self.place} has the older schema {current}: bring it to {HEAD} with: {command('doctor', '--fix')}"
             )
         self._migrate(current)

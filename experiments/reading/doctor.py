@@ -19,7 +19,7 @@ from experiments.campaign.holder import describe_holder, is_alive
 from experiments.ledger.ids import archived, readable_id
 from experiments.ledger.marks import REMOVED, put_tag
 from experiments.ledger.models import Artifact, Campaign, Claim, Run, Tag, Verdict
-from experiments.ledger.store import HEAD, Ledger, LedgerError, now
+from experiments.ledger.store import HEAD, Ledger, LedgerError, OlderSchemaError, now
 from experiments.runs.paths import Paths
 from experiments.vocabulary import FINISHED
 
@@ -98,7 +98,7 @@ def examine(url: str | URL, paths: Paths, *, fix: bool = False) -> list[Finding]
     try:
         ledger = Ledger(url, read_only=True)
     except LedgerError as error:
-        if "older schema" in str(error) and fix:
+        if isinstance(error, OlderSchemaError) and fix:
             Ledger(url).close()
             done = Finding(what=str(error), way_out=f"migrated to {HEAD}; a copy lies beside it", fixed=True)
             return [done, *examine(url, paths, fix=fix)]

@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from ledger_rows import add_campaign, dead_holder
 
+import main
 from core.errors import InputError
 from experiments.campaign import holder as holder_module
 from experiments.campaign.holder import describe_holder, holding, is_alive, this_process
@@ -19,6 +21,7 @@ from experiments.campaign.steering import human_words
 from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign
 from experiments.ledger.store import now
+from experiments.runs.paths import Paths
 
 
 def test_a_reused_process_number_is_told_apart() -> None:
@@ -111,3 +114,15 @@ def test_a_holder_of_a_time_without_signs_of_life_is_looked_up_as_before() -> No
     assert "last sign" not in describe_holder(old)
     assert is_alive(old | {"host": "elsewhere"})
     assert not is_alive({k: dead_holder()[k] for k in old})
+
+
+@pytest.mark.parametrize("words", [["pause", "c-0001"], ["stop", "c-0001"], ["instruct", "c-0001", "smaller"]])
+def test_a_word_to_a_campaign_held_elsewhere_says_when_that_gave_its_last_sign_and_how_it_is_taken_over(
+    words: list[str], tmp_path: Path, elsewhere: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = Paths.of(tmp_path)
+    add_campaign(Ledger(paths.ledger_url), status="running", holder=elsewhere)
+    assert main.main([*words, "--data-dir", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "last sign of life 3h ago" in said
+    assert f"resume c-0001 --take-over --data-dir {tmp_path}" in said
