@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,8 +89,10 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None) -> LLMCho
         return LLMChoice("offline", "offline")
     provider_name, _, model = name.partition(":")
     if provider_name == "replay":
-        if not model:
-            raise InputError(f"--llm {name}: the campaign is missing, such as c-0007. See: {command('campaigns')}")
+        if not re.fullmatch(r"(?:c-?)?(?:\d+|@\w+)", model):
+            raise InputError(
+                f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007 or @last. See: {command('campaigns')}"
+            )
         return LLMChoice(name, "replay")
     provider_name = ALIASES.get(provider_name, provider_name)
     if provider_name not in PROVIDERS:

@@ -20,6 +20,7 @@ from experiments.campaign.begin import create_campaign
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
+from experiments.campaign.sides import default_of
 from experiments.campaign.waste import count_waste
 from experiments.ledger import Ledger
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
@@ -154,7 +155,9 @@ def open_world_lab(world: World, trials: int, seed: int, folder: Path) -> WorldL
     paths = Paths.of(folder)
     paths.ensure()
     ledger = Ledger(paths.ledger_url)
-    question = parse_goal(f"find the best {world.space.side.name} on {world.space.task}")
+    side, learner = world.space.side, world.space.learners[0]  # as the table names them, whatever the name means now
+    question = parse_goal(f"find the best {side.name} on {world.space.task}")
+    question = question.model_copy(update={"challenger": side, "baseline": default_of(side, learner)})
     plan = Plan(
         budget=Budget(env_steps=10**12),
         design=Design(

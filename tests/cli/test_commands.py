@@ -282,7 +282,7 @@ def test_a_replay_names_its_campaign_by_any_form_of_its_id_and_keeps_it_whole(da
         assert with_campaign(choose_llm(f"replay:{name}"), ledger).name == "replay:c-0001"
     with pytest.raises(InputError, match="c-0077"):
         with_campaign(choose_llm("replay:c-77"), ledger)
-    with pytest.raises(InputError, match="the campaign is missing"):
+    with pytest.raises(InputError, match=r"allowed: an id such as c-0007 or @last"):
         choose_llm("replay:")
 
 
