@@ -35,6 +35,7 @@ def research(
     env_steps: str | None = None,
     seed: int = 0,
     memory: Memory = None,
+    time_ratio: float | None = None,
     dry_run: Flag = False,
     brain: CrewOptions = CrewOptions(),
     options: LedgerOptions = LedgerOptions(),
@@ -54,6 +55,8 @@ def research(
         Total training steps instead of wall time, such as 20M; the campaign is then deterministic.
     seed
         Seed of the whole campaign.
+    time_ratio
+        The challenger's env steps a second over the baseline's, for a verdict at equal training time in place of what is measured.
     dry_run
         Show what was understood and the plan, and stop.
     """
@@ -72,6 +75,10 @@ def research(
     else:
         may_spend = Budget(wall_s=parse_duration("30m" if budget is None else budget))
     limit_mb = memory_limit(memory)
+    if time_ratio is not None and not 0.01 <= time_ratio <= 100:
+        raise bad_value(
+            "--time-ratio", time_ratio, "from 0.01 to 100: the challenger's env steps a second over the baseline's"
+        )
     if not dry_run:
         options.paths()  # before anything is imported that keeps a cache
     from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
@@ -97,7 +104,17 @@ def research(
         choice = with_campaign(choice, ledger)
     stop = threading.Event()
     with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
-        plan = plan_campaign(understood, may_spend, probing, memory_limit_mb=limit_mb, stop=stop, say=output.say)
+        known = options.read_if_there() if ledger is None else ledger
+        plan = plan_campaign(
+            understood,
+            may_spend,
+            probing,
+            ledger=known,
+            memory_limit_mb=limit_mb,
+            time_ratio=time_ratio,
+            stop=stop,
+            say=output.say,
+        )
     from cli.live import plan_text
 
     output.say(plan_text(understood, plan))
@@ -266,7 +283,9 @@ def _conclude(lab: Lab, options: LedgerOptions) -> int:
     verdict = lab.judge()
     model = keep_model(ledger, lab.number, lab.paths)
     shown |= {"verdict": verdict, "model": str(model) if model else None}
-    lines = verdict_lines(verdict, lab.question, lab.plan, lab.round, lab.campaign_id, verdict.claim_id)
+    lines = verdict_lines(
+        verdict, lab.question, lab.plan, lab.round * lab.plan.trials_at_once, lab.campaign_id, verdict.claim_id
+    )
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     commands = [quoted(opener, str(html))]
     for run_id in verdict.run_ids[:1]:

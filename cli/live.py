@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from core.words.text import plain
+from experiments.campaign.design import LOOKS_FROM
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
-from experiments.judging.judge import VerdictContent, sequential_looks
+from experiments.judging.judge import VerdictContent
 from experiments.ledger.store import readable_id
 from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import span
 from experiments.runs.runner import RunProgress
 from experiments.tables import table
 
-COLOURS = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow", "invalid": "red"}
+COLOURS = {"confirmed": "green", "refuted": "red", "equivalent": "cyan", "inconclusive": "yellow", "invalid": "red"}
 TALK_LINES = 8
+_ORDINALS = ("the first", "the second", "the third", "the fourth", "the fifth")
 
 
 def plan_text(question: Question, plan: Plan) -> str:
@@ -38,23 +41,35 @@ def plan_text(question: Question, plan: Plan) -> str:
         cost += f", about {format_seconds(plan.expected_s)}"
         if plan.budget.wall_s is not None:
             cost += f" of {format_seconds(plan.budget.wall_s)}"
-    at_most = " at most" if sequential_looks(design.confirmation_seeds) else ""
+    from_seeds = LOOKS_FROM if plan.judging > 1 else 7
+    at_most = " at most" if design.confirmation_seeds >= from_seeds else ""
     early = ""
     if plan.pruning is not None:
         early = f"; weak ones end after {' or '.join(format_count(rung) for rung in plan.pruning.rungs)}"
     what = question.score_in_words
     what = "return of the first episode" if what == "return" else what
     seeds = f"{design.selection_seeds} fresh seed{'s' if design.selection_seeds > 1 else ''}"
+    chosen = f"best {design.top} again on {seeds}"
+    if len(set(design.race)) > 1:
+        field = ", ".join(f"{count} on {_ORDINALS[place]}" for place, count in enumerate(design.race))
+        chosen = f"the best race on fresh seeds: {field}"
+    tuned = "both defaults" if plan.pilot else f"the default {question.baseline.label}"
+    remembered = ", one of them remembered from an earlier campaign" if plan.memory else ""
+    both = question.parity is None and plan.judging > 1 and question.kind in ("beat", "compare")
+    timed = both and (plan.time_ratio is not None or plan.budget.wall_s is not None)
+    parity = "at equal env steps and at equal training time, " if timed else ""
+    if question.parity == "time":
+        parity = "at equal training time, "
     return "\n".join(
         [
             f"Measure    mean {what} on held-out tasks, {question.direction}",
             f"Plan       {cost} (design: {design.name})",
-            f"  baseline      {design.baseline_seeds} seeds of the default {question.baseline.label} "
+            f"  baseline      {design.baseline_seeds} seeds of {tuned} "
             f"at {format_count(plan.env_steps_search)} steps: the noise floor",
-            f"  search        {design.rounds} configurations for {arms} at {format_count(plan.env_steps_search)} steps, same optimizer{early}",
-            f"  selection     best {design.top} again on {seeds} at {format_count(plan.env_steps_full)} steps",
+            f"  search        {plan.trials} configurations for {arms}{remembered} at {format_count(plan.env_steps_search)} steps, same optimizer{early}",
+            f"  selection     {chosen} at {format_count(plan.env_steps_full)} steps",
             f"  confirmation  {design.confirmation_seeds} fresh seeds a side{at_most} on the held-out tasks at "
-            f"{format_count(plan.env_steps_full)} steps, judged by code",
+            f"{format_count(plan.env_steps_full)} steps, {parity}judged by code",
         ]
     )
 
@@ -76,9 +91,17 @@ def verdict_lines(
             f"{challenger} {verdict.challenger.mean:.1f} (worst seed {verdict.challenger.worst_seed:.1f}) against "
             f"{baseline} {verdict.baseline.mean:.1f} (worst seed {verdict.baseline.worst_seed:.1f})"
         )
+    timed = verdict.at_equal_time
+    if timed is not None:
+        low, high = timed.interval or (math.nan, math.nan)
+        numbers = "" if timed.effect is None else f", effect {timed.effect:+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(f"at equal training time: {timed.outcome}{numbers}")
     tried = f"{trials} trials a side" if question.baseline_is_tuned else f"{trials} trials"
     seeds = f"{verdict.seeds or 'no'} paired seeds"  # those that had finished, where a person stopped the confirmation
-    lines.append(f"{seeds}, {tried}, {format_count(plan.env_steps_full)} env steps a run")
+    if verdict.test == "welch" and verdict.challenger is not None and verdict.baseline is not None:
+        counts = sorted({len(verdict.challenger.seed_means), len(verdict.baseline.seed_means)})
+        seeds = f"{' and '.join(map(str, counts))} independent seeds a side"
+    lines.append(f"{seeds}, {tried}, {format_count(plan.confirmation_steps)} env steps a run")
     lines.append(f"rests on {campaign_id}, {claim_id}, runs {span(verdict.run_ids) or 'none'}")
     return lines
 

@@ -31,7 +31,7 @@ FINISHED: tuple[RunStatus, ...] = STATUSES[2:]
 PARAMETER_TOLERANCE = 0.10
 """Two sides are of one size where their parameter counts differ by at most this share of the larger one."""
 
-Outcome = Literal["confirmed", "refuted", "inconclusive", "invalid"]
+Outcome = Literal["confirmed", "refuted", "equivalent", "inconclusive", "invalid"]
 """Of a claim."""
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 

@@ -1,6 +1,7 @@
 """Who proposes configurations best at equal trials: `python main.py bench proposers --arms random,tpe,hybrid --searches 8`.
 
-On a recorded table of real runs (`--on table`, minutes) or by training (`--on real`, hours). `--record FILE` makes such a
+On a recorded table of real runs (`--on table`, minutes), on random hills over the real space (`--on landscape`, minutes) or by
+training (`--on real`, hours). `--record FILE` makes such a
 table. The arms without agents live in `experiments/bench/searches.py`; those with agents are handed in by the caller, since
 this package knows no crew. Intervals are 95 % bootstrap intervals over whole searches, and differences are paired.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import unknown_name
+from experiments.bench.landscape import Landscape
 from experiments.bench.recorded_table import RecordedTable, load_table, record
 from experiments.bench.registered import register_bench
 from experiments.bench.searches import RULES, ArmResult, RealWorld, Searcher, TableWorld, World, compare, run_searches
@@ -62,6 +64,10 @@ def main(arguments: Sequence[str], agent_arms: AgentArms | None = None, agent_ar
         trials = options.trials if options.trials is not None else 8
         task, model = parse_task(options.task), parse_model(options.model)
         space = SearchSpace(model, task, learner=DEFAULT_LEARNER)
+    if options.on == "landscape":
+        say(f"Random hills over the space of {model.name} on {task}; a score's noise has standard deviation 1.")
+        world = lambda search: Landscape(space, search)  # noqa: E731
+    elif options.on == "real":
         rival = SearchSpace(parse_goal(f"beat LSTM on {task}").baseline, task, learner=DEFAULT_LEARNER)
         size = count_parameters(rival.spec({}, env_steps=1, seed=0, parameters=None))
         steps = options.env_steps or SIZES["env_steps"]
@@ -86,7 +92,7 @@ def parse(arguments: Sequence[str], agent_arm_names: Sequence[str] = ()) -> argp
     parser.add_argument("--searches", type=int, default=8, help="paired searches an arm (default: 8)")
     parser.add_argument("--trials", type=int, help="trials of each search (default: 16 on a table, 8 for real)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first search")
-    parser.add_argument("--on", choices=("table", "real"), default="table")
+    parser.add_argument("--on", choices=("table", "landscape", "real"), default="table")
     parser.add_argument("--table", default="point-robot", help="a recorded table, by name or as a file")
     parser.add_argument("--llm", default="offline", help="chat model of the arms with agents, as in the main command")
     parser.add_argument("--base-url", help="an OpenAI-compatible server to use instead of the vendor's")

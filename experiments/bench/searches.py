@@ -19,7 +19,7 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.seeding import numpy_stream
 from experiments.bench.recorded_table import RecordedTable, train_once
-from experiments.search.optimizer import SETTINGS, TPESettings, Tried, best_trial, suggest, tpe
+from experiments.search.optimizer import SETTINGS, SUGGESTING, TPESettings, Tried, best_trial, suggest, tpe
 from experiments.search.side import Value
 from experiments.search.space import SearchSpace
 
@@ -168,9 +168,11 @@ def tpe_values(settings: TPESettings = SETTINGS) -> Callable[[World, Sequence[Tr
     return lambda world, history, seed: tpe(world.space, history, seed=seed, arm=ARM, settings=settings)
 
 
-def suggested_values(world: World, history: Sequence[Tried], seed: int) -> dict[str, Value]:
-    """What a campaign's `suggest` gives, and so what the offline researcher proposes."""
-    return suggest(world.space, history, seed=seed, arm=ARM, noise_floor=noise_floor(world, history)).values
+def suggested_values(rule: int = SUGGESTING) -> Callable[[World, Sequence[Tried], int], dict[str, Value]]:
+    """What a campaign's `suggest` gives, and so what the offline researcher proposes; by its present rule or one of before."""
+    return lambda world, history, seed: (
+        suggest(world.space, history, seed=seed, arm=ARM, noise_floor=noise_floor(world, history), rule=rule).values
+    )
 
 
 def noise_floor(world: World, history: Sequence[Tried]) -> float | None:
@@ -189,9 +191,11 @@ RULES: Mapping[str, Searcher] = {
     "default": default_search,
     "random": by_rule(random_values),
     "tpe": by_rule(tpe_values()),
-    "optimizer": by_rule(suggested_values),
+    "optimizer": by_rule(suggested_values()),
+    "optimizer-1": by_rule(suggested_values(1)),
 }
-"""Proposers without agents. `optimizer` is a campaign whose agents add nothing: default, TPE, plateau rule."""
+"""Proposers without agents. `optimizer` is a campaign whose agents add nothing: default, near the best, TPE, plateau rule;
+`optimizer-1` is what it was before: random draws in place of those near the best."""
 
 
 # ---- comparison -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from core.errors import InputError
 from env_runner.task_distributions import get_family
+from experiments.campaign.memory import remembered, telling_shares
 from experiments.campaign.plan import STARTUP_S, Budget, Plan, make_plan
 from experiments.campaign.question import Question
 from experiments.campaign.sides import no_ledger
@@ -21,9 +22,9 @@ from experiments.runs.paths import Paths
 from experiments.runs.provenance import provenance
 from experiments.runs.throughput import measure_throughput
 from experiments.search.side import Recorded
-from experiments.search.space import plan_unit
+from experiments.search.space import SearchSpace, plan_unit
 from experiments.spec import recorded_spec
-from experiments.vocabulary import readable_id
+from experiments.vocabulary import Arm, readable_id
 from meta_rl.learner import LEARNERS
 
 
@@ -49,17 +50,25 @@ def plan_campaign(
     budget: Budget,
     paths: Paths,
     *,
+    ledger: Ledger | None = None,
     memory_limit_mb: int | None = None,
+    time_ratio: float | None = None,
     stop: threading.Event | None = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> Plan:
     """The richest design that fits `budget` on this machine.
 
     For a budget in wall time the training throughput is measured first, in a folder of its own below `paths`; setting
-    `stop` ends that with Paused. memory_limit_mb: MiB that one run may occupy; the machine decides where None.
+    `stop` ends that with Paused. ledger: what may be known of the task already. memory_limit_mb: MiB that one run may occupy; the machine decides where None.
+    time_ratio: see `Plan`.
     Raises InputError where the budget is too small for any design.
     """
     get_family(question.task).check()
+    if question.parity == "time" and budget.wall_s is None and time_ratio is None:
+        raise InputError(
+            "goal: equal training time needs a throughput, and a budget in env steps depends on no clock: give --budget in place of "
+            "--env-steps, or --time-ratio, the challenger's env steps a second over the baseline's"
+        )
     workers = available_workers()
     spaces = [space_of(question, side) for side in question.sides]
     steps_per_s, startup_s = None, STARTUP_S
@@ -71,6 +80,9 @@ def plan_campaign(
             f"Measured {steps_per_s:,.0f} env steps/s a run with {workers} at once, "
             f"{startup_s:.1f} s of start and evaluation a run."
         )
+    tuned: dict[Arm, SearchSpace] = {"challenger": spaces[0]}
+    if question.baseline_is_tuned:
+        tuned["baseline"] = spaces[1]
     return make_plan(
         budget,
         iteration_steps=plan_unit(spaces),
@@ -81,6 +93,9 @@ def plan_campaign(
         startup_s=startup_s,
         memory_limit_mb=memory_limit_mb,
         learning_episodes=max(LEARNERS[name].config_type.learning_episodes for name in question.learners),
+        memory=None if ledger is None else remembered(ledger, question, tuned),
+        shares=None if ledger is None else telling_shares(ledger, question.task),
+        time_ratio=time_ratio,
     )
 
 

@@ -3,36 +3,24 @@ verdict on them. The judge itself is `experiments/judging/judge.py`; here its wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sqlalchemy import select
 
 from core.errors import InputError
 from env_runner.task_distributions import get_family
+from experiments.campaign.design import TASK_BLIND, best_task_blind, design_test, equal_time, equivalence_margin
+from experiments.campaign.plan import FEWEST_TRIALS
 from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import ClaimView, VerdictView
-from experiments.judging.judge import ArmClaim, ClaimContent, ConfirmationRow, VerdictContent, judge, sequential_looks
+from experiments.judging.claim import ArmClaim, ClaimContent, ConfirmationRow, EqualTime
+from experiments.judging.judge import VerdictContent, judge
 from experiments.ledger.models import Claim, Run, Verdict
 from experiments.ledger.store import Ledger, now
 from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.search.sizing import count_parameters
+from experiments.search.space import plan_unit
 from experiments.vocabulary import ARMS, readable_id
 from meta_rl.learner import DEFAULT_LEARNER
-
-TASK_BLIND = {
-    "task_blind": "the best policy that is blind to the task",
-    "stand_still": "standing still",
-    "random": "a random policy",
-}
-"""Anchors of a task family that need not know the task, in words."""
-
-
-def best_task_blind(anchors: Mapping[str, float]) -> tuple[str, float | None]:
-    """(name, return) of the best anchor that is reached without finding out the task; ("", None) where none is known."""
-    known = [name for name in TASK_BLIND if name in anchors]
-    best = max(known, key=lambda name: anchors[name], default="")
-    return best, anchors.get(best)
 
 
 def find_claim(ledger: Ledger, campaign_id: int) -> Claim | None:
@@ -48,7 +36,7 @@ def write_claim(trials: Trials, question: Question) -> ClaimView:
     """
     row = find_claim(trials.ledger, trials.campaign_id)
     if row is None:
-        content = claim_content(trials, question, trials.plan.env_steps_full)
+        content = claim_content(trials, question, trials.plan.confirmation_steps)
         row = Claim(
             campaign_id=trials.campaign_id,
             content=content.model_dump(mode="json"),
@@ -118,29 +106,48 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     floor_name, floor = (
         best_task_blind(family.anchors) if metric.quantity == "return" and not metric.worst else ("", None)
     )
-    seeds = trials.seeds("confirmation")
+    fresh = trials.seeds("confirmation")
+    design = design_test(trials, len(fresh))
+    if design.split is not None:
+        fresh = trials.seeds("confirmation", count=max(design.split))
+    timed = equal_time(trials, env_steps, plan_unit(list(trials.spaces.values())))
     margin = f" by {question.improvement_pct:g} %" if question.improvement_pct else ""
     scored = "" if metric.name == FIRST_EPISODE else f", by {question.score_in_words}"
     trained = "" if question.learner == DEFAULT_LEARNER else f" trained by {question.learner}"
     tuned = "" if question.baseline_is_tuned else "default "
     return ClaimContent(
         hypothesis=f"{question.challenger.label} beats the {tuned}{question.baseline.label}{margin} on {question.task} "
-        f"after {env_steps:,} env steps{trained}{scored}",
+        f"{_lengths(timed, env_steps)}{trained}{scored}",
         task=question.task,
         task_version=family.version,
         metric=question.metric,
         challenger=arms["challenger"],
         baseline=arms["baseline"],
-        seeds=seeds,
+        seeds=fresh,
         env_steps=env_steps,
         num_tasks=len(family.eval_tasks("confirmation")),
         margin_pct=question.improvement_pct,
         floor=floor,
         floor_name=f"{TASK_BLIND[floor_name]} reaches" if floor_name else "",
         equal_tuning=question.baseline_is_tuned,
-        looks=sequential_looks(len(seeds)),
+        looks=design.looks if timed is None else (),
         pruning=trials.plan.pruning,
+        test=design.test,
+        test_why=design.why,
+        split=design.split,
+        equivalence=equivalence_margin(trials),
+        tuned_from=0 if trials.plan.judging == 1 else FEWEST_TRIALS,
+        equal_time=timed,
     )
+
+
+def _lengths(timed: EqualTime | None, env_steps: int) -> str:
+    """The parities of a claim in words."""
+    steps = f"after {env_steps:,} env steps"
+    if timed is None:
+        return steps
+    time = f"at equal training time ({timed.challenger:,} and {timed.baseline:,} env steps)"
+    return time if timed.alone else f"{steps}, and {time}"
 
 
 def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
@@ -159,6 +166,7 @@ def confirmation_rows(ledger: Ledger, claim_id: int) -> list[ConfirmationRow]:
             task_version=run.task_version,
             status=run.status,
             env_steps=run.env_steps,
+            planned=int(run.spec["env_steps"]),
             returns=tuple(value for _, value in sorted(returns.get(run.id, {}).items())),
         )
         for run in runs

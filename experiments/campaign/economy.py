@@ -5,13 +5,16 @@ Nothing here depends on a clock where the budget is in env steps, so such a camp
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
+from collections.abc import Sequence
 
 from sqlalchemy import func, select
 
+from experiments.campaign.design import design_test, equal_time
 from experiments.campaign.journal import Journal
-from experiments.campaign.plan import MIN_ITERATIONS, Plan
+from experiments.campaign.plan import FEWEST_TRIALS, MIN_ITERATIONS, Plan
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import BudgetView
 from experiments.campaign.waste import count_waste
@@ -20,12 +23,16 @@ from experiments.numbers import format_count, format_seconds
 from experiments.runs.executor import Rung
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.runner import TIME_LIMIT_S
+from experiments.search.pruning import make_pruning
 from experiments.search.space import plan_unit
 from experiments.spec import RunSpec
-from experiments.vocabulary import FINISHED
+from experiments.vocabulary import ARMS, FINISHED
 
-USABLE = 0.95  # of the budget in wall time; the rest is for judging and the report
+USABLE = 0.99  # of the budget in wall time
+JUDGING_S = 6.0  # from the end of the last run to the end of the report
 FINAL_SHARE = 0.6  # of the planned time of the final runs that the search must leave: they may be shortened a little
+SLOWER = 0.9  # a machine at less than this share of the planned throughput has the whole campaign shortened, not its end alone
+LONGER = 1.5  # a confirmation run is at most so many times as long as those that chose its configuration
 
 
 class Economy:
@@ -68,6 +75,42 @@ class Economy:
             rows = [row for row in rows if row[2] == (spec.policy.model.kind, spec.learner.kind)] or rows
         return sum(s for s, _, _ in rows) / sum(t for _, t, _ in rows)
 
+    def seconds_of(self, spec: RunSpec) -> float | None:
+        """Wall seconds that a run of a specification takes among others: by this campaign's runs of the same configuration, else
+        of its model and learner, else of any. None where nothing was measured."""
+        query = select(Run).where(Run.campaign_id == self.campaign_id, Run.status == "done", Run.train_s > 0)
+        with self.ledger.session() as session:
+            rows = [
+                (run.variant_hash, run.model, run.learner, run.env_steps, run.train_s, run.wall_s)
+                for run in session.execute(
+                    query.with_only_columns(
+                        Run.variant_hash,
+                        Run.model,
+                        Run.spec["learner"]["kind"].as_string().label("learner"),
+                        Run.env_steps,
+                        Run.train_s,
+                        Run.wall_s,
+                    )
+                )
+            ]
+        if not rows:
+            rate = self.plan.steps_per_s
+            return None if rate is None else spec.env_steps / rate + self.plan.startup_s
+        kinds = (spec.policy.model.kind, spec.learner.kind)
+        own = [row for row in rows if row[0] == spec.variant_hash]
+        rows = own or [row for row in rows if (row[1], row[2]) == kinds] or rows
+        rate = sum(row[3] for row in rows) / sum(row[4] for row in rows)
+        beyond = [wall_s - train_s for *_, train_s, wall_s in rows if wall_s is not None and wall_s > train_s]
+        return spec.env_steps / rate + (sum(beyond) / len(beyond) if beyond else self.plan.startup_s)
+
+    def longest_first(self, run_ids: Sequence[int]) -> list[int]:
+        """Runs in the order in which they leave the fewest workers idle at the end (Graham 1969, LPT)."""
+        if len(run_ids) <= self.plan.workers:
+            return list(run_ids)
+        specs = {i: RunSpec.model_validate(self.ledger.get_run(i).spec) for i in run_ids}
+        seconds = {i: self.seconds_of(spec) or spec.env_steps for i, spec in specs.items()}
+        return sorted(run_ids, key=lambda i: -round(seconds[i], 1))
+
     def search_left_s(self) -> float | None:
         """Wall seconds that the search may still take; None without a budget in wall time or a measured throughput."""
         budget_s, rate = self.plan.budget.wall_s, self.steps_per_s()
@@ -75,19 +118,23 @@ class Economy:
             return None
         runs = self._final_runs()
         final_s = (runs * self.plan.env_steps_full / rate + runs * self.plan.startup_s) / self.plan.workers
-        return USABLE * budget_s - self.spent_s - FINAL_SHARE * final_s
+        share = FINAL_SHARE
+        if self.journal.round * self.plan.trials_at_once < FEWEST_TRIALS:
+            unit = plan_unit(list(self.trials.spaces.values()))
+            share = min(share, MIN_ITERATIONS * unit / self.plan.env_steps_full)
+        return USABLE * budget_s - JUDGING_S - self.spent_s - share * final_s
 
     def time_is_short(self) -> bool:
         """Whether another search round would leave too little wall time for selection and confirmation."""
         left_s, rate = self.search_left_s(), self.steps_per_s()
         if left_s is None or rate is None or self.journal.round == 0:
             return False
-        at_once = math.ceil(len(self.trials.arms) / self.plan.workers)
+        at_once = math.ceil(len(self.trials.arms) * self.plan.trials_at_once / self.plan.workers)
         return at_once * (self.plan.env_steps_search / rate + self.plan.startup_s) > left_s
 
     def time_limit_s(self) -> float:
         """Seconds after which a run is ended: ten times what the longest should take."""
-        rate, longest = self.steps_per_s(), max(self.plan.env_steps_full, self.plan.env_steps_search)
+        rate, longest = self.steps_per_s(), max(self.plan.env_steps_full, self.plan.confirmation_steps)
         return TIME_LIMIT_S if rate is None else 120 + 10 * longest / rate
 
     def memory_limit_mb(self) -> int:
@@ -116,9 +163,74 @@ class Economy:
 
     def _final_runs(self) -> int:
         design = self.plan.design
-        return len(self.trials.arms) * design.top * design.selection_seeds + 2 * design.confirmation_seeds
+        return len(self.trials.arms) * sum(design.stages) + 2 * design.confirmation_seeds
 
     # ---- changes of the plan ------------------------------------------------------------
+
+    def fit_search(self) -> None:
+        """Shorten all that follows together where the machine is slower than it was when the plan was made; only before the
+        search's own runs, of which the defaults' are then trained again."""
+        budget_s, rate, planned = self.plan.budget.wall_s, self.steps_per_s(), self.plan.steps_per_s
+        if budget_s is None or rate is None or planned is None or self.plan.env_steps_baseline is not None:
+            return
+        if not self.plan.pilot or self.journal.is_launched(0) or rate > SLOWER * planned:
+            return
+        shape, unit = self.plan.shape, plan_unit(list(self.trials.spaces.values()))
+        left_s = (USABLE * budget_s - JUDGING_S - self.spent_s) * self.plan.workers - shape.starts * self.plan.startup_s
+        search = len(self.trials.arms) * shape.design.rounds * shape.at_once
+        steps = search * self.plan.env_steps_search + shape.fulls * self.plan.env_steps_full
+        share = left_s * rate / steps
+        if share >= SLOWER:
+            return
+        shorter = {
+            name: max(int(share * length) // unit * unit, MIN_ITERATIONS * unit)
+            for name, length in (("env_steps_search", self.plan.env_steps_search), ("env_steps_full", self.plan.env_steps_full))
+        }  # fmt: skip
+        pruning = make_pruning(
+            shorter["env_steps_search"], iteration_steps=unit, trials=shape.design.rounds * shape.at_once
+        )
+        self._replan(
+            self.plan.model_copy(
+                update={**shorter, "env_steps_baseline": self.plan.env_steps_search, "pruning": pruning}
+            ),
+            f"this machine trains {rate:,.0f} env steps/s and not {planned:,.0f}: search runs are shortened to "
+            f"{format_count(shorter['env_steps_search'])} and final runs to {format_count(shorter['env_steps_full'])} env steps, so that "
+            "no configuration is dropped",
+        )
+
+    def fit_confirmation(self) -> None:
+        """Fix the length of the confirmation runs, just before the claim, so that the campaign ends with its budget: shorter where
+        time ran away, up to `LONGER` times as long where it was saved. Their number was fixed with the plan."""
+        budget_s = self.plan.budget.wall_s
+        if budget_s is None or not self.plan.design.race or self.steps_per_s() is None:
+            return
+        unit, left_s = plan_unit(list(self.trials.spaces.values())), USABLE * budget_s - JUDGING_S - self.spent_s
+        units = range(MIN_ITERATIONS, int(LONGER * self.plan.env_steps_full) // unit + 1)
+        after = bisect.bisect_right(units, left_s, key=lambda count: self._confirming_s(count * unit))
+        fits = units[max(after - 1, 0)] * unit
+        if fits != self.plan.env_steps_full:
+            self._replan(
+                self.plan.model_copy(update={"env_steps_confirmation": fits}),
+                f"{format_seconds(max(left_s, 0))} are left: confirmation runs get {format_count(fits)} env steps in place of "
+                f"{format_count(self.plan.env_steps_full)}",
+            )
+
+    def _confirming_s(self, env_steps: int) -> float:
+        """Wall seconds of all confirmation runs with so many env steps, the longest first on each worker that is free."""
+        timed = equal_time(self.trials, env_steps, plan_unit(list(self.trials.spaces.values())))
+        split = design_test(self.trials, self.plan.confirmation_seeds).split
+        each: list[float] = []
+        for place, arm in enumerate(ARMS):
+            values = self.trials.winner(arm)[1]
+            lengths = (
+                {env_steps} if timed is None else {int(getattr(timed, arm)), *(() if timed.alone else (env_steps,))}
+            )
+            seconds = [self.seconds_of(self.trials.spec(arm, values, seed=0, env_steps=n)) or 0.0 for n in lengths]
+            each += seconds * (self.plan.confirmation_seeds if split is None else split[place])
+        ends = [0.0] * self.plan.workers
+        for run_s in sorted(each, reverse=True):
+            ends[ends.index(min(ends))] += run_s
+        return max(ends)
 
     def fit_full_length(self) -> None:
         """Shorten the final runs where the machine turned out slower than planned; only before any of them ran."""
@@ -126,7 +238,8 @@ class Economy:
         if budget_s is None or rate is None or self.ledger.runs(self.campaign_id, purpose="selection"):
             return
         runs = self._final_runs()
-        left_s = max(USABLE * budget_s - self.spent_s - 10, 0.0) * self.plan.workers - runs * self.plan.startup_s
+        left_s = max(USABLE * budget_s - self.spent_s - JUDGING_S, 0.0) * self.plan.workers
+        left_s -= runs * self.plan.startup_s
         # Run lengths are whole multiples of this many env steps, whatever number of worlds a trial chose.
         unit = plan_unit(list(self.trials.spaces.values()))
         fits = int(left_s * rate / runs) // unit * unit
@@ -143,7 +256,7 @@ class Economy:
         if self.plan.pruning is None or self.journal.stage != "search":
             return
         saved = min(self.trials.saved(arm) for arm in self.trials.arms)
-        bought = min(saved // self.plan.env_steps_search, self.plan.design.rounds)
+        bought = min(saved // (self.plan.env_steps_search * self.plan.trials_at_once), self.plan.design.rounds)
         if bought > self.plan.rounds_bought:
             plan = self.plan.model_copy(update={"rounds_bought": bought})
             self._replan(
@@ -165,13 +278,14 @@ class Economy:
         rule, arm, trial = self.plan.pruning, run.arm, run.trial
         if rule is None or arm is None or not trial:  # trial 0, every arm's default, is always trained to its end
             return None
-        saved = {a: self.trials.saved(a, before=trial) for a in self.trials.arms}
+        begin = self.plan.trials_of(self.plan.round_of(trial)).start
+        saved = {a: self.trials.saved(a, before=begin) for a in self.trials.arms}
         if any(saved[arm] > other for other in saved.values()):
             return None
         earlier = [
             score
             for t in self.trials.finished(arm)
-            if t.number < trial
+            if t.number < begin
             for steps, score in self.trials.rungs(t.run.id)
             if steps == rung.env_steps
         ]

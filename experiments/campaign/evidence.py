@@ -86,7 +86,8 @@ class Evidence:
 
     def round_view(self, round_: int) -> RoundView:
         """The finished runs of one search round."""
-        measured = [trial for arm in self.trials.arms if (trial := self.trials.measured(arm, round_)) is not None]
+        numbers = self.trials.plan.trials_of(round_)
+        measured = [t for arm in self.trials.arms for n in numbers if (t := self.trials.measured(arm, n)) is not None]
         floor = self.trials.noise_floor()
         return RoundView(
             round=round_,

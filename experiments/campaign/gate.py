@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.config import FrozenConfig
@@ -25,13 +25,10 @@ from experiments.runs.paths import Paths
 from experiments.runs.runner import TIME_LIMIT_S, Paused
 from experiments.search.side import Value
 from experiments.search.sizing import count_parameters
-from experiments.search.space import ROLES, Parameter, iteration_steps
+from experiments.search.space import NEAR, ROLES, is_near, iteration_steps
 from experiments.spec import RunSpec
 from experiments.vocabulary import PARAMETER_TOLERANCE, readable_id
 
-NEAR = 0.02
-"""Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
-this: numbers by 2 % of their range, in logarithms on a log scale, and every choice agrees. Noise hides less than that."""
 BYTES_A_PARAMETER = 16  # float32 weight, gradient and Adam's two moments: the least that training can need
 PROBE_LIMIT_S = 120.0  # process start and one iteration; seconds in practice
 MAX_REFUSALS = 6  # of the optimizer in one round; what it suggests then is trained, and counted where it is wasted
@@ -65,8 +62,9 @@ class Gate:
         """Whether the present round's configuration with `values`, completed as a proposal of them is, can be trained within
         the plan, and at what cost."""
         try:
-            values, trial = self.trials.space(arm).check_values(values), self.journal.round
-            if self.journal.stage == "search" and trial < self.trials.plan.rounds and not self.journal.ends_early():
+            values, round_ = self.trials.space(arm).check_values(values), self.journal.round
+            trial = self.trials.plan.open_trial(round_)
+            if self.journal.stage == "search" and round_ < self.trials.plan.rounds and not self.journal.ends_early():
                 self.pass_suggestions(trial)
             return self._feasibility(arm, self.trials.joint(arm, trial, values))
         except InputError as error:
@@ -96,18 +94,24 @@ class Gate:
             problems=tuple(problems),
             parameters=parameters,
             expected_s=expected_s,
-            same_as=self.same_trial(arm, values, before=plan.rounds),
+            same_as=self.same_trial(arm, values, before=plan.trials),
             memory_mb=None if tried is None else tried.memory_mb,
         )
 
     def same_trial(self, arm: str, values: dict[str, Value], *, before: int) -> str | None:
-        """A search run of a round below `before` that is the same trial of this arm (see `NEAR`), or None."""
+        """The search run of a finished trial numbered below `before` that is the same trial of this arm (see `is_near`), or None;
+        in words the trial that trains beside it."""
         if arm not in self.trials.arms:
             return None
-        parameters = self.trials.space(arm).parameters
-        for earlier in self.trials.finished(arm):
+        parameters, plan = self.trials.space(arm).parameters, self.trials.plan
+        finished = {earlier.number: earlier for earlier in self.trials.finished(arm)}
+        for earlier in finished.values():
             if earlier.number < before and is_near(parameters, earlier.values, values):
                 return readable_id("r", earlier.run.id)
+        for beside in plan.trials_of(plan.round_of(before)) if before < plan.trials else ():
+            own = self.trials.values(arm, beside) if beside < before and beside not in finished else None
+            if own is not None and is_near(parameters, own, values):
+                return f"trial {beside} of this round"
         return None
 
     def check_proposal(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> None:
@@ -117,12 +121,16 @@ class Gate:
             raise InputError(self._refuse(arm, trial, values, problem, source="agent", role=role))
 
     def pass_suggestions(self, trial: int) -> None:
-        """Make the optimizer suggest anew until every arm's suggestion of this round passes, a few times at most.
+        """Make the optimizer suggest anew until every arm's suggestion of this trial passes, a few times at most. The trials
+        of the round before it are settled first, as what it stands beside.
 
         A refusal is an event, and the next suggestion a function of the events: a resumed campaign gets the same ones.
         """
-        if trial == 0 or trial in self._passed or self.journal.is_launched(trial):
+        plan = self.trials.plan
+        if trial == 0 or trial in self._passed or self.journal.is_launched(plan.round_of(trial)):
             return
+        for earlier in range(plan.trials_of(plan.round_of(trial)).start, trial):
+            self.settle(earlier)
         open_arms = list(self.trials.arms)
         for _ in range(MAX_REFUSALS):
             configurations = {a: self.trials.space(a).complete(self.trials.suggest(a, trial).values) for a in open_arms}
@@ -135,13 +143,14 @@ class Gate:
         self._passed.add(trial)
 
     def settle(self, trial: int) -> dict[str, dict[str, Value]]:
-        """Every arm's joint configuration of a round; where it is refused as the agents shaped it, the suggestion's."""
+        """Every arm's joint configuration of a trial; where it is refused as the agents shaped it, the suggestion's."""
         self.pass_suggestions(trial)
+        launched = self.journal.is_launched(self.trials.plan.round_of(trial))
         chosen: dict[str, dict[str, Value]] = {}
         for arm in self.trials.arms:
             chosen[arm] = self.trials.complete(arm, trial)
             space, suggested = self.trials.space(arm), self.trials.suggest(arm, trial).values
-            if chosen[arm] == space.complete(suggested) or self.journal.is_launched(trial):
+            if chosen[arm] == space.complete(suggested) or launched:
                 continue
             problem = self._examine({arm: chosen[arm]}, trial)[arm]
             if problem is not None:
@@ -154,7 +163,7 @@ class Gate:
         return chosen
 
     def _examine(self, configurations: dict[str, dict[str, Value]], trial: int) -> dict[str, str | None]:
-        """Arm -> why its configuration may not be trained in this round and what to change, or None."""
+        """Arm -> why its configuration may not be trained as this trial and what to change, or None."""
         answers: dict[str, str | None] = {}
         untried: dict[str, RunSpec] = {}
         tried = self._probes()
@@ -182,7 +191,8 @@ class Gate:
             time_limit_s=self._probe_limit_s(list(untried.values())),
         )
         for arm, result in zip(untried, results, strict=True):
-            self.journal.record_event("probe", "lab", {"arm": arm, "round": trial, **result.model_dump(mode="json")})
+            payload = {"arm": arm, "round": self.trials.plan.round_of(trial), **result.model_dump(mode="json")}
+            self.journal.record_event("probe", "lab", payload)
             answers[arm] = result.problem
         return answers
 
@@ -199,18 +209,11 @@ class Gate:
 
     def _refuse(self, arm: str, trial: int, values: dict[str, Value], problem: str, *, source: str, role: str) -> str:
         """Keep a refusal as an event; what is said about it."""
-        text = f"{arm}, round {trial + 1}: refused before it is run: {problem}"
-        payload = {"arm": arm, "round": trial, "role": role, "source": source, "values": values, "problem": problem}
+        round_ = self.trials.plan.round_of(trial)
+        text = f"{arm}, round {round_ + 1}: refused before it is run: {problem}"
+        payload = {"arm": arm, "round": round_, "trial": trial, "role": role, "source": source, "values": values, "problem": problem}  # fmt: skip
         self.journal.record_event("refused", "lab", {"text": text, **payload})
         return text
-
-
-def is_near(parameters: Sequence[Parameter], first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
-    """Whether two complete configurations of one arm are the same trial for all that a run can show (see `NEAR`)."""
-    if first.keys() != second.keys():
-        return False
-    shared = [p for p in parameters if p.name in first]
-    return all(abs(p.to_unit(first[p.name]) - p.to_unit(second[p.name])) <= NEAR for p in shared)
 
 
 def static_problems(

@@ -44,7 +44,7 @@ class Journal:
     def round(self) -> int:
         """Search rounds whose runs are all finished; the index of the round to be worked on."""
         launched, round_ = self._rounds_of("launch"), 0
-        finished = min(len(self.trials.finished(arm)) for arm in self.trials.arms)
+        finished = min(len(self.trials.finished(arm)) for arm in self.trials.arms) // self.trials.plan.trials_at_once
         while round_ in launched and round_ < finished:
             round_ += 1
         return round_

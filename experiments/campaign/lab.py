@@ -13,7 +13,7 @@ Of the lab's own methods those above the line "for the workflow's code alone" ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from sqlalchemy import select
@@ -39,7 +39,8 @@ from experiments.campaign.views import (
     SuggestionView,
     VerdictView,
 )
-from experiments.judging.judge import ClaimContent, seeds_to_run
+from experiments.judging.claim import ClaimContent
+from experiments.judging.judge import seeds_to_run
 from experiments.ledger.models import Claim, Run
 from experiments.ledger.store import Ledger
 from experiments.runs.executor import Executor
@@ -131,9 +132,9 @@ class Lab:
     # ---- what tools may call ------------------------------------------------------------
 
     def suggest(self, arm: str) -> SuggestionView:
-        """The optimizer's configuration for the present round: the default first, multivariate TPE from then on."""
+        """The optimizer's configuration for the open trial of the present round (`Plan.open_trial`)."""
         with self._lock:
-            trial = self._present_round()
+            trial = self._open_trial()
             self.trials.space(arm)
             self.gate.pass_suggestions(trial)
             return self.trials.suggest(arm, trial)
@@ -148,14 +149,15 @@ class Lab:
         predicted_effect: str = "",
         evidence: Sequence[str] = (),
     ) -> ProposalView:
-        """Set one role's slice of the present round. A repeated call replaces it until the round is launched.
+        """Set one role's slice of the present round's open trial. A repeated call replaces it until the round is launched.
 
         What `values` leave open is the suggestion's. Trial 0 is the default configuration of every arm by rule, so other
         values are refused there. The ledger, not the caller, says whose a slice is: the agent's where it departs from
         the suggestion, the optimizer's where it does not.
         """
         with self._lock:
-            space, trial = self.trials.space(arm), self._present_round()
+            space, trial = self.trials.space(arm), self._open_trial()
+            round_ = self.plan.round_of(trial)
             if role not in ROLES:
                 raise unknown_name("role", role, ROLES)
             named = space.check_values(values, role)
@@ -168,15 +170,15 @@ class Lab:
             own = slice_of(space, role, self.trials.joint(arm, trial, named, role))
             self.evidence.check_ids(evidence)
             present = next((p.changes for p in self.trials.slices(arm, trial) if p.role == role), None)
-            if self.journal.is_launched(trial):  # its run may be half trained already
+            if self.journal.is_launched(round_):  # its run may be half trained already
                 if present not in (own, named):
                     raise InputError(
-                        f"round {trial + 1} is launched: its configuration stands. Propose in the next round"
+                        f"round {round_ + 1} is launched: its configuration stands. Propose in the next round"
                     )
                 own = present
             origin = suggestion.source if own == suggested else "agent"
             if origin == "agent":
-                self._check_share(trial)
+                self._check_share(round_)
                 self.gate.check_proposal(arm, trial, role, own)
             return self.trials.write_proposal(
                 arm, trial, role, own, origin, reason=reason, effect=predicted_effect, evidence=evidence
@@ -191,28 +193,29 @@ class Lab:
     def prepare_round(self) -> TableView:
         """Complete the present round's configurations, as `launch` would, and show them. Nothing is trained."""
         with self._lock:
-            trial = self._present_round()
             rows = tuple(
                 (arm, self.trials.proposer(arm, trial, "search"), described(values))
+                for trial in self.plan.trials_of(self._present_round())
                 for arm, values in self._settle(trial).items()
             )
             return TableView(columns=("arm", "proposed by", "configuration"), rows=rows)
 
     def launch(self) -> RoundView:
-        """Train the present round's trial of every arm, two at once, and return the scores. Idempotent by round."""
+        """Train the present round's trials of every arm, several at once, and return the scores. Idempotent by round."""
         with self._lock:
-            trial = self._present_round()
+            round_ = self._present_round()
             run_ids, near = [], {}
-            for arm, values in self._settle(trial).items():
-                run_ids.append(self._queue_once(self.trials.search_spec(arm, values), "search", arm, trial))
-                if same := self.gate.same_trial(arm, values, before=trial):
-                    near[arm] = same
+            for trial in self.plan.trials_of(round_):
+                for arm, values in self._settle(trial).items():
+                    run_ids.append(self._queue_once(self.trials.search_spec(arm, values), "search", arm, trial))
+                    if same := self.gate.same_trial(arm, values, before=trial):
+                        near[arm] = same
             # A configuration may have been trained already, so what launches a round is this event and not its runs.
             runs = [readable_id("r", run_id) for run_id in run_ids]
-            self.journal.record_event("launch", "lab", {"round": trial, "runs": runs, "near": near})
+            self.journal.record_event("launch", "lab", {"round": round_, "runs": runs, "near": near})
             self._execute(run_ids)
             self.economy.buy_rounds()
-            return self.evidence.round_view(trial)
+            return self.evidence.round_view(round_)
 
     def peek(self) -> TableView:
         """The runs that are training now."""
@@ -274,35 +277,35 @@ class Lab:
                 self.journal.record_event("opened", actor, {"round": self.round})
 
     def run_baseline(self) -> TableView:
-        """Train the baseline's default configuration on several seeds: the noise floor, and its search trial 0."""
+        """Train the baseline's default configuration on several seeds: the noise floor, and its search trial 0. In a plan with a
+        pilot the challenger's default too."""
         with self._lock:
             run_ids = [
-                self._queue_once(spec, "baseline", "baseline", None if further else 0)
-                for further, spec in enumerate(self.trials.baseline_specs())
+                self._queue_once(spec, "baseline", arm, None if further else 0)
+                for arm in (ARMS[::-1] if self.plan.pilot else ("baseline",))
+                for further, spec in enumerate(self.trials.default_specs(arm))
             ]
             self._execute(run_ids)
+            self.economy.fit_search()
             return self.evidence.baseline_table()
 
     def run_selection(self) -> TableView:
         """Measure the best few configurations of every arm again, on fresh seeds and other tasks, at full length."""
         with self._lock:
             self.economy.fit_full_length()
-            candidates = {arm: self.trials.candidates(arm) for arm in self.arms}
-            run_ids = []
-            # As many ranks for every arm as the arm with the fewest successful configurations can fill.
-            for rank in range(min(len(ranked) for ranked in candidates.values())):
-                for seed in self.trials.seeds("selection"):
-                    for arm in self.arms:
-                        trial, values = candidates[arm][rank]
-                        spec = self.trials.spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
-                        run_ids.append(self._queue_once(spec, "selection", arm, trial))
-            self._execute(run_ids)
+            if self.plan.design.race:
+                for stage, seed in enumerate(self.trials.seeds("selection")):
+                    self._select({arm: self.trials.racers(arm, stage) for arm in self.arms}, [seed])
+            else:
+                self._select({arm: self.trials.candidates(arm) for arm in self.arms}, self.trials.seeds("selection"))
             runs = self.ledger.runs(self.number, purpose="selection")
             return runs_table(runs, "arm", "trial", "status", "score")
 
     def write_claim(self) -> ClaimView:
         """Fix the hypothesis, both configurations, the seeds and the rule, before the first confirmation run."""
         with self._lock:
+            if find_claim(self.ledger, self.number) is None:
+                self.economy.fit_confirmation()
             return write_claim(self.trials, self.question)
 
     def run_confirmation(self) -> TableView:
@@ -315,8 +318,9 @@ class Lab:
                 run_ids = []
                 for seed in seeds:
                     for arm, (trial, values) in winners.items():
-                        spec = self.trials.spec(arm, values, seed=seed, env_steps=content.env_steps)
-                        run_ids.append(self._queue_once(spec, "confirmation", arm, trial, claim_id=claim.id))
+                        for env_steps in content.lengths(arm) if seed in content.seeds_of(arm) else ():
+                            spec = self.trials.spec(arm, values, seed=seed, env_steps=env_steps)
+                            run_ids.append(self._queue_once(spec, "confirmation", arm, trial, claim_id=claim.id))
                 self._execute(run_ids)
             runs = self.ledger.runs(self.number, purpose="confirmation")
             return runs_table(runs, "arm", "seed", "status", "score")
@@ -340,19 +344,34 @@ class Lab:
             raise InputError(f"the search is closed: {trial} of {self.plan.rounds} rounds are finished")
         return trial
 
-    def _check_share(self, trial: int) -> None:
+    def _open_trial(self) -> int:
+        """The trial of the present round that may be shaped; InputError where the search is over."""
+        return self.plan.open_trial(self._present_round())
+
+    def _select(self, ranked: Mapping[str, Sequence[tuple[int, dict[str, Value]]]], seeds: Sequence[int]) -> None:
+        """Train every arm's configurations on seeds of the selection, as many of each as the arm with the fewest has."""
+        run_ids = []
+        for rank in range(min(len(configurations) for configurations in ranked.values())):
+            for seed in seeds:
+                for arm in self.arms:
+                    trial, values = ranked[arm][rank]
+                    spec = self.trials.spec(arm, values, seed=seed, env_steps=self.plan.env_steps_full)
+                    run_ids.append(self._queue_once(spec, "selection", arm, trial))
+        self._execute(run_ids)
+
+    def _check_share(self, round_: int) -> None:
         """InputError where agents have shaped as many rounds as their share allows; both arms of a round count as one."""
         opened = self.journal.opened()
-        had = self.trials.shaped_by_agents() - opened - {trial}
+        had = self.trials.shaped_by_agents() - opened - {round_}
         allowed = int(self.agent_share * self.plan.rounds)
-        if trial not in opened and len(had) >= allowed:
+        if round_ not in opened and len(had) >= allowed:
             raise InputError(
                 f"values: the agents have shaped {len(had)} of {self.plan.rounds} rounds and may shape {allowed}; allowed: "
                 "exactly the values of suggest"
             )
 
     def _settle(self, trial: int) -> dict[str, dict[str, Value]]:
-        """What a round trains on every arm. A lab whose trials are measured elsewhere says here what was tried."""
+        """What a trial trains on every arm. A lab whose trials are measured elsewhere says here what was tried."""
         return self.gate.settle(trial)
 
     def _claim_for(self, what: str) -> Claim:
@@ -403,7 +422,7 @@ class Lab:
                 self.ledger,
                 self.executor,
                 self.paths,
-                run_ids,
+                self.economy.longest_first(run_ids),
                 stop=self.stop_event,
                 listener=listen,
                 time_limit_s=self.economy.time_limit_s(),

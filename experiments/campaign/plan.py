@@ -4,26 +4,41 @@ A campaign's runs are counted in full runs F (selection and confirmation) and ha
 design costs a known number of env steps per step of F. The designs are tried from the richest down; the first whose
 F reaches the family's learning length is taken, else the smallest one, as long as F has `MIN_ITERATIONS` training
 iterations of the largest configuration. Nothing is spent before the plan is shown.
+
+A search round holds as many trials of each side as there are workers, so that the longer runs of one side and the
+shorter ones of the other fill them evenly; a round's trials are suggested in one go and end together.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
+from experiments.judging.claim import JUDGING
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
+from experiments.search.optimizer import SUGGESTING
 from experiments.search.pruning import Pruning, make_pruning
+from experiments.search.side import Value
 from experiments.search.sizing import SIZING
 from meta_rl.learner import LearnerConfig
 
 MIN_ITERATIONS = 2
+FEWEST_TRIALS = 3  # of a side: with fewer it is called untuned in the verdict, so no round is dropped before
 STARTUP_S = 4.0  # a run's process start, imports and evaluation where it was not measured
 OVERHEAD_S = 20.0  # planning, crew, judging and report
-SHARE = 0.88  # of the wall time that is planned; the rest is room for a slower moment of the machine
+SHARE = (
+    0.95  # of the wall time that is planned; what is left of it when the claim is written goes into longer final runs
+)
+AT_ONCE = (
+    2  # trials of a side in one round where the budget is in env steps: such a campaign is the same on every machine
+)
+MOST_AT_ONCE = 16  # trials of a side in one round: beyond that a round is a search without looking
 
 
 class Budget(FrozenConfig):
@@ -40,19 +55,39 @@ class Design(FrozenConfig):
     baseline_seeds: int
     """Seeds of the baseline's default configuration at search length, for the noise floor."""
     rounds: int
-    """Search trials of each tuned arm; trial 0 is the default configuration."""
+    """Search rounds of each tuned arm; trial 0 is the default configuration."""
     top: int
     """Best configurations of each arm that are measured again on fresh seeds."""
     selection_seeds: int
     confirmation_seeds: int
+    race: tuple[int, ...] = Field(default=(), exclude_if=lambda race: not race)
+    """How many configurations of each arm are measured on the first fresh seed, on the second, ...: the best so far go on.
+    Empty in plans from before there was a race: then `top` are measured on each of `selection_seeds`."""
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """How many configurations of each arm are measured on each fresh seed of the selection."""
+        return self.race or (self.top,) * self.selection_seeds
+
+
+def _design(name: str, baseline_seeds: int, rounds: int, race: tuple[int, ...], confirmation_seeds: int) -> Design:
+    return Design(
+        name=name,
+        baseline_seeds=baseline_seeds,
+        rounds=rounds,
+        top=race[0],
+        selection_seeds=len(race),
+        confirmation_seeds=confirmation_seeds,
+        race=race,
+    )
 
 
 DESIGNS = (
-    Design(name="thorough", baseline_seeds=5, rounds=16, top=4, selection_seeds=3, confirmation_seeds=12),
-    Design(name="long", baseline_seeds=4, rounds=8, top=3, selection_seeds=2, confirmation_seeds=10),
-    Design(name="standard", baseline_seeds=3, rounds=4, top=2, selection_seeds=2, confirmation_seeds=8),
-    Design(name="short", baseline_seeds=3, rounds=3, top=2, selection_seeds=1, confirmation_seeds=6),
-    Design(name="smallest", baseline_seeds=2, rounds=2, top=1, selection_seeds=1, confirmation_seeds=5),
+    _design("thorough", 5, 8, (4, 3, 2), 12),
+    _design("long", 4, 5, (4, 2, 2), 10),
+    _design("standard", 3, 3, (3, 2), 8),
+    _design("short", 2, 2, (2, 2), 6),
+    _design("smallest", 2, 2, (2,), 5),
 )
 
 
@@ -82,25 +117,74 @@ class Plan(FrozenConfig):
     sizing: int = Field(default=1, ge=1, le=SIZING, exclude_if=lambda rule: rule == 1)
     """The rule of `experiments.search.sizing.size_policy`, so that a campaign's configurations keep their hashes: `SIZING` in a
     new plan; left out of the JSON, as before there were two, it is 1."""
+    trials_at_once: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
+    """Trials of each arm in one search round."""
+    pilot: bool = Field(default=False, exclude_if=lambda pilot: not pilot)
+    """Whether the challenger's default is trained on the baseline's seeds too: pairs that say how the two sides' scores spread
+    and go together before the claim is written."""
+    suggesting: int = Field(default=1, ge=1, le=SUGGESTING, exclude_if=lambda rule: rule == 1)
+    """The rule of `experiments.search.optimizer.suggest`, so that a resumed campaign gets the suggestions it would have got:
+    `SUGGESTING` in a new plan."""
+    judging: int = Field(default=1, ge=1, le=JUDGING, exclude_if=lambda rule: rule == 1)
+    """The rule by which `experiments.campaign.claims` chooses the test: `JUDGING` in a new plan. Rule 1 is a paired test with
+    looks from seven seeds on."""
+    time_ratio: float | None = Field(default=None, gt=0, exclude_if=lambda ratio: ratio is None)
+    """Env steps a second of the challenger over those of the baseline, as a person gave it; None: measured, where wall time is the
+    budget."""
+    memory: dict[str, dict[str, Value]] = Field(default_factory=dict, exclude_if=lambda values: not values)
+    """Arm -> a configuration that an earlier campaign of the ledger chose on this task: trial 1 of that arm. Of every tuned arm
+    or of none, and only where it is not the default, which is trial 0."""
+    env_steps_baseline: int | None = Field(default=None, exclude_if=lambda steps: steps is None)
+    """Training steps of the baseline's runs where the search was shortened after them; None: those of a search run."""
+    env_steps_confirmation: int | None = Field(default=None, exclude_if=lambda steps: steps is None)
+    """Training steps of a confirmation run, fixed with the claim by the time that is left; None: `env_steps_full`."""
+
+    @property
+    def shape(self) -> Shape:
+        """How many runs the design comes to."""
+        return Shape(self.design, self.tuned_arms, self.trials_at_once, self.pilot)
 
     @property
     def rounds(self) -> int:
         return self.design.rounds + self.rounds_bought
 
     @property
+    def trials(self) -> int:
+        """Search trials of each tuned arm."""
+        return self.rounds * self.trials_at_once
+
+    def round_of(self, trial: int) -> int:
+        """The search round that a trial belongs to."""
+        return trial // self.trials_at_once
+
+    def trials_of(self, round_: int) -> range:
+        """The trials of a search round."""
+        return range(round_ * self.trials_at_once, (round_ + 1) * self.trials_at_once)
+
+    def open_trial(self, round_: int) -> int:
+        """The trial of a round that agents may shape: its last one. The others are the optimizer's, so a round with several
+        shows what each is worth on one seed."""
+        return self.trials_of(round_)[-1]
+
+    @property
     def confirmation_seeds(self) -> int:
         return self.design.confirmation_seeds
 
     @property
+    def confirmation_steps(self) -> int:
+        """Training steps of a confirmation run."""
+        return self.env_steps_confirmation or self.env_steps_full
+
+    @property
     def runs(self) -> int:
         """How many runs are trained in all."""
-        return _count(self.design, self.tuned_arms)[0] + self.tuned_arms * self.rounds_bought
+        bought = self.tuned_arms * self.rounds_bought * self.trials_at_once
+        return self.shape.runs + bought
 
     @property
     def env_steps_total(self) -> int:
         """Env steps of all runs; bought rounds cost what pruning saved, so they add nothing."""
-        _, halves, fulls = _count(self.design, self.tuned_arms)
-        return halves * self.env_steps_search + fulls * self.env_steps_full
+        return self.shape.halves * self.env_steps_search + self.shape.fulls * self.env_steps_full
 
     @property
     def expected_s(self) -> float | None:
@@ -109,23 +193,41 @@ class Plan(FrozenConfig):
             return None
         return (
             OVERHEAD_S
-            + _starts(self.design, self.tuned_arms) * self.startup_s / self.workers
+            + self.shape.starts * self.startup_s / self.workers
             + self.env_steps_total / (self.steps_per_s * self.workers)
         )
 
 
-def _count(design: Design, tuned_arms: int) -> tuple[int, int, int]:
-    """(runs, of them at search length, at full length). The baseline's first seed is its search trial 0."""
-    search = tuned_arms * design.rounds
-    extra_baseline = design.baseline_seeds - (1 if tuned_arms == 2 else 0)
-    selection = tuned_arms * design.top * design.selection_seeds
-    confirmation = 2 * design.confirmation_seeds
-    return (search + extra_baseline + selection + confirmation, search + extra_baseline, selection + confirmation)
+class Shape(NamedTuple):
+    """How many runs a design comes to."""
 
+    design: Design
+    tuned_arms: int
+    at_once: int
+    """Trials of each arm in one round."""
+    pilot: bool
+    """Whether the challenger's default is trained on the baseline's seeds too."""
 
-def _starts(design: Design, tuned_arms: int) -> int:
-    """Processes that are started: the runs, and the feasibility gate's one iteration of every trial but the defaults."""
-    return _count(design, tuned_arms)[0] + tuned_arms * (design.rounds - 1)
+    @property
+    def halves(self) -> int:
+        """Runs at search length. The first seed of a tuned arm's default is its search trial 0."""
+        defaults = self.design.baseline_seeds - (1 if self.tuned_arms == 2 else 0)
+        defaults += self.design.baseline_seeds - 1 if self.pilot else 0
+        return self.tuned_arms * self.design.rounds * self.at_once + defaults
+
+    @property
+    def fulls(self) -> int:
+        """Runs at full length."""
+        return self.tuned_arms * sum(self.design.stages) + 2 * self.design.confirmation_seeds
+
+    @property
+    def runs(self) -> int:
+        return self.halves + self.fulls
+
+    @property
+    def starts(self) -> int:
+        """Processes: the runs, and the feasibility gate's one iteration of every trial but the defaults."""
+        return self.runs + self.tuned_arms * (self.design.rounds * self.at_once - 1)
 
 
 def make_plan(
@@ -139,24 +241,26 @@ def make_plan(
     startup_s: float = STARTUP_S,
     memory_limit_mb: int | None = None,
     learning_episodes: int = LearnerConfig.learning_episodes,
+    memory: Mapping[str, dict[str, Value]] | None = None,
+    shares: Sequence[float] | None = None,
+    time_ratio: float | None = None,
 ) -> Plan:
     """The richest design that fits. InputError where not even the smallest does, with the budget that would.
 
     iteration_steps: env steps of one training iteration; run lengths are whole multiples of it.
     memory_limit_mb: MiB that one run may occupy; an equal part of most of this machine's memory where None.
     learning_episodes: what the learner's configuration says; a design is made smaller before a run has fewer of them.
+    memory, time_ratio: see `Plan`. shares: see `make_pruning`.
     """
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
     learning = max(learning_episodes * horizon, MIN_ITERATIONS * iteration_steps)
+    at_once = min(workers, MOST_AT_ONCE) if budget.env_steps is None else AT_ONCE
     for design in DESIGNS:
-        full = (
-            _full_length(budget, design, tuned_arms, workers, steps_per_s, startup_s)
-            // iteration_steps
-            * iteration_steps
-        )
+        shape = Shape(design, tuned_arms, at_once, pilot=True)
+        full = _full_length(budget, shape, workers, steps_per_s, startup_s) // iteration_steps * iteration_steps
         if full >= (learning if design is not DESIGNS[-1] else MIN_ITERATIONS * iteration_steps):
-            half = max(math.ceil(full / 2 / iteration_steps), 1) * iteration_steps
+            half = max(full // 2 // iteration_steps, 1) * iteration_steps
             return Plan(
                 budget=budget,
                 design=design,
@@ -167,44 +271,47 @@ def make_plan(
                 steps_per_s=steps_per_s,
                 startup_s=startup_s,
                 memory_limit_mb=memory_limit_mb or default_memory_limit_mb(workers),
-                pruning=make_pruning(half, iteration_steps=iteration_steps, rounds=design.rounds),
+                pruning=make_pruning(
+                    half, iteration_steps=iteration_steps, trials=design.rounds * at_once, shares=shares
+                ),
                 sizing=SIZING,
+                trials_at_once=at_once,
+                pilot=True,
+                suggesting=SUGGESTING,
+                judging=JUDGING,
+                memory=dict(memory or {}),
+                time_ratio=time_ratio,
             )
-    raise InputError(_too_small(budget, iteration_steps, tuned_arms, workers, steps_per_s, startup_s))
+    smallest = Shape(DESIGNS[-1], tuned_arms, at_once, pilot=True)
+    raise InputError(_too_small(budget, iteration_steps, smallest, workers, steps_per_s, startup_s))
 
 
-def _full_length(
-    budget: Budget, design: Design, tuned_arms: int, workers: int, steps_per_s: float | None, startup_s: float
-) -> int:
-    """Env steps of a full run when `design` spends the whole budget."""
-    _, halves, fulls = _count(design, tuned_arms)
+def _full_length(budget: Budget, shape: Shape, workers: int, steps_per_s: float | None, startup_s: float) -> int:
+    """Env steps of a full run when a design spends the whole budget."""
     if budget.env_steps is not None:
         steps = float(budget.env_steps)
     else:
         assert budget.wall_s is not None
         assert steps_per_s is not None
-        starts = _starts(design, tuned_arms)
-        steps = max((budget.wall_s * SHARE - OVERHEAD_S) * workers - starts * startup_s, 0.0) * steps_per_s
-    return int(steps / (fulls + halves / 2))
+        steps = max((budget.wall_s * SHARE - OVERHEAD_S) * workers - shape.starts * startup_s, 0.0) * steps_per_s
+    return int(steps / (shape.fulls + shape.halves / 2))
 
 
 def _too_small(
-    budget: Budget, iteration_steps: int, tuned_arms: int, workers: int, steps_per_s: float | None, startup_s: float
+    budget: Budget, iteration_steps: int, shape: Shape, workers: int, steps_per_s: float | None, startup_s: float
 ) -> str:
-    runs, halves, fulls = _count(DESIGNS[-1], tuned_arms)
     full = MIN_ITERATIONS * iteration_steps
-    steps = (fulls + halves / 2) * full
+    steps = (shape.fulls + shape.halves / 2) * full
     if budget.env_steps is not None:
         needed = f"--env-steps {format_count(math.ceil(steps / 1000) * 1000)}"
         given = f"--env-steps {format_count(budget.env_steps)}"
     else:
         assert budget.wall_s is not None
         assert steps_per_s is not None
-        starts = _starts(DESIGNS[-1], tuned_arms)
-        seconds = ((steps / steps_per_s + starts * startup_s) / workers + OVERHEAD_S) / SHARE
+        seconds = ((steps / steps_per_s + shape.starts * startup_s) / workers + OVERHEAD_S) / SHARE
         needed = f"--budget {format_seconds(math.ceil(seconds / 10 + 1) * 10)}"
         given = f"--budget {format_seconds(budget.wall_s)}"
     return (
-        f"{given} is too small for any verdict: the smallest design trains {runs} runs of at least "
+        f"{given} is too small for any verdict: the smallest design trains {shape.runs} runs of at least "
         f"{format_count(full)} env steps each. Nothing was spent. The smallest that works here: {needed}"
     )

@@ -58,6 +58,11 @@ _SHOTS = re.compile(
 )
 _FIRST = re.compile(r",?\s+(?:in\s+the\s+first\s+episode|zero[- ]shot)", re.IGNORECASE)
 _WORST = re.compile(r",?\s+(?:in|on|over)\s+the\s+(?:worst|hardest)(?:\s+tenth\s+of\s+the)?\s+tasks?", re.IGNORECASE)
+_PARITY = re.compile(
+    r",?\s+(?:at|with|in|for|given)\s+(?:the\s+)?(?:equal|same)\s+(?:(?:training|wall|cpu|compute)[- ]?)?"
+    r"(?P<of>time|seconds|(?:env(?:ironment)?\s+)?steps|samples)",
+    re.IGNORECASE,
+)
 _SUCCESS = re.compile(r",?\s+(?:by|in|at)\s+(?:the\s+)?success(?:\s+rate)?", re.IGNORECASE)
 
 
@@ -79,6 +84,8 @@ class Question(FrozenConfig):
     direction: Literal["maximize"] = "maximize"
     improvement_pct: float = 0.0
     """How much better the challenger must be, in percent of the baseline's absolute score."""
+    parity: Literal["steps", "time"] | None = Field(default=None, exclude_if=lambda parity: parity is None)
+    """Equal env steps alone, or equal training time alone; None: both, judged together, where they can be."""
     learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
     """What trains a side that names no learner; left out of the JSON where that is the usual one, as it was before goals
     could name one."""
@@ -129,7 +136,8 @@ class Question(FrozenConfig):
         scored = "" if self.kind in ("beat", "compare") or what == "return" else f" Scored by {what}."
         open_ = dict.fromkeys(side.kinds for side in self.sides if side.learners and len(side.kinds) > 1)
         searched = "".join(f" A model is searched among {', '.join(kinds)}." for kinds in list(open_)[:1])
-        return asked + trained + scored + searched
+        parity = {"time": " At equal training time.", "steps": " At equal env steps.", None: ""}[self.parity]
+        return asked + parity + trained + scored + searched
 
 
 def parse_task(words: str) -> str:
@@ -152,6 +160,8 @@ def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Questi
     words = re.sub(r"\s+", " ", as_it_looks(goal).strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
     rest, metric = _take_metric(words)
+    parity = _PARITY.search(rest)
+    rest = _PARITY.sub("", rest)
     trained = _LEARNER.search(rest)
     learner = DEFAULT_LEARNER if trained is None else _parse_learner(trained["learner"])
     rest = _without_fillers(_LEARNER.sub("", rest))
@@ -166,6 +176,9 @@ def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Questi
             parts = match.groupdict()
             margin = None if percent is None else parse_percent(percent["n"])
             question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
+            if parity is not None:
+                timed = parity["of"].lower() in ("time", "seconds")
+                question = question.model_copy(update={"parity": "time" if timed else "steps"})
             return _scored(question, metric)
     raise InputError(_what_is_missing(words))
 

@@ -7,6 +7,7 @@ exactly as an uninterrupted one would have.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -65,6 +66,7 @@ class Trials:
 
     def __init__(self, ledger: Ledger, campaign_id: int, question: Question, plan: Plan, seed: int) -> None:
         self.ledger, self.campaign_id, self.plan, self.seed = ledger, campaign_id, plan, seed
+        self.question = question
         self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
         self.spaces = {
             "challenger": space_of(question, question.challenger),
@@ -80,14 +82,15 @@ class Trials:
             raise unknown_name("arm", arm, self.arms)
         return self.spaces[arm]
 
-    def seeds(self, pool: Pool) -> tuple[int, ...]:
-        """The training seeds of a pool; the three ranges are disjoint."""
+    def seeds(self, pool: Pool, *, count: int | None = None) -> tuple[int, ...]:
+        """The training seeds of a pool, as many as the plan says unless `count` does; the three ranges are disjoint."""
         design = self.plan.design
-        count = {
+        planned = {
             "search": max(design.baseline_seeds, 1),
             "selection": design.selection_seeds,
             "confirmation": design.confirmation_seeds,
         }[pool]
+        count = planned if count is None else count
         draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
         return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
 
@@ -100,24 +103,47 @@ class Trials:
         """What a configuration is trained as in the search."""
         return self.spec(arm, values, seed=self.seeds("search")[0], env_steps=self.plan.env_steps_search)
 
-    def baseline_specs(self) -> list[RunSpec]:
-        """The baseline's default configuration on its search seeds; the first one is its search trial 0."""
+    def default_specs(self, arm: str) -> list[RunSpec]:
+        """An arm's default configuration on the search seeds of the baseline; the first one is its search trial 0."""
         seeds = self.seeds("search")[: self.plan.design.baseline_seeds]
-        return [self.spec("baseline", {}, seed=seed, env_steps=self.plan.env_steps_search) for seed in seeds]
+        steps = self.plan.env_steps_baseline or self.plan.env_steps_search
+        return [self.spec(arm, {}, seed=seed, env_steps=steps) for seed in seeds]
+
+    def baseline_specs(self) -> list[RunSpec]:
+        """The baseline's default configuration on its search seeds."""
+        return self.default_specs("baseline")
 
     def proposer(self, arm: str, trial: int | None, purpose: str) -> str:
-        """Who is behind a configuration: default, optimizer, or the roles of the agents that changed it."""
+        """Who is behind a configuration: default, memory, optimizer, or the roles of the agents that changed it."""
         if trial in (None, 0) or purpose == "baseline":
             return "default"
         slices = self.slices(arm, trial or 0)
         agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
+        if not agents and any(p.source == "memory" for p in slices):
+            return "memory"
         return "agent:" + "+".join(agents) if agents else "optimizer"
 
     def suggest(self, arm: str, trial: int) -> SuggestionView:
-        """The default for trial 0, then what `experiments/search/optimizer.py` makes of the trials before this one."""
+        """The default for trial 0, then what `experiments/search/optimizer.py` makes of the trials of the rounds before.
+
+        The other trials of the same round count by what they will train, and by that alone: they are not finished, or would be
+        an advantage of who is resumed.
+        """
         space, refused = self.space(arm), self.refused(arm, trial)
-        history = [Tried(t.values, t.score, t.rung) for t in self.finished(arm) if t.number < trial]
-        chosen = suggest(space, history, seed=self.seed, arm=arm, noise_floor=self.noise_floor(), refused=refused)
+        begin = self.plan.trials_of(self.plan.round_of(trial)).start
+        history = [Tried(t.values, t.score, t.rung) for t in self.finished(arm) if t.number < begin]
+        beside = [space.complete(self.values(arm, t) or self.suggest(arm, t).values) for t in range(begin, trial)]
+        chosen = suggest(
+            space,
+            history,
+            seed=self.seed,
+            arm=arm,
+            noise_floor=self.noise_floor(),
+            refused=refused,
+            beside=beside,
+            memory=self.plan.memory.get(arm),
+            rule=self.plan.suggesting,
+        )
         return SuggestionView(arm=arm, trial=trial, source=chosen.source, values=chosen.values, reason=chosen.reason)
 
     def slices(self, arm: str, trial: int) -> list[Proposal]:
@@ -172,7 +198,7 @@ class Trials:
             Proposal.campaign_id == self.campaign_id, Proposal.source == "agent", Proposal.superseded.is_(False)
         )
         with self.ledger.session() as session:
-            return {trial for trial, changes in session.execute(query) if changes}
+            return {self.plan.round_of(trial) for trial, changes in session.execute(query) if changes}
 
     def write_proposal(
         self,
@@ -263,7 +289,7 @@ class Trials:
             for trial, proposal in session.execute(query.order_by(Proposal.id)):
                 proposals.setdefault(trial, []).append(proposal)
         trials: list[FinishedTrial] = []
-        for number in range(self.plan.rounds):
+        for number in range(self.plan.trials):
             # Neither a proposal nor a finished run ever changes, so the same proposals mean the same finished trial.
             key = (arm, *proposals.get(number, ()))
             trial = self._finished.get(key) or self.measured(arm, number)
@@ -278,7 +304,7 @@ class Trials:
         return [(m.env_steps, join_value(m.value, m.kind)) for m in self.ledger.metrics(run_id, RUNG_SCORE)]
 
     def saved(self, arm: str, before: int | None = None) -> int:
-        """Env steps that pruning saved in the finished trials of an arm, of those of rounds below `before` alone."""
+        """Env steps that pruning saved in the finished trials of an arm, of those numbered below `before` alone."""
         trials = [t for t in self.finished(arm) if before is None or t.number < before]
         return sum(int(t.run.spec["env_steps"]) - t.run.env_steps for t in trials if t.run.status == "pruned")
 
@@ -287,7 +313,8 @@ class Trials:
         query = select(Event).where(Event.campaign_id == self.campaign_id, Event.kind == "refused").order_by(Event.id)
         with self.ledger.session() as session:
             refusals = [event.payload for event in session.scalars(query)]
-        return [p["values"] for p in refusals if (p["arm"], p["round"], p["source"]) == (arm, trial, "optimizer")]
+        here = (arm, trial, "optimizer")
+        return [p["values"] for p in refusals if (p["arm"], p.get("trial", p["round"]), p["source"]) == here]
 
     def baseline_runs(self) -> list[Run]:
         """The runs of the baseline's default configuration on the search seeds."""
@@ -322,10 +349,45 @@ class Trials:
             chosen.setdefault(trial.run.variant_hash, (trial.number, trial.values))
         return list(chosen.values())[: self.plan.design.top] or [(0, self.space(arm).default_values())]
 
+    def racers(self, arm: str, stage: int) -> list[tuple[int, dict[str, Value]]]:
+        """The candidates of an arm that are measured on the selection's seed number `stage`, those that lead first.
+
+        All enter the first; to every further one go those that lead by `_led` over the seeds before. A candidate of whom
+        a run failed goes last. Successive halving over seeds (Jamieson and Talwalkar 2016, arXiv 1502.07943).
+        """
+        field, stages = self.candidates(arm), self.plan.design.stages
+        for number in range(min(stage, len(stages))):
+            leads = self._led(arm, field, number + 1)
+            field = [c for _, c in sorted(zip(leads, field, strict=True), key=lambda pair: -pair[0])]
+            if number + 1 < len(stages):
+                field = field[: stages[number + 1]]
+        return field
+
+    def _led(self, arm: str, field: Sequence[tuple[int, dict[str, Value]]], seeds: int) -> list[float]:
+        """By how much each of a field leads the field's mean, on average over its search seed and the first selection seeds:
+        no seed chooses alone. Minus infinity where a run of it has no score."""
+        by_trial = {trial.number: trial.score for trial in self.finished(arm)}
+        hashes = [self.spec(arm, values, seed=0, env_steps=1).variant_hash for _, values in field]
+        found = {(r.variant_hash, r.seed): r.score for r in self.ledger.runs(self.campaign_id, purpose="selection", arm=arm)}  # fmt: skip
+        columns = (
+            [[by_trial.get(number) for number, _ in field]] if any(number in by_trial for number, _ in field) else []
+        )
+        columns += [[found.get((variant, seed)) for variant in hashes] for seed in self.seeds("selection")[:seeds]]
+        leads = [0.0] * len(field)
+        for column in columns:
+            known = [score for score in column if score is not None]
+            mean = statistics.fmean(known) if known else 0.0
+            for place, score in enumerate(column):
+                leads[place] += -math.inf if score is None else (score - mean) / len(columns)
+        return leads
+
     def winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
-        """The configuration with the best mean score over the selection seeds; the default of an untuned arm."""
+        """The configuration that the selection chose: the one that leads after the race's last seed, or in plans without a race
+        the best mean over the selection seeds; the default of an untuned arm."""
         if arm not in self.arms:
             return None, {}
+        if self.plan.design.race:
+            return self.racers(arm, len(self.plan.design.race))[0]
         runs = self.ledger.runs(self.campaign_id, purpose="selection", arm=arm)
         candidates = self.candidates(arm)
         measured: list[tuple[float, int, dict[str, Value]]] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from core.config import FrozenConfig
-from experiments.judging.judge import ClaimContent, VerdictContent
+from experiments.judging.claim import ClaimContent
+from experiments.judging.judge import VerdictContent
 from experiments.search.optimizer import Source
 from experiments.search.side import Value
 from experiments.search.space import Parameter

@@ -4,6 +4,11 @@ A claim is fixed before the first confirmation run. The judge checks that the ev
 (every seed of both arms, every task, equal env steps, equal tuning), then tests the paired per-seed differences of the
 mean return. What it cannot decide it calls inconclusive and says why.
 
+By default both sides' seeds are paired; a claim may name Welch's test instead, and unequal numbers of seeds, both chosen before it from
+how seeds of the two sides go together. Undecided evidence is `equivalent` where both one-sided tests hold the difference inside a
+margin that the claim names (Schuirmann 1987). At equal training time, each side has env steps of its own; a claim of both parities is
+decided by Holm's procedure over the two.
+
 A claim may name looks: numbers of seeds after which confirming may stop early. The chance of a wrong decision at any of
 them stays below alpha, because each look has a stricter level of its own (`statistics.sequential_levels`), written
 into the claim before the first run. `seeds_to_run` says what to train next and applies the same rule as `judge`.
@@ -11,140 +16,18 @@ into the claim before the first run. `seeds_to_run` says what to train next and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.judging import statistics
-from experiments.metrics import FIRST_EPISODE, MetricName, QuestionMetric, parse_metric, worst_tenth
-from experiments.search.pruning import Pruning
+from experiments.judging.claim import ARMS, MIN_SEEDS, MIN_SPLIT, ClaimContent, ConfirmationRow
+from experiments.metrics import parse_metric, worst_tenth
 from experiments.vocabulary import FINISHED, PARAMETER_TOLERANCE, Outcome
-from meta_rl.learner import DEFAULT_LEARNER
-
-ARMS = ("challenger", "baseline")
-MIN_SEEDS = 5
-
-
-class ArmClaim(FrozenConfig):
-    """One side of the claim: the chosen configuration and the tuning that led to it."""
-
-    variant_hash: str
-    model: str
-    learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
-    """What trains it; left out where it is the usual one, as it was before sides could name one."""
-    scored_by: MetricName = Field(default=FIRST_EPISODE, exclude_if=lambda name: name == FIRST_EPISODE)
-    """What its runs are scored by."""
-    parameters: int
-    tuner: str
-    """How the configuration was chosen, such as "tpe" or "default"."""
-    search_trials: int
-    """Configurations tried on the search pool."""
-    tuning_env_steps: int
-    """Env steps that all search and selection runs of this arm were given; one that failed early used fewer. A pruned run
-    counts with what it really spent."""
-
-
-class Look(FrozenConfig):
-    """A number of seeds after which confirming may stop, with its share of the error rate."""
-
-    seeds: int
-    spent: float
-    """Error that may have been made up to and including this look (O'Brien-Fleming spending)."""
-    level: float
-    """The two-sided p-value that the paired t-test must fall below here."""
-
-
-class ClaimContent(FrozenConfig):
-    """The hypothesis and the rule that decides it, written down before the first confirmation run."""
-
-    hypothesis: str
-    task: str
-    task_version: str
-    metric: QuestionMetric = FIRST_EPISODE
-    """What both sides are scored by; one that ends in `as_trained` is taken after the shots in each side's own `scored_by`."""
-    challenger: ArmClaim
-    baseline: ArmClaim
-    seeds: tuple[int, ...]
-    """Fresh training seeds; each is used by both arms."""
-    env_steps: int
-    """Training steps of every confirmation run."""
-    num_tasks: int
-    """Held-out tasks that every run is evaluated on."""
-    margin_pct: float = 0.0
-    """The challenger must be better by this percent of the baseline's absolute mean."""
-    alpha: float = 0.05
-    """Two-sided error rate of the paired t-test over seeds."""
-    floor: float | None = None
-    """The better side must exceed this return, else neither has learned the task; None where no anchor is known."""
-    floor_name: str = ""
-    equal_tuning: bool = True
-    """Whether both sides must have been tuned with the same effort; false where the baseline is the default."""
-    looks: tuple[Look, ...] = ()
-    """Where confirming may stop early, from `sequential_looks`; empty where all seeds are always trained."""
-    pruning: Pruning | None = None
-    """How search runs of both sides ended early; None where they did not."""
-
-    @model_validator(mode="after")
-    def _looks_fit(self) -> ClaimContent:
-        if self.looks:
-            sizes = [look.seeds for look in self.looks]
-            if sizes != sorted(set(sizes)) or sizes[-1] != len(self.seeds):
-                raise ValueError(f"looks: got {sizes}, allowed: rising, the last one all {len(self.seeds)} seeds")
-            if self.looks[-1].spent > self.alpha + 1e-9 or max(look.level for look in self.looks) > self.alpha:
-                raise ValueError(f"looks: they spend more than alpha {self.alpha:g}")
-        return self
-
-    @property
-    def stages(self) -> tuple[tuple[int, float], ...]:
-        """(seeds, two-sided level) of every look; one look at all seeds where none is named."""
-        return tuple((look.seeds, look.level) for look in self.looks) or ((len(self.seeds), self.alpha),)
-
-    @property
-    def is_of_one_configuration(self) -> bool:
-        """Whether both sides are the same variant, which happens where the search for something better than a default
-        chose that default: the same seed would give the same training twice."""
-        return self.challenger.variant_hash == self.baseline.variant_hash
-
-    @property
-    def content_hash(self) -> str:
-        """SHA-256 of all fields; a claim without looks or pruning has the hash that it had before claims knew of them."""
-        absent = {name for name in ("looks", "pruning") if not getattr(self, name)}
-        content = self.model_dump(mode="json", exclude=absent)
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sequential_looks(total: int, *, alpha: float = 0.05) -> tuple[Look, ...]:
-    """Looks for `total` seeds: at half (at least `MIN_SEEDS`), at three quarters and at the end; none below seven seeds.
-
-    Looks closer together would cost power and save little: a run of seeds is trained in parallel anyway.
-    """
-    sizes = sorted({max(MIN_SEEDS, -(-total // 2)), max(MIN_SEEDS, -(-3 * total // 4)), total})
-    if total < 7:
-        return ()
-    levels = statistics.sequential_levels(tuple(sizes), alpha)
-    return tuple(Look(seeds=n, spent=spent, level=level) for n, (spent, level) in zip(sizes, levels, strict=True))
-
-
-class ConfirmationRow(FrozenConfig):
-    """What the judge reads of one confirmation run."""
-
-    model_config = ConfigDict(allow_inf_nan=True)
-
-    run_id: int
-    arm: str
-    seed: int
-    variant_hash: str
-    task: str
-    task_version: str
-    status: str
-    env_steps: int
-    returns: tuple[float, ...]
-    """What the run is scored by on each held-out task, in the order of the tasks; NaN where it was not finite."""
 
 
 class ParityCheck(FrozenConfig):
@@ -194,6 +77,15 @@ class VerdictContent(FrozenConfig):
     adjusted_p_value: float | None = None
     """Holm's p-value where several claims were judged together."""
     claims_judged_together: int = 1
+    e_value: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Evidence against equal sides from this claim's own seeds (`statistics.e_value`); 20 or more is as rare as p below 0.05 where there is
+    no difference, at whatever moment one looks. Kept so that a later night can multiply it."""
+    e_product: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The product with the e-values of the claims that this one extends; what an extended claim is decided by."""
+    test: Literal["paired", "welch"] = Field(default="paired", exclude_if=lambda test: test == "paired")
+    """The test that was made."""
+    at_equal_time: VerdictContent | None = Field(default=None, exclude_if=lambda verdict: verdict is None)
+    """The same question at equal training time, where the claim asks for both parities."""
 
 
 def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictContent:
@@ -201,7 +93,7 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
 
     invalid: the evidence is not what the claim asked for (a dropped seed or task, another configuration, unequal
     budgets). confirmed: the interval of the paired difference lies above the margin. refuted: it lies below the margin.
-    inconclusive: anything else, with the reason. One configuration on both sides is not trained at all: nothing better
+    equivalent: it lies within the claim's equivalence margin, whatever its sign. inconclusive: anything else, with the reason. One configuration on both sides is not trained at all: nothing better
     was found (rows of it, from before that was so, are judged as they were). Where a person stopped the confirmation,
     the seeds that had finished on both sides are all that counts and is named.
     """
@@ -213,12 +105,59 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
         )
         return VerdictContent(outcome="inconclusive", reason=reason, parity=parity)
     if any(row.status == "cancelled" for row in rows):
-        return _judge_stopped(claim, rows, parity)
+        return _judge_stopped(_of_one_parity(claim), rows_of(claim, rows, timed=False), parity)
+    if claim.equal_time is not None and not claim.equal_time.alone:
+        return _judge_both(claim, rows, parity)
     verdict = _judge_looks(claim, rows, parity, claim.stages)
+    if claim.extends is not None:
+        return _judge_extended(claim, verdict)
     if verdict.look is not None and verdict.outcome == "inconclusive" and verdict.seeds < len(claim.seeds):
         missing = f"{verdict.seeds} of {len(claim.seeds)} seeds are trained and the answer is not clear yet"
         return verdict.model_copy(update={"outcome": "invalid", "reason": f"stopped too early: {missing}"})
     return verdict
+
+
+def _judge_both(
+    claim: ClaimContent, rows: Sequence[ConfirmationRow], parity: tuple[ParityCheck, ...]
+) -> VerdictContent:
+    """The verdict at equal env steps with the one at equal training time in it, both by Holm's adjusted p-values."""
+    assert claim.equal_time is not None
+    steps = claim.model_copy(update={"equal_time": None})
+    timed = claim.model_copy(update={"equal_time": claim.equal_time.model_copy(update={"alone": True})})
+    strays = [
+        row
+        for row in rows
+        if row.arm in ARMS and not any(_near(row.planned or row.env_steps, n) for n in claim.lengths(row.arm))
+    ]
+    if strays:
+        return VerdictContent(
+            outcome="invalid",
+            reason=f"run {strays[0].run_id} was given {strays[0].planned:,} env steps, which neither parity of the claim asks for",
+            parity=parity,
+            run_ids=tuple(sorted(row.run_id for row in rows)),
+        )
+    first, second = judge_together(
+        [(steps, rows_of(claim, rows, timed=False)), (timed, rows_of(claim, rows, timed=True))], alpha=claim.alpha
+    )
+    return first.model_copy(update={"at_equal_time": second})
+
+
+def rows_of(claim: ClaimContent, rows: Sequence[ConfirmationRow], *, timed: bool) -> list[ConfirmationRow]:
+    """The rows of one parity, of a claim that may ask for both: at equal training time or at equal env steps."""
+    if claim.equal_time is None or claim.equal_time.alone:
+        return list(rows)
+    wanted = {arm: int(getattr(claim.equal_time, arm)) if timed else claim.env_steps for arm in ARMS}
+    return [row for row in rows if row.arm in wanted and _near(row.planned or row.env_steps, wanted[row.arm])]
+
+
+def _near(env_steps: int, wanted: int) -> bool:
+    return abs(env_steps - wanted) <= 0.02 * wanted
+
+
+def _of_one_parity(claim: ClaimContent) -> ClaimContent:
+    """The claim at equal env steps alone, unless equal time is all that it asks for."""
+    both = claim.equal_time is not None and not claim.equal_time.alone
+    return claim.model_copy(update={"equal_time": None}) if both else claim
 
 
 def _judge_looks(
@@ -231,7 +170,7 @@ def _judge_looks(
     verdict, look = None, 0
     for count, level in stages:
         verdict, look = _judge_look(claim, rows, parity, count, level), look + 1
-        decided = verdict.outcome in ("confirmed", "refuted")
+        decided = verdict.outcome in ("confirmed", "refuted", "equivalent")
         if decided or verdict.effect is None or not _rows_beyond(claim, rows, count):
             break
     assert verdict is not None
@@ -250,7 +189,9 @@ def _judge_stopped(
     the seeds that happened to be ready say.
     """
     done = {(row.arm, row.seed) for row in rows if row.status == "done"}
-    seeds = tuple(seed for seed in claim.seeds if all((arm, seed) in done for arm in ARMS))
+    seeds = tuple(
+        seed for seed in claim.seeds if all((arm, seed) in done for arm in ARMS if seed in claim.seeds_of(arm))
+    )
     kept = [row for row in rows if row.seed in seeds or row.seed not in claim.seeds]
     run_ids = tuple(sorted(row.run_id for row in kept))
     if problem := _problem(claim, kept, seeds) or _broken_parity(parity):
@@ -258,7 +199,7 @@ def _judge_stopped(
     complete = [(count, level) for count, level in claim.stages if set(claim.seeds[:count]) <= set(seeds)]
     if complete:
         verdict = _judge_looks(claim, kept, parity, complete)
-        if verdict.outcome in ("confirmed", "refuted"):
+        if verdict.outcome in ("confirmed", "refuted", "equivalent"):
             return verdict
     names = f" ({', '.join(map(str, seeds))})" if seeds else ""
     return VerdictContent(
@@ -281,9 +222,12 @@ def seeds_to_run(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> tuple[
     for count, level in claim.stages:
         seeds = claim.seeds[:count]
         present = [row for row in rows if row.seed in seeds]
-        finished = {(row.arm, row.seed) for row in present if row.status in FINISHED}
-        if any((arm, seed) not in finished for arm in ARMS for seed in seeds):
+        finished = [(row.arm, row.seed) for row in present if row.status in FINISHED]
+        wanted = [(arm, seed, len(claim.lengths(arm))) for arm in ARMS for seed in claim.seeds_of(arm)[:count]]
+        if any(finished.count((arm, seed)) < lengths for arm, seed, lengths in wanted):
             return seeds
+        if claim.equal_time is not None:  # without looks: all that it asks for is trained at once
+            return ()
         verdict = _judge_look(claim, present, check_parity(claim), count, level)
         if verdict.outcome in ("confirmed", "refuted") or verdict.effect is None:
             return ()
@@ -337,41 +281,60 @@ def _judge_look(
 
     scores = _scores(claim, rows, claim.seeds[:count])
     means = {arm: scores[arm].mean(axis=1) for arm in ARMS}
-    differences = means["challenger"] - means["baseline"]
-    effect = float(differences.mean())
+    pairs = claim.test == "paired"
     margin = claim.margin_pct / 100 * abs(float(means["baseline"].mean()))
-    beyond = differences - claim.margin_pct / 100 * np.abs(means["baseline"])  # seed by seed: the margin is noisy too
-    low, high = statistics.mean_interval(beyond, level=1 - level)
-    best = max(float(means[arm].mean()) for arm in ARMS)
-    detectable = statistics.minimum_detectable_effect(float(differences.std(ddof=1)), count, alpha=level)
+    bar = means["baseline"] + claim.margin_pct / 100 * np.abs(
+        means["baseline"]
+    )  # seed by seed: the margin is noisy too
+    beyond = statistics.compare_means(means["challenger"], bar, paired=pairs)
+    low, high = beyond.interval(1 - level)
+    plain = statistics.compare_means(means["challenger"], means["baseline"], paired=pairs)
+    effect, best = plain.mean, max(float(means[arm].mean()) for arm in ARMS)
+    detectable = plain.detectable(alpha=level)
+    fewest = MIN_SEEDS if claim.split is None else MIN_SPLIT
 
     outcome: Outcome = "inconclusive"
     interval = f"{100 * (1 - claim.alpha):g} % interval of the difference"
     if claim.looks:
         interval = f"repeated {interval} after {count} of {len(claim.seeds)} seeds"
-    if count < MIN_SEEDS:
+    if min(len(means[arm]) for arm in ARMS) < fewest:
         reason = f"{count} seeds are too few to decide; at least {MIN_SEEDS} are needed"
     elif claim.floor is not None and best <= claim.floor:
         reason = (
-            f"neither side has learned the task within {claim.env_steps:,} env steps: the better one reaches "
+            f"neither side has learned the task within {max(claim.lengths(a)[0] for a in ARMS):,} env steps: the better one reaches "
             f"{best:.1f}, {claim.floor_name} {claim.floor:.1f}"
         )
     elif low > 0:
         outcome, reason = "confirmed", f"the {interval} lies above {margin:.3g}"
     elif high < 0:
         outcome, reason = "refuted", f"the {interval} lies below {margin:.3g}"
+    elif claim.equivalence is not None and count == len(claim.seeds) and _within(plain, claim):
+        outcome = "equivalent"
+        narrow = plain.interval(1 - 2 * claim.alpha)
+        reason = (
+            f"the {100 * (1 - 2 * claim.alpha):g} % interval of the difference, from {narrow[0]:+.3g} to {narrow[1]:+.3g}, lies within "
+            f"±{claim.equivalence:.3g}, which the claim counts as no difference"
+        )
     else:
         reason = (
             f"the {interval} contains {margin:.3g}; "
             f"with {count} seeds only a difference of {detectable:.1f} would be found reliably"
         )
+    if claim.equal_tuning and min(claim.challenger.search_trials, claim.baseline.search_trials) < claim.tuned_from:
+        fewer = min(claim.challenger.search_trials, claim.baseline.search_trials)
+        reason += (
+            f"; both sides are untuned: only {fewer} configuration{'' if fewer == 1 else 's'} of each could be tried"
+        )
+    several = [means[arm][: min(len(means["challenger"]), len(means["baseline"]))] for arm in ARMS]
     return VerdictContent(
         outcome=outcome,
         reason=reason,
         effect=effect,
-        interval=statistics.mean_interval(differences, level=1 - level),
-        p_value=statistics.paired_t_p_value(beyond),
+        interval=plain.interval(1 - level),
+        p_value=beyond.p_value,
+        e_value=statistics.e_value(several[0] - several[1]) if claim.tuned_from and len(several[0]) > 1 else None,
         margin=margin,
+        test=claim.test,
         minimum_detectable_effect=detectable,
         seeds=count,
         parity=parity,
@@ -380,10 +343,46 @@ def _judge_look(
     )
 
 
+def _within(difference: statistics.Difference, claim: ClaimContent) -> bool:
+    """Whether both one-sided tests hold the difference inside the claim's equivalence margin (Schuirmann 1987)."""
+    assert claim.equivalence is not None
+    low, high = difference.interval(1 - 2 * claim.alpha)
+    return -claim.equivalence < low and high < claim.equivalence
+
+
+def _judge_extended(claim: ClaimContent, verdict: VerdictContent) -> VerdictContent:
+    """The verdict of an extending claim: by the product of the e-values, which keeps its error rate at whatever moment one stops
+    (Ramdas et al. 2023, arXiv 2210.01948, section 2), and not by a second test of the same hypothesis."""
+    assert claim.extends is not None
+    if (
+        verdict.e_value is None
+        or verdict.effect is None
+        or verdict.outcome == "invalid"
+        or "neither side" in verdict.reason
+    ):
+        return verdict
+    before, product = claim.extends, claim.extends.e_product * verdict.e_value
+    seeds = before.seeds + verdict.seeds
+    effect = (before.seeds * before.effect + verdict.seeds * verdict.effect) / seeds
+    needed = 1 / claim.alpha
+    words = f"the evidence of {seeds} seeds over {before.claim} and this claim multiplies to {product:.3g}"
+    if product >= needed:
+        outcome: Outcome = "confirmed" if effect > 0 else "refuted"
+        reason = f"{words}, {needed:g} or more decides; the difference over all of them is {effect:+.3g}"
+    else:
+        outcome, reason = (
+            "inconclusive",
+            f"{words}, less than the {needed:g} that decides; more seeds may be added with extend",
+        )
+    return verdict.model_copy(update={"outcome": outcome, "reason": reason, "e_product": product})
+
+
 def _scores(claim: ClaimContent, rows: Sequence[ConfirmationRow], seeds: Sequence[int]) -> dict[str, np.ndarray]:
     """Arm -> scores (seeds, tasks), both arms in the order of the seeds' numbers; of the tasks that count, where not all do."""
     found = {(row.arm, row.seed): row.returns for row in rows}
-    scores = {arm: np.array([found[arm, seed] for seed in sorted(seeds)]) for arm in ARMS}
+    scores = {
+        arm: np.array([found[arm, seed] for seed in sorted(set(seeds) & set(claim.seeds_of(arm)))]) for arm in ARMS
+    }
     if parse_metric(claim.metric).worst:
         scores = {arm: np.sort(values, axis=1)[:, : worst_tenth(claim.num_tasks)] for arm, values in scores.items()}
     return scores
@@ -469,9 +468,10 @@ def _problem(claim: ClaimContent, rows: Sequence[ConfirmationRow], wanted_seeds:
     for arm in ARMS:
         wanted = getattr(claim, arm).variant_hash
         seeds = [row.seed for row in rows if row.arm == arm]
-        if sorted(seeds) != sorted(wanted_seeds):
-            missing = sorted(set(wanted_seeds) - set(seeds))
-            extra = sorted(set(seeds) - set(wanted_seeds)) + [s for s in set(seeds) if seeds.count(s) > 1]
+        own = [seed for seed in wanted_seeds if seed in claim.seeds_of(arm)]
+        if sorted(seeds) != sorted(own):
+            missing = sorted(set(own) - set(seeds))
+            extra = sorted(set(seeds) - set(own)) + [s for s in set(seeds) if seeds.count(s) > 1]
             return f"{arm}: confirmation seeds are not those of the claim (missing {missing}, unexpected {extra})"
         for row in rows:
             if row.arm == arm and row.variant_hash != wanted:
@@ -483,8 +483,8 @@ def _problem(claim: ClaimContent, rows: Sequence[ConfirmationRow], wanted_seeds:
             return f"run {row.run_id} was on {row.task} {row.task_version}, the claim is on {claim.task_version}"
         if row.status == "done" and len(row.returns) != claim.num_tasks:
             return f"run {row.run_id} has returns for {len(row.returns)} of {claim.num_tasks} held-out tasks"
-        if row.status == "done" and abs(row.env_steps - claim.env_steps) > 0.02 * claim.env_steps:
-            return f"run {row.run_id} trained {row.env_steps:,} env steps, the claim says {claim.env_steps:,}"
+        if row.status == "done" and not _near(row.env_steps, claim.lengths(row.arm)[0]):
+            return f"run {row.run_id} trained {row.env_steps:,} env steps, the claim says {claim.lengths(row.arm)[0]:,}"
     return None
 
 

@@ -28,13 +28,14 @@ from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.campaign.steering import HumanWord, human_words
 from experiments.campaign.waste import count_waste
-from experiments.judging.judge import ClaimContent, VerdictContent
+from experiments.judging.claim import ClaimContent
+from experiments.judging.judge import VerdictContent
 from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
 from experiments.ledger.store import Ledger, readable_id
 from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths
-from experiments.vocabulary import FINISHED
+from experiments.vocabulary import ARMS, FINISHED
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -76,6 +77,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Way:
+    """Mean score of a side's chosen configuration at each stage; None where it has none there."""
+
+    arm: str
+    search: float | None
+    selection: float | None
+    confirmation: float | None
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the templates lay out."""
 
@@ -91,6 +102,15 @@ class ReportData:
     verdict: VerdictContent | None
     verdict_id: str | None
     verdict_runs: str
+    test: str
+    """The claim's test in words."""
+    evidence: str
+    """The seeds that the verdict rests on, in words."""
+    timed: str
+    """The verdict at equal training time in words, "" without one."""
+    e_value: str
+    """The evidence that an extension would go on from, in words."""
+    ways: tuple[Way, ...]
     trials: tuple[Trial, ...]
     groups: tuple[ArmRows, ...]
     failures: tuple[Trial, ...]
@@ -145,6 +165,7 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         steering = human_words(session, campaign_id)
         events: dict[str, int] = {kind: number for kind, number in session.execute(counts)}
     content = VerdictContent.model_validate(verdict.content) if verdict else None
+    found = ClaimContent.model_validate(claim.content) if claim else None
     trials = tuple(
         _trial(run, proposals) for run in runs if run.trial is not None and run.purpose in ("baseline", "search")
     )
@@ -156,12 +177,17 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         plan=plan,
         challenger=question.challenger.label,
         baseline=question.baseline.label,
-        claim=ClaimContent.model_validate(claim.content) if claim else None,
+        claim=found,
         claim_id=readable_id("k", claim.id) if claim else None,
         claim_hash=claim.content_hash if claim else None,
         verdict=content,
         verdict_id=readable_id("v", verdict.id) if verdict else None,
         verdict_runs=span(content.run_ids) if content else "",
+        test="a paired t-test" if found is None or found.test == "paired" else "Welch's t-test",
+        evidence=_evidence(content),
+        timed=_timed(content),
+        e_value=_e_value(content),
+        ways=_ways(ledger, campaign_id, found, content, runs),
         trials=trials,
         groups=_groups(runs, verdict is not None),
         failures=tuple(
@@ -175,6 +201,55 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         events=events,
         steering=steering,
     )
+
+
+def _evidence(verdict: VerdictContent | None) -> str:
+    if verdict is None or verdict.challenger is None or verdict.baseline is None or verdict.test == "paired":
+        return f"{verdict.seeds if verdict else 0} paired seeds"
+    counts = len(verdict.challenger.seed_means), len(verdict.baseline.seed_means)
+    return (
+        f"{counts[0]} and {counts[1]} independent seeds"
+        if len(set(counts)) > 1
+        else f"{counts[0]} independent seeds a side"
+    )
+
+
+def _timed(verdict: VerdictContent | None) -> str:
+    timed = verdict.at_equal_time if verdict else None
+    if timed is None:
+        return ""
+    if timed.effect is None or timed.interval is None:
+        return f"At equal training time: {timed.outcome}, {timed.reason}"
+    low, high = (_number(value) for value in timed.interval)
+    return f"At equal training time: {timed.outcome}, effect {_number(timed.effect)} [{low}, {high}]"
+
+
+def _e_value(verdict: VerdictContent | None) -> str:
+    if verdict is None or verdict.e_value is None:
+        return ""
+    text = f"As evidence that may be added to: e = {verdict.e_value:.3g}"
+    return (
+        text if verdict.e_product is None else f"{text}, with the claims that this one extends {verdict.e_product:.3g}"
+    )
+
+
+def _ways(
+    ledger: Ledger, campaign_id: int, claim: ClaimContent | None, verdict: VerdictContent | None, runs: Sequence[Run]
+) -> tuple[Way, ...]:
+    """How far each chosen configuration came down from the search to the confirmation: what choosing the best of noisy scores costs."""
+    if claim is None or not claim.equal_tuning:
+        return ()
+    ways = []
+    for arm in ARMS:
+        own = [r for r in runs if r.variant_hash == getattr(claim, arm).variant_hash and r.score is not None]
+        by_purpose = {
+            "search": [r.score or 0.0 for r in own if r.arm == arm and r.pool == "search" and r.trial is not None][:1],
+            "selection": [r.score or 0.0 for r in own if r.arm == arm and r.purpose == "selection"],
+        }
+        means = {purpose: float(np.mean(scores)) if scores else None for purpose, scores in by_purpose.items()}
+        confirmed = getattr(verdict, arm) if verdict is not None else None
+        ways.append(Way(arm, means["search"], means["selection"], None if confirmed is None else confirmed.mean))
+    return tuple(ways)
 
 
 def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
@@ -216,8 +291,12 @@ def _groups(runs: Sequence[Run], judged: bool) -> tuple[ArmRows, ...]:
     groups = []
     for purpose in ("baseline", "search", "selection", "confirmation"):
         for arm in ("challenger", "baseline"):
-            own = [r for r in runs if r.purpose == purpose and r.arm == arm]
-            if own:
+            every = [r for r in runs if r.purpose == purpose and r.arm == arm]
+            lengths = dict.fromkeys(r.spec["env_steps"] for r in every) if purpose == "confirmation" else [None]
+            for length in lengths:
+                own = [r for r in every if length in (None, r.spec["env_steps"])]
+                if not own:
+                    continue
                 scores = [r.score for r in own if r.score is not None]
                 groups.append(
                     ArmRows(

@@ -1,6 +1,9 @@
-"""Which configuration to try next: the default, multivariate TPE, and a rule for when both have stopped finding anything.
+"""Which configuration to try next: the default, what is near the best, multivariate TPE, and a rule for when nothing is found.
 
-Everything here is a pure function of the finished trials and a seed. The study is built anew for every suggestion, so a
+A preset is a good start, and most of a space is far worse than it. So the first trials stay near the best configuration that is
+known, in a region that widens with every trial (a trust region, as in TuRBO, Eriksson et al. 2019, arXiv 1910.01739, but one that
+grows: with so few noisy trials a failure to improve says nothing), and the estimator takes over when it has trials to
+estimate from. Everything here is a pure function of the finished trials and a seed. The study is built anew for every suggestion, so a
 resumed campaign gets the suggestion that it would have got, and nothing has to be saved.
 """
 
@@ -12,16 +15,26 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import optuna
+from scipy.stats import qmc
 
 from core.config import FrozenConfig
 from core.seeding import numpy_stream, seed_sequence
 from experiments.search.side import Value
-from experiments.search.space import SearchSpace
+from experiments.search.space import Parameter, SearchSpace, is_near
 
 PLATEAU_TRIALS = 4
 """Trials in a row without an improvement beyond the noise floor, after which another family has to change."""
 
-Source = Literal["default", "optimizer", "plateau"]
+SUGGESTING = 2
+"""The present rule of `suggest`: 1 drew four trials of the whole space at random before TPE; 2 stays near the best at first."""
+NEAR_TRIALS = 12
+"""Trials, the default among them, until TPE takes over. `docs/benchmarks.md` says how the three numbers were chosen."""
+FIRST_RADIUS = 0.1
+"""How far a coordinate of the unit cube may move in the first trial beside the default; it grows with the root of the trials."""
+MOVED = 0.5
+"""Share of the coordinates that move in one suggestion."""
+
+Source = Literal["default", "memory", "optimizer", "plateau"]
 
 
 class Tried(NamedTuple):
@@ -65,16 +78,24 @@ def suggest(
     arm: str,
     noise_floor: float | None = None,
     refused: Sequence[dict[str, Value]] = (),
+    beside: Sequence[dict[str, Value]] = (),
+    memory: dict[str, Value] | None = None,
+    rule: int = 1,
 ) -> Suggestion:
-    """The next configuration: the default first, then TPE, and on a plateau a change of another family.
+    """The next configuration: the default first, then one that is remembered, then near the best or by TPE, and on a plateau a
+    change of another family.
 
     history: every finished trial of this arm in order. noise_floor: standard deviation of the score over seeds; without
     one every improvement counts. refused: suggestions for this same trial that cannot be run; they are avoided like
-    failed trials, and the draw is another one after each.
+    failed trials, and the draw is another one after each. beside: configurations of the trials that are measured at the same
+    time; they count as no better than the worst so far (the constant liar of Ginsbourger et al. 2010). memory: what an earlier
+    campaign chose. rule: `SUGGESTING`, or 1 as campaigns of before have it.
     """
-    if not history:
+    if not history and not beside:
         return Suggestion(space.default_values(), "default", "trial 0 of every arm is its default")
-    family = plateau_family(space, history, noise_floor or 0.0)
+    if memory is not None and len(history) + len(beside) == 1 and memory not in refused:
+        return Suggestion(memory, "memory", "an earlier campaign of this ledger chose it on this task")
+    family = None if beside else plateau_family(space, history, noise_floor or 0.0)
     if family is not None:
         values = change_family(space, history, family, seed=seed, arm=arm, refused=refused)
         reason = (
@@ -82,8 +103,71 @@ def suggest(
             f"another {family}, the family that varied least in them"
         )
         return Suggestion(values, "plateau", reason)
-    values = tpe(space, history, seed=seed, arm=arm, refused=refused)
+    if rule > 1 and len(history) + len(beside) < NEAR_TRIALS:
+        values, radius = near(space, history, seed=seed, arm=arm, beside=beside, refused=refused)
+        return Suggestion(values, "optimizer", f"within {100 * radius:.0f} % of the range around the best so far")
+    values = tpe(space, history, seed=seed, arm=arm, refused=[*beside, *refused])
     return Suggestion(values, "optimizer", "multivariate TPE over the finished trials")
+
+
+# ---- near the best ----------------------------------------------------------------------
+
+
+def near(
+    space: SearchSpace,
+    history: Sequence[Tried],
+    *,
+    seed: int,
+    arm: str,
+    beside: Sequence[dict[str, Value]] = (),
+    refused: Sequence[dict[str, Value]] = (),
+) -> tuple[dict[str, Value], float]:
+    """A configuration around the best one, and the radius of the region in the unit cube.
+
+    `MOVED` of the coordinates move by up to the radius each, by a scrambled Sobol sequence (Owen 1998) whose point number is that of
+    the trial, so the draws of one campaign fill the region evenly. Its centre is the best finished trial, or the default.
+    """
+    best = best_trial(history)
+    centre = space.default_values() if best is None else best.values
+    count = len(history) + len(beside)
+    radius = min(FIRST_RADIUS * math.sqrt(max(count, 1)), 0.5)
+    dimensions = len(space.parameters)
+    if not dimensions:
+        return centre, radius
+    known = [*(trial.values for trial in history), *beside, *refused]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a length that is no power of two, which a sequence read one by one has
+        points = qmc.Sobol(2 * dimensions, rng=numpy_stream(seed, "near", arm)).random(count + len(refused) + 20)
+    values = centre
+    for point in points[
+        count + len(refused) :
+    ]:  # a draw that moved nothing, or to where something stands, is passed over
+        moves, picked = point[:dimensions], point[dimensions:] < MOVED
+        shifted: dict[str, Value] = dict(centre)
+        for parameter, move, is_picked in zip(space.parameters, moves, picked, strict=True):
+            if is_picked and parameter.name in centre:
+                shifted[parameter.name] = shift(parameter, centre[parameter.name], radius * (2 * move - 1))
+        values = space.complete(shifted)
+        if not any(is_near(space.parameters, other, values) for other in known):
+            break
+    return values, radius
+
+
+def shift(parameter: Parameter, value: Value, by: float) -> Value:
+    """A parameter's value moved by a share of its range, kept inside. A choice or a whole number moves from the middle of its
+    share of the range, so that a step shorter than half of that changes nothing; choices without an order go round."""
+    if parameter.kind == "float":
+        return parameter.from_unit(min(max(parameter.to_unit(value) + by, 0.0), 1.0))
+    if parameter.kind == "choice":
+        count = len(parameter.choices or ())
+        place = (round(parameter.to_unit(value) * max(count - 1, 1)) + 0.5) / count + by
+        return parameter.from_unit(min(max(place, 0.0), 1.0 - 1e-9) if parameter.ordered else place % 1.0)
+    low, high = int(parameter.low or 0), int(parameter.high or 0)
+    if parameter.log:
+        place = math.log((float(value) + 0.5) / low) / math.log((high + 1) / low)
+    else:
+        place = (float(value) - low + 0.5) / (high + 1 - low)
+    return parameter.from_unit(min(max(place + by, 0.0), 1.0 - 1e-9))
 
 
 # ---- TPE --------------------------------------------------------------------------------

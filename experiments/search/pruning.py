@@ -24,9 +24,11 @@ from pydantic import Field, model_validator
 from core.config import FrozenConfig
 
 REDUCTION = 3
+SHARES = (1 / 27, 1 / 9, 1 / 3, 1 / 2)
+"""Of a search run: where it may be looked at."""
 MIN_RUNG_ITERATIONS = 10  # training iterations before a score says anything about the end of a run
 MAX_RUNGS = 3
-MIN_ROUNDS = 2 * REDUCTION  # fewer trials leave nothing to halve: the third would have to beat both before it
+MIN_TRIALS = 4  # fewer trials leave nothing to halve
 
 
 class Pruning(FrozenConfig):
@@ -63,18 +65,22 @@ class Pruning(FrozenConfig):
         )
 
 
-def make_pruning(env_steps: int, *, iteration_steps: int, rounds: int) -> Pruning | None:
+def make_pruning(
+    env_steps: int, *, iteration_steps: int, trials: int, shares: Sequence[float] | None = None
+) -> Pruning | None:
     """Rungs at 1/3, 1/9, ... of a search run, as long as one is at least `MIN_RUNG_ITERATIONS` iterations long.
 
-    None where it cannot pay: runs too short for a first look that says anything, or fewer rounds than `MIN_ROUNDS`.
-    iteration_steps: env steps of the longest training iteration; rungs are whole multiples of it.
+    None where it cannot pay: runs too short for a first look that says anything, or fewer trials of a side than `MIN_TRIALS`.
+    iteration_steps: env steps of the longest training iteration; rungs are whole multiples of it. shares: those of `SHARES` that
+    tell something on this task, where that is known.
     """
     rungs: list[int] = []
-    for place in range(1, MAX_RUNGS + 1):
-        iterations = math.ceil(env_steps / REDUCTION**place / iteration_steps)
+    chosen = [share for share in SHARES if share in shares] if shares is not None else list(SHARES[:-1])
+    for share in chosen[::-1]:
+        iterations = math.ceil(env_steps * share / iteration_steps)
         if iterations < MIN_RUNG_ITERATIONS or iterations * iteration_steps >= env_steps:
             break
         rungs.insert(0, iterations * iteration_steps)
-    if not rungs or rounds < MIN_ROUNDS:
+    if not rungs or trials < MIN_TRIALS:
         return None
-    return Pruning(rungs=tuple(rungs), env_steps=env_steps)
+    return Pruning(rungs=tuple(rungs[-MAX_RUNGS:]), env_steps=env_steps)

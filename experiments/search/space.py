@@ -37,6 +37,9 @@ from meta_rl.learner import parse_learner_config
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
 ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "environment")
+NEAR = 0.02
+"""Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
+this: numbers by 2 % of their range, in logarithms on a log scale, and every choice agrees. Noise hides less than that."""
 ALL_SLICES = "all"  # in the place of a role: every parameter
 FAMILY_OF_ROLE: dict[Role, str] = {
     "state-modeling": "architecture",
@@ -369,6 +372,14 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
             )
         )
     return parameters
+
+
+def is_near(parameters: Sequence[Parameter], first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
+    """Whether two complete configurations of one side are the same trial for all that a run can show (see `NEAR`)."""
+    if first.keys() != second.keys():
+        return False
+    shared = [p for p in parameters if p.name in first]
+    return all(abs(p.to_unit(first[p.name]) - p.to_unit(second[p.name])) <= NEAR for p in shared)
 
 
 def iteration_steps(spec: RunSpec) -> int:

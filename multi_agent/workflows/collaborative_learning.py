@@ -111,9 +111,9 @@ class CollaborativeLearning:
         )
         question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task, runs)
         choice = choose_llm(self.llm)
-        plan = plan_campaign(question, Budget(env_steps=env_steps), paths)
         paths.ensure()
         ledger = Ledger(paths.ledger_url)
+        plan = plan_campaign(question, Budget(env_steps=env_steps), paths, ledger=ledger)
         campaign_id = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
         lab = Lab(ledger, campaign_id, LocalExecutor(plan.workers, paths.environment()), paths)
         with lab.holding():

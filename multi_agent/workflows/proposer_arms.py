@@ -25,7 +25,7 @@ from experiments.campaign.waste import count_waste
 from experiments.ledger import Ledger
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
 from experiments.runs.paths import Paths
-from experiments.search.optimizer import Tried
+from experiments.search.optimizer import SUGGESTING, Tried
 from experiments.search.side import Value
 from experiments.search.space import ALL_SLICES
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
@@ -173,6 +173,7 @@ def open_world_lab(world: World, trials: int, seed: int, folder: Path) -> WorldL
         env_steps_search=world.env_steps,
         workers=1,
         steps_per_s=None,
+        suggesting=SUGGESTING,
     )
     number = create_campaign(ledger, question, plan, seed=seed, llm="bench proposers")
     holder: list[WorldLab] = []

@@ -142,8 +142,9 @@ def _owner(crew: Crew, number: int) -> RoundOwner:
     if crew.by_procedure:
         return "optimizer" if number else "default"
     rows = crew.lab.ledger_query("incumbent")
+    lab = crew.lab
     last_gain = max((int(row[rows.columns.index("trial")] or 0) for row in rows.rows), default=0)
-    plateau = number - last_gain > PLATEAU_ROUNDS
+    plateau = number - lab.plan.round_of(last_gain) > PLATEAU_ROUNDS
     owner = whose_round(number, crew.lab.plan.rounds, crew.agent_rounds, plateau=plateau, share=crew.lab.agent_share)
     if crew.instructed and number > 0:
         owner, crew.instructed = "agents", False

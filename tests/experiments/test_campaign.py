@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from env_runner.task_distributions import get_family
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = "75k"
+STEPS = "98k"
 
 
 def _command(data: Path, *arguments: str) -> list[str]:
@@ -78,7 +79,7 @@ def test_it_says_what_was_understood_that_no_model_is_in_use_and_ends_in_a_verdi
     assert "Understood: Does SSM (mingru, s5, lru, s4d) reach a higher return than LSTM on point-robot" in flat
     assert "No language model is in use" in flat
     assert "--llm openai:... | anthropic:... | ollama:..." in flat
-    assert any(word in output for word in ("CONFIRMED", "REFUTED", "INCONCLUSIVE"))
+    assert any(word in output for word in ("CONFIRMED", "REFUTED", "EQUIVALENT", "INCONCLUSIVE"))
     assert "Traceback" not in output
 
 
@@ -100,16 +101,20 @@ def test_the_verdict_is_the_one_that_a_few_independent_lines_compute(campaign: t
     seeds = sorted({seed for _, seed in returns})
     assert all(len(v) == 40 for v in returns.values())
     mean = {key: sum(v) / len(v) for key, v in returns.items()}
-    differences = [mean["challenger", s] - mean["baseline", s] for s in seeds]
-    n = len(differences)
-    effect = sum(differences) / n
-    spread = math.sqrt(sum((d - effect) ** 2 for d in differences) / (n - 1))
-    half = {5: 2.7764, 6: 2.5706, 8: 2.3646, 10: 2.2622}[n] * spread / math.sqrt(n)  # t quantiles from a printed table
-    low, high = effect - half, effect + half
+    n = len(seeds)
+    sides = [[mean[arm, s] for s in seeds] for arm in ("challenger", "baseline")]
+    effect = sum(sides[0]) / n - sum(sides[1]) / n
+    test = stats.ttest_ind(*sides, equal_var=False) if verdict.get("test") == "welch" else stats.ttest_rel(*sides)
+    low, high = test.confidence_interval(0.95)
+    half = (high - low) / 2
     best = max(sum(mean[a, s] for s in seeds) / n for a in ("challenger", "baseline"))
     anchors = get_family("point-robot").anchors
     floor = next((anchors[name] for name in ("task_blind", "stand_still", "random") if name in anchors), -math.inf)
     expected = "inconclusive" if best <= floor or low <= 0 <= high else "confirmed" if low > 0 else "refuted"
+    ((claim,),) = _rows(data, "select content from claims")
+    margin, narrow = json.loads(claim)["equivalence"], test.confidence_interval(0.9)
+    if expected == "inconclusive" and best > floor and -margin < narrow[0] and narrow[1] < margin:
+        expected = "equivalent"
     assert verdict["outcome"] == expected
     assert verdict["effect"] == pytest.approx(effect)
     assert verdict["interval"] == pytest.approx([low, high], abs=1e-3 * abs(half) + 1e-9)

@@ -21,7 +21,8 @@ import main
 from core.errors import InputError
 from experiments.campaign.claims import confirmation_rows
 from experiments.campaign.lab import Lab
-from experiments.judging.judge import ClaimContent, judge
+from experiments.judging.claim import ClaimContent
+from experiments.judging.judge import judge
 from experiments.ledger import Ledger
 from experiments.ledger.models import Claim, Proposal
 from experiments.ledger.store import now

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.errors import InputError
-from experiments.judging.judge import (
-    ArmClaim,
-    ClaimContent,
-    ConfirmationRow,
-    Look,
-    judge,
-    judge_together,
-    seeds_to_run,
-    sequential_looks,
-)
+from experiments.judging.claim import ArmClaim, ClaimContent, ConfirmationRow, Look, sequential_looks
+from experiments.judging.judge import judge, judge_together, seeds_to_run
 from experiments.search.pruning import Pruning
 
 TASKS = 6

@@ -21,7 +21,8 @@ from lab_on_script import Score, lab_on_script, search
 from core.errors import InputError
 from core.seeding import numpy_stream
 from env_runner.task_distributions import FAMILIES, get_family
-from experiments.campaign.claims import best_task_blind, claim_content
+from experiments.campaign.claims import claim_content
+from experiments.campaign.design import best_task_blind
 from experiments.campaign.gate import is_near, probe, static_problems
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Design
@@ -572,10 +573,10 @@ def test_the_best_so_far_is_never_pruned(scores: list[float]) -> None:
 
 
 def test_rungs_are_whole_iterations_and_only_where_they_pay() -> None:
-    assert make_pruning(100 * 640, iteration_steps=640, rounds=8) == Pruning(rungs=(7_680, 21_760), env_steps=64_000)
-    assert make_pruning(40 * 640, iteration_steps=640, rounds=8) == Pruning(rungs=(8_960,), env_steps=25_600)
-    assert make_pruning(20 * 640, iteration_steps=640, rounds=8) is None  # too short
-    assert make_pruning(100 * 640, iteration_steps=640, rounds=5) is None  # too few
+    assert make_pruning(100 * 640, iteration_steps=640, trials=8) == Pruning(rungs=(7_680, 21_760), env_steps=64_000)
+    assert make_pruning(40 * 640, iteration_steps=640, trials=8) == Pruning(rungs=(8_960,), env_steps=25_600)
+    assert make_pruning(20 * 640, iteration_steps=640, trials=8) is None  # too short
+    assert make_pruning(100 * 640, iteration_steps=640, trials=3) is None  # too few
 
 
 def test_a_weak_trial_is_pruned_with_its_rung_score_and_cut_and_costs_what_it_spent(tmp_path: Path) -> None:

@@ -48,8 +48,19 @@ def test_more_budget_buys_a_richer_design_or_longer_runs() -> None:
 
 def test_the_plan_counts_the_runs_that_it_names() -> None:
     plan, design = _plan(wall_s=1800), _plan(wall_s=1800).design
-    search = 2 * design.rounds + design.baseline_seeds - 1  # the baseline's first seed is its trial 0
-    assert plan.runs == search + 2 * design.top * design.selection_seeds + 2 * design.confirmation_seeds
+    search = 2 * plan.trials + 2 * (design.baseline_seeds - 1)  # the first seed of each side's default is its trial 0
+    assert plan.runs == search + 2 * sum(design.race) + 2 * design.confirmation_seeds
+    assert plan.trials >= 6
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_round_holds_as_many_trials_of_a_side_as_there_are_workers(workers: int) -> None:
+    shape = CHEETAH | {"workers": workers}
+    plan = make_plan(Budget(wall_s=3600.0), tuned_arms=2, steps_per_s=8_000.0, **shape)
+    assert plan.trials_at_once == workers
+    assert [plan.round_of(trial) for trial in plan.trials_of(1)] == [1] * workers
+    same = make_plan(Budget(env_steps=10**8), tuned_arms=2, steps_per_s=None, **shape)
+    assert same.trials_at_once == 2  # the same on every machine
 
 
 @pytest.mark.parametrize("budget", [{"wall_s": 20.0}, {"env_steps": 10_000}])

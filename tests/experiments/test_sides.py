@@ -12,7 +12,8 @@ from sqlalchemy import select
 from experiments.campaign.begin import recorded_in
 from experiments.campaign.claims import confirmation_rows
 from experiments.campaign.question import parse_goal
-from experiments.judging.judge import ClaimContent, judge
+from experiments.judging.claim import ClaimContent
+from experiments.judging.judge import judge
 from experiments.ledger.models import Claim
 from experiments.ledger.store import join_value
 from experiments.metrics import parse_metric

@@ -31,14 +31,14 @@ import pytest
 import torch
 
 import main
-from core.errors import InputError
 from core.seeding import numpy_stream, seed_sequence, torch_stream
 from env_runner.task_distributions import get_family
 from experiments.campaign import sides
-from experiments.campaign.plan import Budget, make_plan
+from experiments.campaign.plan import Plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.sides import parse_model
-from experiments.judging.judge import ClaimContent, ConfirmationRow, judge, seeds_to_run
+from experiments.judging.claim import ClaimContent, ConfirmationRow
+from experiments.judging.judge import judge, seeds_to_run
 from experiments.presets import named_preset
 from experiments.runs.provenance import processor
 from experiments.search.optimizer import Tried, suggest
@@ -204,13 +204,14 @@ def _presets(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plans(value: list[Any]) -> list[Any]:
+    """Plans of then are read, are of the rules of then, and count what they counted; new ones are other designs."""
     found = []
-    for budget, arguments, _ in value:
-        try:
-            plan = make_plan(Budget(**budget), **arguments).model_copy(update={"sizing": 1})  # there was one rule then
-            result: Any = {**plan.model_dump(mode="json"), "runs": plan.runs, "total": plan.env_steps_total}
-        except InputError as error:
-            result = str(error)
+    for budget, arguments, recorded in value:
+        result = recorded
+        if not isinstance(recorded, str):
+            plan = Plan.model_validate({name: part for name, part in recorded.items() if name not in ("runs", "total")})
+            assert (plan.trials_at_once, plan.suggesting, plan.judging, plan.design.race) == (1, 1, 1, ())
+            result = {**plan.model_dump(mode="json"), "runs": plan.runs, "total": plan.env_steps_total}
         found.append([budget, arguments, result])
     return found
 
