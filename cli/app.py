@@ -48,7 +48,7 @@ app = App(
 )
 app.default(campaigns.research)
 for _command in (
-    *(campaigns.resume, campaigns.stop),
+    *(campaigns.resume, campaigns.extend, campaigns.stop),
     *(steering.pause, steering.instruct, steering.approve, steering.ask),
     *(reading.runs, reading.campaigns, reading.show, reading.status, reading.compare, reading.diff, reading.sql),
     *(reading.report, reading.plot, reading.export),

@@ -164,6 +164,42 @@ def resume(
     return _work(ledger, campaign_id, choice, brain, options, began, take_over=take_over)
 
 
+def extend(
+    campaign: CampaignId = "@last",
+    *,
+    budget: str | None = None,
+    env_steps: str | None = None,
+    brain: CrewOptions = CrewOptions(),
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Go on with an inconclusive verdict: more fresh seeds of the same two configurations, judged together with those before.
+
+    Parameters
+    ----------
+    budget
+        Wall time for them, such as 1h (the default).
+    env_steps
+        Training steps in place of wall time, such as 20M.
+    """
+    began = time.monotonic()
+    if budget is not None and env_steps is not None:
+        raise bad_value("--budget", budget, "either --budget or --env-steps, not both")
+    from experiments.campaign.extend import extend_campaign
+    from experiments.numbers import parse_count, parse_duration
+    from experiments.runs.machine import available_workers
+
+    wall_s = None if env_steps is not None else parse_duration("1h" if budget is None else budget)
+    steps = None if env_steps is None else parse_count(env_steps)
+    ledger = options.change()
+    extended = ledger.resolve(campaign, "campaign")
+    choice = brain.choose(ledger.get_campaign(extended).llm)
+    workers = available_workers()
+    number = extend_campaign(ledger, extended, wall_s=wall_s, env_steps=steps, workers=workers, llm=choice.name)
+    seeds = ledger.get_campaign(number).plan["design"]["confirmation_seeds"]
+    options.output.say(f"c-{number:04d} extends c-{extended:04d} by {seeds} fresh seeds a side. {choice.describe()}")
+    return _work(ledger, number, choice, brain, options, began)
+
+
 def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> int:
     """End a campaign for good, with a verdict on what confirmation there is; pause and resume go on instead."""
     from experiments.campaign.holder import describe_holder, if_gone, is_alive

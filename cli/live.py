@@ -55,9 +55,7 @@ def plan_text(question: Question, plan: Plan) -> str:
         chosen = f"the best race on fresh seeds: {field}"
     tuned = "both defaults" if plan.pilot else f"the default {question.baseline.label}"
     remembered = ", one of them remembered from an earlier campaign" if plan.memory else ""
-    both = question.parity is None and plan.judging > 1 and question.kind in ("beat", "compare")
-    timed = both and (plan.time_ratio is not None or plan.budget.wall_s is not None)
-    parity = "at equal env steps and at equal training time, " if timed else ""
+    parity = "at equal env steps and at equal training time, " if plan.timed else ""
     if question.parity == "time":
         parity = "at equal training time, "
     return "\n".join(

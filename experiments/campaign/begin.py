@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from core.errors import InputError
 from env_runner.task_distributions import get_family
+from experiments.campaign.design import asks_for_both
 from experiments.campaign.memory import remembered, telling_shares
 from experiments.campaign.plan import STARTUP_S, Budget, Plan, make_plan
 from experiments.campaign.question import Question
@@ -95,6 +96,7 @@ def plan_campaign(
         learning_episodes=max(LEARNERS[name].config_type.learning_episodes for name in question.learners),
         memory=None if ledger is None else remembered(ledger, question, tuned),
         shares=None if ledger is None else telling_shares(ledger, question.task),
+        timed=asks_for_both(question, budget, time_ratio),
         time_ratio=time_ratio,
     )
 

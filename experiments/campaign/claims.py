@@ -36,7 +36,10 @@ def write_claim(trials: Trials, question: Question) -> ClaimView:
     """
     row = find_claim(trials.ledger, trials.campaign_id)
     if row is None:
-        content = claim_content(trials, question, trials.plan.confirmation_steps)
+        if trials.plan.extends is not None:
+            content = extended_claim(trials)
+        else:
+            content = claim_content(trials, question, trials.plan.confirmation_steps)
         row = Claim(
             campaign_id=trials.campaign_id,
             content=content.model_dump(mode="json"),
@@ -138,6 +141,26 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         equivalence=equivalence_margin(trials),
         tuned_from=0 if trials.plan.judging == 1 else FEWEST_TRIALS,
         equal_time=timed,
+    )
+
+
+def extended_claim(trials: Trials) -> ClaimContent:
+    """The claim of an extending campaign: the one that it extends on fresh seeds, with the evidence so far."""
+    extension = trials.plan.extends
+    assert extension is not None
+    earlier = ClaimContent.model_validate(extension.claim)
+    first = earlier.hypothesis.partition(", going on from")[0].partition(", and at equal training time")[0]
+    alone = earlier.equal_time is not None and earlier.equal_time.alone
+    return earlier.model_copy(
+        update={
+            "hypothesis": f"{first}, going on from {extension.evidence.claim}",
+            "seeds": trials.seeds("confirmation"),
+            "looks": (),
+            "split": None,
+            "equivalence": None,
+            "equal_time": earlier.equal_time if alone else None,
+            "extends": extension.evidence,
+        }
     )
 
 

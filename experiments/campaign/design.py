@@ -17,6 +17,8 @@ import numpy as np
 from sqlalchemy import select
 
 from env_runner.task_distributions import get_family
+from experiments.campaign.plan import Budget
+from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.judging.claim import MIN_SPLIT, EqualTime, Look, sequential_looks
 from experiments.judging.statistics import break_even_correlation
@@ -142,6 +144,14 @@ def equivalence_margin(trials: Trials) -> float | None:
     return spread if spread else None
 
 
+def asks_for_both(question: Question, budget: Budget, time_ratio: float | None) -> bool:
+    """Whether a campaign will be judged at equal env steps and at equal training time: of different models or learners, where there is
+    a throughput."""
+    sides = {(side.kinds, side.learners or (question.learner,)) for side in question.sides}
+    known = budget.wall_s is not None or time_ratio is not None
+    return question.parity is None and question.kind in ("beat", "compare") and len(sides) > 1 and known
+
+
 def equal_time(trials: Trials, env_steps: int, unit: int) -> EqualTime | None:
     """Env steps of both sides at equal training time, the slower side's being `env_steps`; None where only equal env steps are asked for,
     or where the sides have one model and one learner.
@@ -150,7 +160,7 @@ def equal_time(trials: Trials, env_steps: int, unit: int) -> EqualTime | None:
     unit: run lengths are whole multiples of it.
     """
     question, plan = trials.question, trials.plan
-    if plan.judging == 1 or question.parity == "steps" or question.kind in ("best", "improve"):
+    if plan.judging == 1 or not (plan.timed or question.parity == "time"):
         return None
     specs = {arm: trials.spec(arm, trials.winner(arm)[1], seed=0, env_steps=env_steps) for arm in ARMS}
     alone = question.parity == "time"

@@ -17,8 +17,8 @@ from experiments.campaign.journal import Journal
 from experiments.campaign.plan import FEWEST_TRIALS, MIN_ITERATIONS, Plan
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import BudgetView
-from experiments.campaign.waste import count_waste
 from experiments.ledger.models import Campaign, Run
+from experiments.ledger.waste import count_waste
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.executor import Rung
 from experiments.runs.machine import default_memory_limit_mb
@@ -162,8 +162,7 @@ class Economy:
         )
 
     def _final_runs(self) -> int:
-        design = self.plan.design
-        return len(self.trials.arms) * sum(design.stages) + 2 * design.confirmation_seeds
+        return self.plan.shape.fulls
 
     # ---- changes of the plan ------------------------------------------------------------
 
@@ -202,7 +201,7 @@ class Economy:
         """Fix the length of the confirmation runs, just before the claim, so that the campaign ends with its budget: shorter where
         time ran away, up to `LONGER` times as long where it was saved. Their number was fixed with the plan."""
         budget_s = self.plan.budget.wall_s
-        if budget_s is None or not self.plan.design.race or self.steps_per_s() is None:
+        if budget_s is None or not self.plan.design.race or self.steps_per_s() is None or self.plan.extends is not None:
             return
         unit, left_s = plan_unit(list(self.trials.spaces.values())), USABLE * budget_s - JUDGING_S - self.spent_s
         units = range(MIN_ITERATIONS, int(LONGER * self.plan.env_steps_full) // unit + 1)

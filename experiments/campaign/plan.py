@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from experiments.judging.claim import JUDGING
+from experiments.judging.claim import JUDGING, Extended
 from experiments.numbers import format_count, format_seconds
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.search.optimizer import SUGGESTING
@@ -91,6 +91,21 @@ DESIGNS = (
 )
 
 
+class Extension(FrozenConfig):
+    """What a campaign goes on from that extends the claim of another."""
+
+    campaign: str
+    """The campaign that is extended, such as c-0001."""
+    winners: dict[str, tuple[int | None, dict[str, Value]]]
+    """Arm -> the trial and the values of the configuration that it confirms."""
+    used: tuple[int, ...]
+    """Seeds that were confirmed on before, and are not used again."""
+    evidence: Extended
+    """What they came to."""
+    claim: dict[str, Any]
+    """The claim that is extended."""
+
+
 class Plan(FrozenConfig):
     """Every run of the campaign, fixed before the first one."""
 
@@ -128,12 +143,16 @@ class Plan(FrozenConfig):
     judging: int = Field(default=1, ge=1, le=JUDGING, exclude_if=lambda rule: rule == 1)
     """The rule by which `experiments.campaign.claims` chooses the test: `JUDGING` in a new plan. Rule 1 is a paired test with
     looks from seven seeds on."""
+    timed: bool = Field(default=False, exclude_if=lambda timed: not timed)
+    """Whether the faster side is confirmed at equal training time too; see `experiments/campaign/design.py`."""
     time_ratio: float | None = Field(default=None, gt=0, exclude_if=lambda ratio: ratio is None)
     """Env steps a second of the challenger over those of the baseline, as a person gave it; None: measured, where wall time is the
     budget."""
     memory: dict[str, dict[str, Value]] = Field(default_factory=dict, exclude_if=lambda values: not values)
     """Arm -> a configuration that an earlier campaign of the ledger chose on this task: trial 1 of that arm. Of every tuned arm
     or of none, and only where it is not the default, which is trial 0."""
+    extends: Extension | None = Field(default=None, exclude_if=lambda extension: extension is None)
+    """What the campaign goes on from, where it extends the claim of another: it has no search and no selection of its own."""
     env_steps_baseline: int | None = Field(default=None, exclude_if=lambda steps: steps is None)
     """Training steps of the baseline's runs where the search was shortened after them; None: those of a search run."""
     env_steps_confirmation: int | None = Field(default=None, exclude_if=lambda steps: steps is None)
@@ -142,11 +161,11 @@ class Plan(FrozenConfig):
     @property
     def shape(self) -> Shape:
         """How many runs the design comes to."""
-        return Shape(self.design, self.tuned_arms, self.trials_at_once, self.pilot)
+        return Shape(self.design, self.tuned_arms, self.trials_at_once, self.pilot, self.timed)
 
     @property
     def rounds(self) -> int:
-        return self.design.rounds + self.rounds_bought
+        return self.design.rounds + self.rounds_bought if self.extends is None else 0
 
     @property
     def trials(self) -> int:
@@ -178,12 +197,16 @@ class Plan(FrozenConfig):
     @property
     def runs(self) -> int:
         """How many runs are trained in all."""
+        if self.extends is not None:
+            return 2 * self.design.confirmation_seeds
         bought = self.tuned_arms * self.rounds_bought * self.trials_at_once
         return self.shape.runs + bought
 
     @property
     def env_steps_total(self) -> int:
         """Env steps of all runs; bought rounds cost what pruning saved, so they add nothing."""
+        if self.extends is not None:
+            return self.runs * self.confirmation_steps
         return self.shape.halves * self.env_steps_search + self.shape.fulls * self.env_steps_full
 
     @property
@@ -207,6 +230,8 @@ class Shape(NamedTuple):
     """Trials of each arm in one round."""
     pilot: bool
     """Whether the challenger's default is trained on the baseline's seeds too."""
+    timed: bool
+    """Whether the faster side is confirmed at equal training time too."""
 
     @property
     def halves(self) -> int:
@@ -217,8 +242,8 @@ class Shape(NamedTuple):
 
     @property
     def fulls(self) -> int:
-        """Runs at full length."""
-        return self.tuned_arms * sum(self.design.stages) + 2 * self.design.confirmation_seeds
+        """Runs at full length, or as long as one of the slower side at full length."""
+        return self.tuned_arms * sum(self.design.stages) + (2 + self.timed) * self.design.confirmation_seeds
 
     @property
     def runs(self) -> int:
@@ -243,6 +268,7 @@ def make_plan(
     learning_episodes: int = LearnerConfig.learning_episodes,
     memory: Mapping[str, dict[str, Value]] | None = None,
     shares: Sequence[float] | None = None,
+    timed: bool = False,
     time_ratio: float | None = None,
 ) -> Plan:
     """The richest design that fits. InputError where not even the smallest does, with the budget that would.
@@ -250,14 +276,14 @@ def make_plan(
     iteration_steps: env steps of one training iteration; run lengths are whole multiples of it.
     memory_limit_mb: MiB that one run may occupy; an equal part of most of this machine's memory where None.
     learning_episodes: what the learner's configuration says; a design is made smaller before a run has fewer of them.
-    memory, time_ratio: see `Plan`. shares: see `make_pruning`.
+    memory, timed, time_ratio: see `Plan`. shares: see `make_pruning`.
     """
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
     learning = max(learning_episodes * horizon, MIN_ITERATIONS * iteration_steps)
     at_once = min(workers, MOST_AT_ONCE) if budget.env_steps is None else AT_ONCE
     for design in DESIGNS:
-        shape = Shape(design, tuned_arms, at_once, pilot=True)
+        shape = Shape(design, tuned_arms, at_once, pilot=True, timed=timed)
         full = _full_length(budget, shape, workers, steps_per_s, startup_s) // iteration_steps * iteration_steps
         if full >= (learning if design is not DESIGNS[-1] else MIN_ITERATIONS * iteration_steps):
             half = max(full // 2 // iteration_steps, 1) * iteration_steps
@@ -280,9 +306,10 @@ def make_plan(
                 suggesting=SUGGESTING,
                 judging=JUDGING,
                 memory=dict(memory or {}),
+                timed=timed,
                 time_ratio=time_ratio,
             )
-    smallest = Shape(DESIGNS[-1], tuned_arms, at_once, pilot=True)
+    smallest = Shape(DESIGNS[-1], tuned_arms, at_once, pilot=True, timed=timed)
     raise InputError(_too_small(budget, iteration_steps, smallest, workers, steps_per_s, startup_s))
 
 

@@ -91,8 +91,11 @@ class Trials:
             "confirmation": design.confirmation_seeds,
         }[pool]
         count = planned if count is None else count
-        draws = numpy_stream(self.seed, "seeds", pool).choice(99_999_999, size=count, replace=False)
-        return tuple(POOL_OFFSET[pool] + int(d) for d in draws)
+        used = () if self.plan.extends is None or pool != "confirmation" else self.plan.extends.used
+        names = ("seeds", pool, "after", str(len(used))) if used else ("seeds", pool)
+        draws = numpy_stream(self.seed, *names).choice(99_999_999, size=count + len(used), replace=False)
+        fresh = [seed for d in draws if (seed := POOL_OFFSET[pool] + int(d)) not in used]
+        return tuple(fresh[:count])
 
     def spec(self, arm: str, values: dict[str, Value], *, seed: int, env_steps: int) -> RunSpec:
         """The specification of a configuration, its policy sized to the campaign's parameter count by the plan's rule."""
@@ -384,6 +387,8 @@ class Trials:
     def winner(self, arm: str) -> tuple[int | None, dict[str, Value]]:
         """The configuration that the selection chose: the one that leads after the race's last seed, or in plans without a race
         the best mean over the selection seeds; the default of an untuned arm."""
+        if self.plan.extends is not None:
+            return self.plan.extends.winners[arm]
         if arm not in self.arms:
             return None, {}
         if self.plan.design.race:

@@ -11,12 +11,12 @@ from core.errors import InputError, bad_value, unknown_name
 from core.words.commands import command
 from experiments.campaign.holder import describe_holder, is_alive
 from experiments.campaign.steering import open_wait
-from experiments.campaign.waste import count_waste
 from experiments.ledger.filters import COLUMNS, parse_columns, parse_sort, parse_where
 from experiments.ledger.ids import archived
 from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, Note, Proposal, Run, Verdict
 from experiments.ledger.scores import SCORE
 from experiments.ledger.store import Ledger, join_value, now
+from experiments.ledger.waste import count_waste
 from experiments.tables import TableView
 from experiments.vocabulary import FINISHED, PURPOSES, STATUSES, readable_id
 

@@ -27,11 +27,11 @@ from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.campaign.steering import HumanWord, human_words
-from experiments.campaign.waste import count_waste
 from experiments.judging.claim import ClaimContent
 from experiments.judging.judge import VerdictContent
 from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
 from experiments.ledger.store import Ledger, readable_id
+from experiments.ledger.waste import count_waste
 from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -112,6 +112,8 @@ class Ended:
     sha256: str | None = None
     memory_mb: int | None = None
     """The most memory that the process occupied, in MiB; None where it could not be measured."""
+    wall_s: float | None = None
+    """Seconds from the start of the process to its end; None where there was none."""
 
 
 Message = Started | Report | Evaluated | Rung | Ended
@@ -133,6 +135,7 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    began: float
     deadline: float
     buffer: bytearray = field(default_factory=bytearray)
     ended: Ended | None = None
@@ -171,7 +174,8 @@ class LocalExecutor:
                         if not self._read(entry, on_message):
                             selector.unregister(key.fileobj)
                             running.remove(entry)
-                            on_message(entry.job, self._finish(entry))
+                            ended = self._finish(entry)
+                            on_message(entry.job, replace(ended, wall_s=time.monotonic() - entry.began))
                     for entry in running:
                         self._enforce(entry)
             finally:
@@ -204,7 +208,8 @@ class LocalExecutor:
             "checkpoint_every_s": CHECKPOINT_EVERY_S,
         }
         self._write(process, json.dumps(content))
-        return _Running(job, process, log, deadline=time.monotonic() + job.time_limit_s)
+        began = time.monotonic()
+        return _Running(job, process, log, began, deadline=began + job.time_limit_s)
 
     def _write(self, process: subprocess.Popen[bytes], line: str) -> None:
         assert process.stdin is not None

@@ -179,7 +179,8 @@ class _Recorder:
                         created_at=now(),
                     )
                 )
-            earlier_s, wall_s = self._earlier_s(session), time.monotonic() - self.began
+            earlier_s = self._earlier_s(session)
+            wall_s = time.monotonic() - self.began if message.wall_s is None else message.wall_s
             session.flush()  # a finished run takes no more rows
             run.status, run.cause, run.score = message.status, message.cause, score
             run.env_steps = message.env_steps if message.env_steps is not None else self.env_steps

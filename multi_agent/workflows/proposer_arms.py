@@ -21,8 +21,8 @@ from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.sides import default_of
-from experiments.campaign.waste import count_waste
 from experiments.ledger import Ledger
+from experiments.ledger.waste import count_waste
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import SUGGESTING, Tried

@@ -26,8 +26,8 @@ from experiments.campaign.design import best_task_blind
 from experiments.campaign.gate import is_near, probe, static_problems
 from experiments.campaign.lab import Lab
 from experiments.campaign.plan import Design
-from experiments.campaign.waste import count_waste
 from experiments.judging import judge as judging
+from experiments.ledger.waste import count_waste
 from experiments.presets import preset
 from experiments.reading.report import gather, write_report
 from experiments.runs.executor import Job, LocalExecutor, Report, Rung
