@@ -26,6 +26,8 @@ from experiments.ledger.store import Ledger
 from experiments.numbers import format_count, format_seconds
 from experiments.vocabulary import ARMS, readable_id
 
+MOST_SEEDS = 100
+"""Fresh seeds a side in one extension: beyond that a difference is too small to be of use."""
 AROUND = 0.95  # of a budget in wall time that goes into runs
 
 
@@ -125,4 +127,4 @@ def _seeds_for(ledger: Ledger, claim_id: int, wall_s: float | None, env_steps: i
         count, least = int(wall_s / cost), f"--budget {format_seconds(math.ceil(MIN_SEEDS * cost / 10 + 1) * 10)}"
     if count < MIN_SEEDS:
         raise InputError(f"the budget is too small for {MIN_SEEDS} fresh seeds a side. Nothing was spent. The smallest that works here: {least}")  # fmt: skip
-    return count
+    return min(count, MOST_SEEDS)

@@ -269,7 +269,7 @@ def execute_runs(
     rungs: tuple[int, ...] = (),
     prune: Pruner | None = None,
 ) -> None:
-    """Execute those of `run_ids` that are not finished; raises Paused where `stop` was set meanwhile.
+    """Execute those of `run_ids` that are not finished, in this order; raises Paused where `stop` was set meanwhile.
 
     memory_limit_mb: MiB that each run may occupy; an equal part of most of the machine's memory where None.
     rungs: env steps at which search runs and the baseline's are scored; prune: asked there about search runs alone.
@@ -278,8 +278,8 @@ def execute_runs(
     keep_patch(paths.data)
     keep_plugins(paths.data)
     with ledger.session() as session:
-        query = select(Run).where(Run.id.in_(run_ids), Run.status.not_in(FINISHED)).order_by(Run.id)
-        runs = list(session.scalars(query))
+        query = select(Run).where(Run.id.in_(run_ids), Run.status.not_in(FINISHED))
+        runs = sorted(session.scalars(query), key=lambda run: run_ids.index(run.id))
     recorders = {run.id: _Recorder(ledger, paths, run, listener, prune) for run in runs}
     jobs = [
         Job(
