@@ -82,49 +82,65 @@ def research(
     if not dry_run:
         options.paths()  # before anything is imported that keeps a cache
     from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
-    from experiments.campaign.question import parse_goal, parse_question
+    from experiments.campaign.question import parse_goals, parse_question
     from multi_agent.llm.choose import with_campaign
 
     output = options.output
     if question is not None:
-        understood = parse_question(read_text("--question", question), question)
+        questions = [parse_question(read_text("--question", question), question)]
     else:
         if goal is None:
             output.say(
                 f'No goal was given, so the default one is researched: "{DEFAULT_GOAL}". Ctrl-C pauses it; --help is help.'
             )
-        understood = parse_goal(goal or DEFAULT_GOAL, recorded_in(options.read_if_there))
+        questions = parse_goals(goal or DEFAULT_GOAL, recorded_in(options.read_if_there))
     choice = brain.choose()
-    output.say(f"Understood: {understood.sentence()}")
+    for understood in questions:
+        output.say(f"Understood: {understood.sentence()}")
     output.say(choice.describe())
 
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent
         ledger = options.create()
         choice = with_campaign(choice, ledger)
+    each = may_spend.share(len(questions))
     stop = threading.Event()
-    with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
-        known = options.read_if_there() if ledger is None else ledger
-        plan = plan_campaign(
-            understood,
-            may_spend,
-            probing,
-            ledger=known,
-            memory_limit_mb=limit_mb,
-            time_ratio=time_ratio,
-            stop=stop,
-            say=output.say,
-        )
     from cli.live import plan_text
 
-    output.say(plan_text(understood, plan))
+    plans = []
+    for understood in questions:
+        with _probing_paths(options, dry_run) as probing, stopping(stop, output.say):
+            known = options.read_if_there() if ledger is None else ledger
+            plan = plan_campaign(
+                understood,
+                each,
+                probing,
+                ledger=known,
+                memory_limit_mb=limit_mb,
+                time_ratio=time_ratio,
+                stop=stop,
+                say=output.say,
+            )
+        plans.append(plan)
+        output.say(plan_text(understood, plan))
     if ledger is None:
         if output.json:
-            output.result({"question": understood, "plan": plan})
+            planned = [{"question": one, "plan": plan} for one, plan in zip(questions, plans, strict=True)]
+            output.result(planned[0] if len(planned) == 1 else {"campaigns": planned})
         output.say("Dry run: nothing was started.")
         return 0
-    campaign_id = create_campaign(ledger, understood, plan, seed=seed, llm=choice.name)
-    return _work(ledger, campaign_id, choice, brain, options, began)
+    made = [
+        create_campaign(ledger, one, plan, seed=seed, llm=choice.name)
+        for one, plan in zip(questions, plans, strict=True)
+    ]
+    for place, campaign_id in enumerate(made):
+        code = _work(ledger, campaign_id, choice, brain, options, began if place == 0 else time.monotonic())
+        if code:
+            later = "; ".join(command("resume", f"c-{number:04d}") for number in made[place + 1 :])
+            if later:
+                output.say(f"After it: {later}", always=True)
+            return code
+    return 0
 
 
 def resume(

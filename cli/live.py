@@ -35,7 +35,7 @@ _ORDINALS = ("the first", "the second", "the third", "the fourth", "the fifth")
 def plan_text(question: Question, plan: Plan) -> str:
     """The plan with its budget, in a few lines."""
     design = plan.design
-    arms = "each side" if plan.tuned_arms == 2 else "the challenger"
+    arms = "each side" if plan.tuned_arms > 1 else "the challenger"
     cost = f"{format_count(plan.env_steps_total)} env steps in {plan.runs} runs, {plan.workers} at once"
     if plan.expected_s is not None:
         cost += f", about {format_seconds(plan.expected_s)}"
@@ -53,7 +53,11 @@ def plan_text(question: Question, plan: Plan) -> str:
     if len(set(design.race)) > 1:
         field = ", ".join(f"{count} on {_ORDINALS[place]}" for place, count in enumerate(design.race))
         chosen = f"the best race on fresh seeds: {field}"
-    tuned = "both defaults" if plan.pilot else f"the default {question.baseline.label}"
+    tuned = (
+        ("all defaults" if question.rivals else "both defaults")
+        if plan.pilot
+        else f"the default {question.baseline.label}"
+    )
     remembered = ", one of them remembered from an earlier campaign" if plan.memory else ""
     parity = "at equal env steps and at equal training time, " if plan.timed else ""
     if question.parity == "time":
@@ -88,6 +92,12 @@ def verdict_lines(
         lines.append(
             f"{challenger} {verdict.challenger.mean:.1f} (worst seed {verdict.challenger.worst_seed:.1f}) against "
             f"{baseline} {verdict.baseline.mean:.1f} (worst seed {verdict.baseline.worst_seed:.1f})"
+        )
+    for pair in verdict.pairs:
+        low, high = pair.interval or (math.nan, math.nan)
+        numbers = "" if pair.effect is None else f", effect {pair.effect:+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(
+            f"{question.side(pair.first).label} against {question.side(pair.second).label}: {pair.outcome}{numbers}"
         )
     timed = verdict.at_equal_time
     if timed is not None:

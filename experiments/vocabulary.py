@@ -11,9 +11,10 @@ __all__ = ["ARMS", "FINISHED", "OUTCOMES", "PARAMETER_TOLERANCE", "POOLS", "POOL
 POOL_OFFSET: dict[Pool, int] = {"search": 0, "selection": 100_000_000, "confirmation": 200_000_000}
 """Where the range of training seeds of each pool begins; the ranges are disjoint."""
 
-Arm = Literal["challenger", "baseline"]
-"""A side of a comparison: the one that is hoped to be better, and the one it is held against."""
-ARMS: tuple[Arm, ...] = get_args(Arm)
+Arm = str
+"""A side of a comparison: `challenger`, the one that is hoped to be better; `baseline`, the one it is held against; and where there are
+more of them `rival-2`, `rival-3`, ..."""
+ARMS: tuple[Arm, ...] = ("challenger", "baseline")
 
 Stage = Literal["question", "plan", "baseline", "search", "selection", "claim", "confirmation", "verdict", "done"]
 """What a campaign is at."""

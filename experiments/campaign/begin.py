@@ -81,14 +81,13 @@ def plan_campaign(
             f"Measured {steps_per_s:,.0f} env steps/s a run with {workers} at once, "
             f"{startup_s:.1f} s of start and evaluation a run."
         )
-    tuned: dict[Arm, SearchSpace] = {"challenger": spaces[0]}
-    if question.baseline_is_tuned:
-        tuned["baseline"] = spaces[1]
+    arms = question.arms if question.baseline_is_tuned else question.arms[:1]
+    tuned: dict[Arm, SearchSpace] = dict(zip(arms, spaces, strict=False))
     return make_plan(
         budget,
         iteration_steps=plan_unit(spaces),
         horizon=get_family(question.task).horizon,
-        tuned_arms=2 if question.baseline_is_tuned else 1,
+        tuned_arms=len(arms),
         workers=workers,
         steps_per_s=steps_per_s,
         startup_s=startup_s,

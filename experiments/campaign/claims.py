@@ -12,7 +12,7 @@ from experiments.campaign.plan import FEWEST_TRIALS
 from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import ClaimView, VerdictView
-from experiments.judging.claim import ArmClaim, ClaimContent, ConfirmationRow, EqualTime
+from experiments.judging.claim import ALPHA, ArmClaim, ClaimContent, ConfirmationRow, EqualTime
 from experiments.judging.judge import VerdictContent, judge
 from experiments.ledger.models import Claim, Run, Verdict
 from experiments.ledger.store import Ledger, now
@@ -86,7 +86,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     """
     family = get_family(question.task)
     arms = {}
-    for arm in ARMS:
+    for arm in trials.sides:
         _, values = trials.winner(arm)
         spec = trials.spec(arm, values, seed=0, env_steps=env_steps)
         finished = trials.finished(arm) if arm in trials.arms else []
@@ -118,14 +118,22 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     scored = "" if metric.name == FIRST_EPISODE else f", by {question.score_in_words}"
     trained = "" if question.learner == DEFAULT_LEARNER else f" trained by {question.learner}"
     tuned = "" if question.baseline_is_tuned else "default "
+    rest = question.sides[1:]
+    held = " and ".join([f"{tuned}{rest[0].label}", *(side.label for side in rest[1:])])
+    beats = f"{question.challenger.label} beats the {held}"
+    if question.kind == "compare" and question.rivals:
+        beats = f"one of {', '.join(side.label for side in question.sides)} beats all others"
     return ClaimContent(
-        hypothesis=f"{question.challenger.label} beats the {tuned}{question.baseline.label}{margin} on {question.task} "
-        f"{_lengths(timed, env_steps)}{trained}{scored}",
+        hypothesis=f"{beats}{margin} on {question.task} {_lengths(timed, env_steps)}{trained}{scored}",
         task=question.task,
         task_version=family.version,
         metric=question.metric,
         challenger=arms["challenger"],
         baseline=arms["baseline"],
+        others={arm: content for arm, content in arms.items() if arm not in ARMS},
+        pairs=question.pairs if question.rivals else (),
+        ranks=question.kind == "compare" and bool(question.rivals),
+        alpha=ALPHA / question.tasks_at_once,
         seeds=fresh,
         env_steps=env_steps,
         num_tasks=len(family.eval_tasks("confirmation")),

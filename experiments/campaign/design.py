@@ -68,6 +68,9 @@ def design_test(trials: Trials, seeds: int) -> TestDesign:
     """Paired or Welch's test for `seeds` seeds a side, by how seeds of the two sides have gone together so far."""
     if trials.plan.judging == 1:
         return TestDesign("paired", "", None, sequential_looks(seeds))
+    if trials.question.rivals:
+        why = "with more than two sides their seeds count as independent, and all are trained before any pair is judged"
+        return TestDesign("welch", why, None, ())
     correlation, pairs = seed_correlation(trials)
     needed = break_even_correlation(seeds)
     told = f"seeds of the two sides go together by r = {correlation:.2f} over {pairs} pairs, counted as {{:.2f}}; pairing pays from {needed:.2f} on"  # fmt: skip
@@ -149,7 +152,8 @@ def asks_for_both(question: Question, budget: Budget, time_ratio: float | None) 
     a throughput."""
     sides = {(side.kinds, side.learners or (question.learner,)) for side in question.sides}
     known = budget.wall_s is not None or time_ratio is not None
-    return question.parity is None and question.kind in ("beat", "compare") and len(sides) > 1 and known
+    asked = question.parity is None and question.kind in ("beat", "compare") and not question.rivals
+    return asked and len(sides) > 1 and known
 
 
 def equal_time(trials: Trials, env_steps: int, unit: int) -> EqualTime | None:

@@ -26,7 +26,7 @@ from experiments.runs.runner import TIME_LIMIT_S
 from experiments.search.pruning import make_pruning
 from experiments.search.space import plan_unit
 from experiments.spec import RunSpec
-from experiments.vocabulary import ARMS, FINISHED
+from experiments.vocabulary import FINISHED
 
 USABLE = 0.99  # of the budget in wall time
 JUDGING_S = 6.0  # from the end of the last run to the end of the report
@@ -219,7 +219,7 @@ class Economy:
         timed = equal_time(self.trials, env_steps, plan_unit(list(self.trials.spaces.values())))
         split = design_test(self.trials, self.plan.confirmation_seeds).split
         each: list[float] = []
-        for place, arm in enumerate(ARMS):
+        for place, arm in enumerate(self.trials.sides):
             values = self.trials.winner(arm)[1]
             lengths = (
                 {env_steps} if timed is None else {int(getattr(timed, arm)), *(() if timed.alone else (env_steps,))}

@@ -52,7 +52,7 @@ from experiments.search.side import Value
 from experiments.search.space import ROLES
 from experiments.spec import RunSpec
 from experiments.tables import TableView, rounded
-from experiments.vocabulary import ARMS, Pool, Purpose, Stage, readable_id
+from experiments.vocabulary import Pool, Purpose, Stage, readable_id
 
 __all__ = ["Lab", "Paused"]
 
@@ -282,7 +282,7 @@ class Lab:
         with self._lock:
             run_ids = [
                 self._queue_once(spec, "baseline", arm, None if further else 0)
-                for arm in (ARMS[::-1] if self.plan.pilot else ("baseline",))
+                for arm in ("baseline", *(a for a in self.trials.sides if self.plan.pilot and a != "baseline"))
                 for further, spec in enumerate(self.trials.default_specs(arm))
             ]
             self._execute(run_ids)
@@ -313,7 +313,7 @@ class Lab:
         with self._lock:
             claim = self._claim_for("confirmation")
             content = ClaimContent.model_validate(claim.content)
-            winners = {arm: self.trials.winner(arm) for arm in ARMS}
+            winners = {arm: self.trials.winner(arm) for arm in self.trials.sides}
             while seeds := seeds_to_run(content, confirmation_rows(self.ledger, claim.id)):
                 run_ids = []
                 for seed in seeds:

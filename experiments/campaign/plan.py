@@ -47,6 +47,13 @@ class Budget(FrozenConfig):
     wall_s: float | None = Field(default=None, gt=0)
     env_steps: int | None = Field(default=None, gt=0)
 
+    def share(self, parts: int) -> Budget:
+        """An equal part of it."""
+        return Budget(
+            wall_s=None if self.wall_s is None else self.wall_s / parts,
+            env_steps=None if self.env_steps is None else self.env_steps // parts,
+        )
+
 
 class Design(FrozenConfig):
     """How many runs of each kind."""
@@ -112,7 +119,7 @@ class Plan(FrozenConfig):
     budget: Budget
     design: Design
     tuned_arms: int
-    """2 where both sides are tuned, 1 where the baseline is the default by definition of the question."""
+    """How many sides are tuned: all of them, or 1 where the baseline is the default by definition of the question."""
     env_steps_full: int
     """Training steps of a selection or confirmation run."""
     env_steps_search: int
@@ -198,7 +205,7 @@ class Plan(FrozenConfig):
     def runs(self) -> int:
         """How many runs are trained in all."""
         if self.extends is not None:
-            return 2 * self.design.confirmation_seeds
+            return len(self.extends.winners) * self.design.confirmation_seeds
         bought = self.tuned_arms * self.rounds_bought * self.trials_at_once
         return self.shape.runs + bought
 
@@ -236,14 +243,16 @@ class Shape(NamedTuple):
     @property
     def halves(self) -> int:
         """Runs at search length. The first seed of a tuned arm's default is its search trial 0."""
-        defaults = self.design.baseline_seeds - (1 if self.tuned_arms == 2 else 0)
-        defaults += self.design.baseline_seeds - 1 if self.pilot else 0
+        others = max(self.tuned_arms - 1, 1)
+        defaults = self.design.baseline_seeds - (1 if self.tuned_arms > 1 else 0)
+        defaults += others * (self.design.baseline_seeds - 1) if self.pilot else 0
         return self.tuned_arms * self.design.rounds * self.at_once + defaults
 
     @property
     def fulls(self) -> int:
         """Runs at full length, or as long as one of the slower side at full length."""
-        return self.tuned_arms * sum(self.design.stages) + (2 + self.timed) * self.design.confirmation_seeds
+        sides = max(self.tuned_arms, 2)
+        return self.tuned_arms * sum(self.design.stages) + (sides + self.timed) * self.design.confirmation_seeds
 
     @property
     def runs(self) -> int:

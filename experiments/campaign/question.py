@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -18,6 +19,7 @@ from experiments.campaign.sides import Named, default_of, hold_against, no_ledge
 from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
 from experiments.numbers import parse_percent
 from experiments.search.side import Recorded, Side
+from experiments.vocabulary import ARMS, Arm
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 Kind = Literal["beat", "compare", "best", "improve"]
@@ -40,6 +42,7 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("beat", r"(?:improve|raise|boost)\s+(?P<x>.+?)\s+over\s+(?P<y>.+)"),
     ("improve", r"(?:improve|raise|boost)\s+(?!(?:up)?on\s)(?P<x>.+)"),
     ("improve", r"(?:improve|raise|boost)\s+(?:up)?on\s+(?P<x>.+)"),
+    ("compare", r"(?:compare|contrast)\s+(?P<x>(?:all|every)\s+(?:the\s+)?(?:sequence\s+)?models?)"),
     ("compare", r"(?:compare|contrast)\s+(?P<x>.+?)\s+(?:and|with|to|against|versus|vs\.?)\s+(?P<y>.+)"),
     ("compare", r"(?:which|what)\s+(?:is|does|works?)\s+(?:better|best)\s*[,:]?\s+(?P<x>.+?),?\s+or\s+(?P<y>.+)"),
     ("compare", r"(?P<x>.+?)\s+(?:versus|vs\.?)\s+(?P<y>.+)"),
@@ -76,6 +79,10 @@ class Question(FrozenConfig):
     """The side that is hoped to be better."""
     baseline: Side
     """The side it is held against."""
+    rivals: tuple[Side, ...] = Field(default=(), exclude_if=lambda sides: not sides)
+    """Further sides, where there are more than two: the challenger is held against each, or in a comparison each against each."""
+    tasks_at_once: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
+    """On how many task families the same was asked at once; each has a campaign of its own, and its error rate is divided by this."""
     task: str
     """Task family."""
     metric: QuestionMetric = FIRST_EPISODE
@@ -96,14 +103,30 @@ class Question(FrozenConfig):
         return tuple(dict.fromkeys(name for side in self.sides for name in side.learners or (self.learner,)))
 
     @property
-    def sides(self) -> tuple[Side, Side]:
-        """Challenger and baseline."""
-        return self.challenger, self.baseline
+    def sides(self) -> tuple[Side, ...]:
+        """Challenger, baseline and further rivals."""
+        return self.challenger, self.baseline, *self.rivals
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The names of the sides in rows, in their order."""
+        return (*ARMS, *(f"rival-{number}" for number in range(2, 2 + len(self.rivals))))
+
+    @property
+    def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
+        """Which side is held against which."""
+        if self.kind == "compare":
+            return tuple(itertools.combinations(self.arms, 2))
+        return tuple((self.arms[0], other) for other in self.arms[1:])
+
+    def side(self, arm: Arm) -> Side:
+        """The side of an arm."""
+        return self.sides[self.arms.index(arm)]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every registered name that the campaign works with: models, task and learners."""
-        return (*self.challenger.kinds, *self.baseline.kinds, self.task, *self.learners)
+        return (*(kind for side in self.sides for kind in side.kinds), self.task, *self.learners)
 
     @property
     def baseline_is_tuned(self) -> bool:
@@ -122,14 +145,15 @@ class Question(FrozenConfig):
 
     def sentence(self) -> str:
         """What was understood, in one sentence."""
-        c, b = self.challenger.label, self.baseline.label
+        c, b = self.challenger.label, _listed([side.label for side in self.sides[1:]], "and")
         trained = "" if self.learner == DEFAULT_LEARNER else f" Trained by {self.learner}."
-        tuned = ", both tuned equally" if self.baseline_is_tuned else ""
+        tuned = f", {'all' if self.rivals else 'both'} tuned equally" if self.baseline_is_tuned else ""
         by = f" by {self.improvement_pct:g} %" if self.improvement_pct and self.kind != "improve" else ""
         what = self.score_in_words
+        higher = "highest" if self.rivals else "higher"
         asked = {
             "beat": f"Does {c} reach a higher {what} than {b}{by} on {self.task}{tuned}?",
-            "compare": f"Which reaches the higher {what} on {self.task}, {c} or {b}{tuned}?",
+            "compare": f"Which reaches the {higher} {what} on {self.task}, {_listed([s.label for s in self.sides], 'or')}{tuned}?",
             "best": f"Which {c} configuration is best on {self.task}, and does it beat the default {b}?",
             "improve": f"Can {c} on {self.task} be improved by {self.improvement_pct:g} % over its default?",
         }[self.kind]
@@ -137,7 +161,8 @@ class Question(FrozenConfig):
         open_ = dict.fromkeys(side.kinds for side in self.sides if side.learners and len(side.kinds) > 1)
         searched = "".join(f" A model is searched among {', '.join(kinds)}." for kinds in list(open_)[:1])
         parity = {"time": " At equal training time.", "steps": " At equal env steps.", None: ""}[self.parity]
-        return asked + parity + trained + scored + searched
+        several = "" if self.tasks_at_once == 1 else f" One of {self.tasks_at_once} tasks asked about at once."
+        return asked + parity + trained + scored + searched + several
 
 
 def parse_task(words: str) -> str:
@@ -155,8 +180,18 @@ def parse_task(words: str) -> str:
 def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Question:
     """The question behind `goal`; "..., trained by maml-ppo" names another learner than the usual one.
 
-    runs: gives the recorded run of an id such as r-0042. InputError says what was missing, with three examples.
+    runs: gives the recorded run of an id such as r-0042. InputError says what was missing, with three examples, and where the goal
+    names several tasks.
     """
+    first, *more = parse_goals(goal, runs)
+    if more:
+        tasks = _listed([question.task for question in (first, *more)], "and")
+        raise InputError(f"goal: {tasks} are several tasks, and one question is wanted here: ask for each of them")
+    return first
+
+
+def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[Question]:
+    """The questions behind a goal that may name several tasks, one a task."""
     words = re.sub(r"\s+", " ", as_it_looks(goal).strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
     rest, metric = _take_metric(words)
@@ -167,8 +202,9 @@ def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Questi
     rest = _without_fillers(_LEARNER.sub("", rest))
     percent = _PERCENT.search(rest)
     rest = _PERCENT.sub("", rest)
-    task, rest = _take_task(rest)
-    if task is not None:
+    tasks, rest = _take_tasks(rest)
+    found: list[Question] = []
+    for task in tasks:
         for kind, pattern in _PATTERNS:
             match = re.fullmatch(pattern, rest, re.IGNORECASE)
             if match is None or (kind == "improve" and percent is None):
@@ -176,11 +212,15 @@ def parse_goal(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> Questi
             parts = match.groupdict()
             margin = None if percent is None else parse_percent(percent["n"])
             question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
+            changes: dict[str, object] = {} if len(tasks) == 1 else {"tasks_at_once": len(tasks)}
             if parity is not None:
                 timed = parity["of"].lower() in ("time", "seconds")
-                question = question.model_copy(update={"parity": "time" if timed else "steps"})
-            return _scored(question, metric)
-    raise InputError(_what_is_missing(words))
+                changes["parity"] = "time" if timed else "steps"
+            found.append(_scored(question.model_copy(update=changes), metric))
+            break
+    if not found:
+        raise InputError(_what_is_missing(words))
+    return found
 
 
 def parse_question(text: str, source: str) -> Question:
@@ -227,8 +267,10 @@ def _question(
     learner: str,
     runs: Callable[[str], Recorded],
 ) -> Question:
-    for words in (x, y):
-        _refuse_several(words, kind, task)
+    several = _several(x, y, kind)
+    if several is not None:
+        first, others = several
+        return _question_of_several(goal, kind, first, others, task, margin, learner, runs)
     challenger = None if x is None else parse_side(x, runs)
     if y is None:
         assert challenger is not None
@@ -287,35 +329,104 @@ def _take_metric(words: str) -> tuple[str, Metric | None]:
     return words, parse_metric(Metric("success" if success else "return", shot, worst is not None).name)
 
 
-def _take_task(words: str) -> tuple[str | None, str]:
-    """The task that is named last, and the goal without it; InputError where "on" is followed by no task."""
+def _take_tasks(words: str) -> tuple[list[str], str]:
+    """The tasks that are named last, and the goal without them; none where there is none, and InputError where "on" is followed by
+    no task."""
     places = list(_ON.finditer(words))
     for place in reversed(places):
+        listed = [part for part in re.split(r"\s*,\s*(?:and\s+)?|\s+and\s+", words[place.end() :]) if part]
+        if len(listed) > 1:
+            try:
+                tasks = [parse_task(part) for part in listed]
+            except InputError:
+                tasks = []
+            if tasks and len(set(tasks)) == len(tasks):
+                return tasks, words[: place.start()].strip(" ,")
         after = words[place.end() :].split(" ")
         for count in range(min(len(after), 4), 0, -1):
             try:
                 task = parse_task(" ".join(after[:count]).strip(" ,"))
             except InputError:
                 continue
-            return task, " ".join([words[: place.start()], *after[count:]]).strip(" ,")
+            return [task], " ".join([words[: place.start()], *after[count:]]).strip(" ,")
     named = [place for place in places if place[0].strip(" ,").lower() == "on"]
     if named:
         parse_task(words[named[-1].end() :])  # raises
-    return None, words
+    return [], words
 
 
-def _refuse_several(words: str | None, kind: Kind, task: str) -> None:
-    """InputError for a list of sides: one question holds one against another."""
-    parts = (
-        []
-        if words is None
-        else [part for part in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+", words) if part]
-    )
-    if len(parts) > 1 and kind != "best":
+ALL_MODELS = ("ssm", "lstm", "gru", "transformer", "mlp")
+"""What `all models` are: one side a family of them."""
+
+
+def _several(x: str | None, y: str | None, kind: Kind) -> tuple[str | None, list[str]] | None:
+    """(challenger, those it is held against) where a goal names more than two sides; None where it does not."""
+    if kind == "best":
+        return None
+    if kind == "compare":
+        sides = [part for words in (x, y) for part in _parts(words)]
+        return (sides[0], sides[1:]) if len(sides) > 2 else None
+    if len(_parts(x)) > 1:
         raise InputError(
-            f"goal: one question holds one side against another, and {words!r} are several. Ask for each pair, such as "
-            f'"compare {parts[0]} and {parts[1]} on {task}"'
+            f"goal: {x!r} are several, and one side is held against others: ask for each, or which is best: "
+            f'"compare {_listed(_parts(x), "and")} on ..."'
         )
+    others = _parts(y)
+    return (x, others) if len(others) > 1 else None
+
+
+def _parts(words: str | None) -> list[str]:
+    """The sides that a list names; `all models` are those of `ALL_MODELS`."""
+    if words is None:
+        return []
+    if re.fullmatch(r"(?:all|every|all the)\s+(?:sequence\s+)?models?", words.strip(), re.IGNORECASE):
+        return list(ALL_MODELS)
+    return [part for part in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+", words) if part]
+
+
+def _question_of_several(
+    goal: str,
+    kind: Kind,
+    first: str | None,
+    others: list[str],
+    task: str,
+    margin: float,
+    learner: str,
+    runs: Callable[[str], Recorded],
+) -> Question:
+    """A question of more than two sides."""
+    parsed = [parse_side(words, runs) for words in others]
+    challenger = None if first is None else parse_side(first, runs)
+    held = [hold_against(challenger, other, task, learner) for other in parsed]
+    recorded = [side.name for pair in held for side in pair if side.recorded is not None]
+    if recorded:
+        raise InputError(
+            f"goal: {recorded[0]} is a recorded run, which nothing is tuned of: hold it against one side at a time"
+        )
+    if len({pair[0].model_dump_json() for pair in held}) > 1:
+        pairs = "; ".join(f'"{kind} {first} and {other} on {task}"' for other in others)
+        raise InputError(
+            f"goal: {first} is not the same against each of {_listed(others, 'and')}: ask for each pair: {pairs}"
+        )
+    names = [side.name for side in (held[0][0], *(pair[1] for pair in held))]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"goal: {twice} is named twice: a side is held against another one")
+    return Question(
+        goal=goal,
+        kind=kind,
+        challenger=held[0][0],
+        baseline=held[0][1],
+        rivals=tuple(pair[1] for pair in held[1:]),
+        task=task,
+        improvement_pct=margin,
+        learner=learner,
+    )
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def _what_is_missing(words: str) -> str:

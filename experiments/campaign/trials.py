@@ -28,7 +28,7 @@ from experiments.search.side import Side, Value
 from experiments.search.sizing import count_parameters
 from experiments.search.space import ALL_SLICES, ROLES, SearchSpace
 from experiments.spec import RunSpec
-from experiments.vocabulary import ARMS, FINISHED, POOL_OFFSET, Arm, Pool
+from experiments.vocabulary import FINISHED, POOL_OFFSET, Arm, Pool
 
 AGENT_SHARE = 0.3
 """Of the search rounds may be shaped by agents; the others run what the optimizer suggests."""
@@ -67,11 +67,10 @@ class Trials:
     def __init__(self, ledger: Ledger, campaign_id: int, question: Question, plan: Plan, seed: int) -> None:
         self.ledger, self.campaign_id, self.plan, self.seed = ledger, campaign_id, plan, seed
         self.question = question
-        self.arms: tuple[Arm, ...] = ARMS if question.baseline_is_tuned else ("challenger",)
-        self.spaces = {
-            "challenger": space_of(question, question.challenger),
-            "baseline": space_of(question, question.baseline),
-        }
+        self.sides: tuple[Arm, ...] = question.arms
+        """Every arm, those that are tuned and those that are what they are."""
+        self.arms: tuple[Arm, ...] = self.sides if question.baseline_is_tuned else ("challenger",)
+        self.spaces = {arm: space_of(question, side) for arm, side in zip(self.sides, question.sides, strict=True)}
         default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
         self.parameters = count_parameters(default)
         self._finished: dict[tuple[str | int, ...], FinishedTrial] = {}

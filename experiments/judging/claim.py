@@ -16,6 +16,7 @@ from experiments.search.pruning import Pruning
 from meta_rl.learner import DEFAULT_LEARNER
 
 ARMS = ("challenger", "baseline")
+ALPHA = 0.05
 MIN_SEEDS = 5
 MIN_SPLIT = 4  # seeds of a side, where the two sides have unequal numbers
 JUDGING = 2
@@ -88,6 +89,12 @@ class ClaimContent(FrozenConfig):
     """What both sides are scored by; one that ends in `as_trained` is taken after the shots in each side's own `scored_by`."""
     challenger: ArmClaim
     baseline: ArmClaim
+    others: dict[str, ArmClaim] = Field(default_factory=dict, exclude_if=lambda arms: not arms)
+    """Further sides by the names of their arms."""
+    pairs: tuple[tuple[str, str], ...] = Field(default=(), exclude_if=lambda pairs: not pairs)
+    """Which side is held against which, where there are more than two; all of them are judged together (Holm)."""
+    ranks: bool = Field(default=False, exclude_if=lambda ranks: not ranks)
+    """Whether the question is which of several sides is best, and not whether the challenger beats them."""
     seeds: tuple[int, ...]
     """Fresh training seeds; each is used by both arms."""
     env_steps: int
@@ -96,7 +103,7 @@ class ClaimContent(FrozenConfig):
     """Held-out tasks that every run is evaluated on."""
     margin_pct: float = 0.0
     """The challenger must be better by this percent of the baseline's absolute mean."""
-    alpha: float = 0.05
+    alpha: float = ALPHA
     """Two-sided error rate of the paired t-test over seeds."""
     floor: float | None = None
     """The better side must exceed this return, else neither has learned the task; None where no anchor is known."""
@@ -130,6 +137,8 @@ class ClaimContent(FrozenConfig):
             raise ValueError(
                 f"split: got {self.split}, allowed: {MIN_SPLIT} or more a side with Welch's test, the larger of {len(self.seeds)} seeds"
             )
+        if self.others and (self.split is not None or self.looks or self.equal_time is not None or not self.pairs):
+            raise ValueError("others: allowed with pairs, as many seeds of each side, one parity and no looks")
         if self.looks and (self.split is not None or self.equal_time is not None):
             raise ValueError("looks: allowed where both sides have the same seeds and one parity is judged")
         return self
@@ -149,13 +158,27 @@ class ClaimContent(FrozenConfig):
         """(seeds, two-sided level) of every look; one look at all seeds where none is named."""
         return tuple((look.seeds, look.level) for look in self.looks) or ((len(self.seeds), self.alpha),)
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of all sides."""
+        return (*ARMS, *self.others)
+
+    def side(self, arm: str) -> ArmClaim:
+        """The side of an arm."""
+        return self.others[arm] if arm in self.others else getattr(self, arm)
+
+    def of_pair(self, first: str, second: str) -> ClaimContent:
+        """The claim that one side of several beats another."""
+        sides = {"challenger": self.side(first), "baseline": self.side(second)}
+        return self.model_copy(update={**sides, "others": {}, "pairs": (), "ranks": False})
+
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """The seeds that a side is trained on."""
-        return self.seeds if self.split is None else self.seeds[: self.split[ARMS.index(arm)]]
+        return self.seeds if self.split is None or arm not in ARMS else self.seeds[: self.split[ARMS.index(arm)]]
 
     def lengths(self, arm: str) -> tuple[int, ...]:
         """The training steps of a side's confirmation runs: of both parities, where both are judged."""
-        if self.equal_time is None:
+        if self.equal_time is None or arm not in ARMS:
             return (self.env_steps,)
         timed = int(getattr(self.equal_time, arm))
         return (timed,) if self.equal_time.alone else tuple(dict.fromkeys((self.env_steps, timed)))

@@ -51,6 +51,42 @@ class ArmResult(FrozenConfig):
     seed_means: tuple[float, ...]
 
 
+class PairVerdict(FrozenConfig):
+    """The verdict on one pair of several sides."""
+
+    first: str
+    second: str
+    outcome: Outcome
+    reason: str
+    effect: float | None
+    """First minus second."""
+    interval: tuple[float, float] | None
+    p_value: float | None
+    """Holm's, among all pairs."""
+    first_mean: float | None
+    second_mean: float | None
+
+    @classmethod
+    def of(cls, pair: tuple[str, str], verdict: VerdictContent) -> PairVerdict:
+        """What a verdict says of a pair."""
+        return cls(
+            first=pair[0],
+            second=pair[1],
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            effect=verdict.effect,
+            interval=verdict.interval,
+            p_value=verdict.adjusted_p_value,
+            first_mean=None if verdict.challenger is None else verdict.challenger.mean,
+            second_mean=None if verdict.baseline is None else verdict.baseline.mean,
+        )
+
+    @property
+    def winner(self) -> str | None:
+        """The side that is better, where that is decided."""
+        return {"confirmed": self.first, "refuted": self.second}.get(self.outcome)
+
+
 class VerdictContent(FrozenConfig):
     """The judge's decision and every number behind it."""
 
@@ -82,6 +118,10 @@ class VerdictContent(FrozenConfig):
     no difference, at whatever moment one looks. Kept so that a later night can multiply it."""
     e_product: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """The product with the e-values of the claims that this one extends; what an extended claim is decided by."""
+    pairs: tuple[PairVerdict, ...] = Field(default=(), exclude_if=lambda pairs: not pairs)
+    """Where there are more than two sides: every pair; the effect and the two sides of this verdict are those of the first."""
+    best: str | None = Field(default=None, exclude_if=lambda arm: arm is None)
+    """The side that beats every other one, where there are more than two and one does."""
     test: Literal["paired", "welch"] = Field(default="paired", exclude_if=lambda test: test == "paired")
     """The test that was made."""
     at_equal_time: VerdictContent | None = Field(default=None, exclude_if=lambda verdict: verdict is None)
@@ -97,6 +137,8 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
     was found (rows of it, from before that was so, are judged as they were). Where a person stopped the confirmation,
     the seeds that had finished on both sides are all that counts and is named.
     """
+    if claim.others:
+        return _judge_several(claim, rows)
     parity = check_parity(claim)
     if claim.is_of_one_configuration and not rows:
         reason = (
@@ -115,6 +157,57 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
         missing = f"{verdict.seeds} of {len(claim.seeds)} seeds are trained and the answer is not clear yet"
         return verdict.model_copy(update={"outcome": "invalid", "reason": f"stopped too early: {missing}"})
     return verdict
+
+
+def _judge_several(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictContent:
+    """The verdict on more than two sides: every pair by the same test, all p-values held together (Holm).
+
+    Where the challenger is held against each, it is confirmed where it beats all of them, refuted where one beats it. Where the question is
+    which is best, confirmed names the side that beats every other one.
+    """
+    run_ids = tuple(sorted(row.run_id for row in rows))
+    stray = next((row for row in rows if row.arm not in claim.arms), None)
+    if stray is not None:
+        return VerdictContent(outcome="invalid", reason=f"run {stray.run_id} belongs to no side of the claim ({stray.arm})", run_ids=run_ids)  # fmt: skip
+    evidence = []
+    for pair in claim.pairs:
+        names = dict(zip(pair, ARMS, strict=True))
+        own = [row.model_copy(update={"arm": names[row.arm]}) for row in rows if row.arm in names]
+        evidence.append((claim.of_pair(*pair), own))
+    verdicts = judge_together(evidence, alpha=claim.alpha)
+    pairs = tuple(PairVerdict.of(pair, verdict) for pair, verdict in zip(claim.pairs, verdicts, strict=True))
+    invalid = next((pair for pair in pairs if pair.outcome == "invalid"), None)
+    won = {pair.winner: {other for p in pairs if p.winner == pair.winner for other in (p.first, p.second)} for pair in pairs if pair.winner}  # fmt: skip
+    best = next((arm for arm, beaten in won.items() if beaten == set(claim.arms)), None)
+    outcomes = {pair.outcome for pair in pairs}
+    outcome: Outcome = "inconclusive"
+    if invalid is not None:
+        outcome, reason = "invalid", f"{invalid.first} against {invalid.second}: {invalid.reason}"
+    elif claim.ranks:
+        lead = max(claim.arms, key=lambda arm: _mean_of(pairs, arm))
+        reason = f"no side beats all others; {lead} has the highest mean"
+        if best is not None:
+            outcome, reason = "confirmed", f"{best} beats every other side"
+    elif best == "challenger":
+        outcome, reason = "confirmed", f"the challenger beats each of the {len(pairs)} sides that it is held against"
+    elif "refuted" in outcomes:
+        better = ", ".join(pair.second for pair in pairs if pair.outcome == "refuted")
+        outcome, reason = "refuted", f"{better} beats the challenger"
+    elif outcomes == {"equivalent"}:
+        outcome, reason = "equivalent", "none of the differences is worth anything"
+    else:
+        beaten = sum(pair.outcome == "confirmed" for pair in pairs)
+        reason = f"the challenger beats {beaten} of the {len(pairs)} sides that it is held against"
+    first = verdicts[0]
+    return first.model_copy(
+        update={"outcome": outcome, "reason": reason, "pairs": pairs, "best": best, "run_ids": run_ids}
+    )
+
+
+def _mean_of(pairs: Sequence[PairVerdict], arm: str) -> float:
+    """The mean score of a side."""
+    means = [mean for p in pairs for name, mean in ((p.first, p.first_mean), (p.second, p.second_mean)) if name == arm]
+    return next((mean for mean in means if mean is not None), -np.inf)
 
 
 def _judge_both(
@@ -217,16 +310,16 @@ def seeds_to_run(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> tuple[
 
     Call it, train what it names, and call it again until it is empty; then `judge` decides on the same rows.
     """
-    if claim.is_of_one_configuration and not rows:
+    if claim.is_of_one_configuration and not rows and not claim.others:
         return ()
     for count, level in claim.stages:
         seeds = claim.seeds[:count]
         present = [row for row in rows if row.seed in seeds]
         finished = [(row.arm, row.seed) for row in present if row.status in FINISHED]
-        wanted = [(arm, seed, len(claim.lengths(arm))) for arm in ARMS for seed in claim.seeds_of(arm)[:count]]
+        wanted = [(arm, seed, len(claim.lengths(arm))) for arm in claim.arms for seed in claim.seeds_of(arm)[:count]]
         if any(finished.count((arm, seed)) < lengths for arm, seed, lengths in wanted):
             return seeds
-        if claim.equal_time is not None:  # without looks: all that it asks for is trained at once
+        if claim.equal_time is not None or claim.others:  # without looks: all that it asks for is trained at once
             return ()
         verdict = _judge_look(claim, present, check_parity(claim), count, level)
         if verdict.outcome in ("confirmed", "refuted") or verdict.effect is None:

@@ -236,7 +236,12 @@ class _Answerer:
 
     def best(self) -> str:
         said = []
-        for arm in ("challenger", "baseline"):
+        arms = self.select(
+            f"select distinct arm from runs where campaign_id = {self.campaign} and arm is not null order by arm desc"
+        )
+        for arm in sorted(
+            (row["arm"] for row in arms), key=lambda arm: (arm.startswith("rival"), arm != "challenger", arm)
+        ):
             rows = self.select(
                 f"select id, trial, model, score, proposer from runs where campaign_id = {self.campaign} and arm = '{arm}' "
                 "and pool = 'search' and status = 'done' and score is not null order by score desc, id limit 1"

@@ -60,7 +60,7 @@ def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
     stages = [("confirmation",)] * judged + [("selection",), ("baseline", "search")]
     for purposes in stages:
         runs = [run for run in ledger.runs(number, purpose=purposes) if run.status == "done"]
-        arms = {arm: [run for run in runs if run.arm == arm] for arm in ("challenger", "baseline")}
+        arms = {arm: [run for run in runs if run.arm == arm] for arm in question.arms}
         if all(arms.values()):
             break
     else:
@@ -68,8 +68,8 @@ def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
             f"{readable_id('c', number)} has no finished runs of both sides to plot yet (stage {campaign.stage}). "
             f"See: {command('runs', '--campaign', readable_id('c', number))}"
         )
-    names = {"challenger": question.challenger.label, "baseline": question.baseline.label}
-    for arm, family in (("challenger", question.challenger), ("baseline", question.baseline)):
+    names = {arm: question.side(arm).label for arm in question.arms}
+    for arm, family in zip(question.arms, question.sides, strict=True):
         chosen = {run.model for run in arms[arm]}
         if len(family.kinds) > 1 and len(chosen) == 1:
             names[arm] = f"{family.name.upper()} ({chosen.pop()})"

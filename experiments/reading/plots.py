@@ -21,7 +21,13 @@ from scipy import stats
 from experiments.numbers import format_count
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
-COLOURS = {"challenger": "#1f6f8b", "baseline": "#c8553d"}
+COLOURS = {
+    "challenger": "#1f6f8b",
+    "baseline": "#c8553d",
+    "rival-2": "#6a994e",
+    "rival-3": "#7b5ea7",
+    "rival-4": "#b8860b",
+}
 PALETTE = ("#1f6f8b", "#c8553d", "#6a994e", "#7b5ea7", "#b8860b", "#3d5a80", "#9b2226", "#52796f")
 MIN_BAND = 3  # seeds; the t interval of two spans everything
 Curve = tuple[np.ndarray, np.ndarray]

@@ -28,7 +28,7 @@ from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.campaign.steering import HumanWord, human_words
 from experiments.judging.claim import ClaimContent
-from experiments.judging.judge import VerdictContent
+from experiments.judging.judge import VerdictContent, summarise
 from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Run, Verdict
 from experiments.ledger.store import Ledger, readable_id
 from experiments.ledger.waste import count_waste
@@ -96,6 +96,8 @@ class ReportData:
     plan: Plan
     challenger: str
     baseline: str
+    labels: dict[str, str]
+    """Arm -> what its side is called."""
     claim: ClaimContent | None
     claim_id: str | None
     claim_hash: str | None
@@ -177,6 +179,7 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         plan=plan,
         challenger=question.challenger.label,
         baseline=question.baseline.label,
+        labels={arm: question.side(arm).label for arm in question.arms},
         claim=found,
         claim_id=readable_id("k", claim.id) if claim else None,
         claim_hash=claim.content_hash if claim else None,
@@ -240,15 +243,16 @@ def _ways(
     if claim is None or not claim.equal_tuning:
         return ()
     ways = []
-    for arm in ARMS:
-        own = [r for r in runs if r.variant_hash == getattr(claim, arm).variant_hash and r.score is not None]
+    for arm in claim.arms:
+        own = [r for r in runs if r.variant_hash == claim.side(arm).variant_hash and r.score is not None]
         by_purpose = {
             "search": [r.score or 0.0 for r in own if r.arm == arm and r.pool == "search" and r.trial is not None][:1],
             "selection": [r.score or 0.0 for r in own if r.arm == arm and r.purpose == "selection"],
         }
         means = {purpose: float(np.mean(scores)) if scores else None for purpose, scores in by_purpose.items()}
-        confirmed = getattr(verdict, arm) if verdict is not None else None
-        ways.append(Way(arm, means["search"], means["selection"], None if confirmed is None else confirmed.mean))
+        last = [r.score or 0.0 for r in own if r.arm == arm and r.purpose == "confirmation" and r.spec["env_steps"] == claim.lengths(arm)[0]]  # fmt: skip
+        confirmed = float(np.mean(last)) if verdict is not None and last else None
+        ways.append(Way(arm, means["search"], means["selection"], confirmed))
     return tuple(ways)
 
 
@@ -290,7 +294,7 @@ def _groups(runs: Sequence[Run], judged: bool) -> tuple[ArmRows, ...]:
     """Runs by purpose and arm; the mean of confirmation runs comes with the verdict, not before."""
     groups = []
     for purpose in ("baseline", "search", "selection", "confirmation"):
-        for arm in ("challenger", "baseline"):
+        for arm in dict.fromkeys([*ARMS, *(r.arm or "" for r in runs if r.arm)]):
             every = [r for r in runs if r.purpose == purpose and r.arm == arm]
             lengths = dict.fromkeys(r.spec["env_steps"] for r in every) if purpose == "confirmation" else [None]
             for length in lengths:
@@ -420,9 +424,16 @@ def keep_model(ledger: Ledger, campaign_id: int, paths: Paths) -> Path | None:
     verdict = data.verdict
     if verdict is None or verdict.challenger is None or verdict.baseline is None:
         return None
-    arm = "challenger" if verdict.challenger.mean >= verdict.baseline.mean else "baseline"
-    result = getattr(verdict, arm)
+    means = {"challenger": verdict.challenger.mean, "baseline": verdict.baseline.mean}
+    for pair in verdict.pairs:
+        means |= {name: mean for name, mean in ((pair.first, pair.first_mean), (pair.second, pair.second_mean)) if mean is not None}  # fmt: skip
+    arm = max(means, key=lambda name: means[name])
     runs = [r for r in ledger.runs(campaign_id, purpose="confirmation", arm=arm) if r.score is not None]
+    values = ledger.scored_values([r.id for r in runs])
+    scores = np.array(
+        [[value for _, value in sorted(values[r.id].items())] for r in sorted(runs, key=lambda r: r.seed)]
+    )
+    result = getattr(verdict, arm) if arm in ARMS else summarise(scores)
     best = max(runs, key=lambda r: (r.score or 0.0, -r.id))
     source = paths.model(best.id)
     if not source.with_suffix(".safetensors").is_file():

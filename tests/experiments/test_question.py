@@ -10,7 +10,7 @@ import pytest
 from core.errors import InputError
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
-from experiments.campaign.question import Question, parse_goal, parse_question
+from experiments.campaign.question import Question, parse_goal, parse_goals, parse_question
 from experiments.campaign.trials import space_of
 from experiments.metrics import parse_metric
 from experiments.presets import preset
@@ -192,7 +192,9 @@ def test_a_recorded_run_and_a_preset_are_sides_that_are_neither_searched_nor_siz
 @pytest.mark.parametrize(
     ("goal", "words"),
     [
-        ("compare S5, LRU and GRU on point-robot", ["one question holds one side", "compare S5 and LRU on point-robot"]),
+        ("beat LSTM and GRU with S5 and LRU on point-robot", ["several", "compare S5 and LRU on"]),
+        ("beat LSTM, GRU and LSTM on point-robot", ["lstm is named twice"]),
+        ("beat LSTM and r-0042 on halfcheetah-vel", ["r-0042", "one side at a time"]),
         ("beat maml with maml on point-robot", ["train the same", "find the best maml-ppo on point-robot"]),
         ("compare maml and first_order=false on point-robot", ["train the same"]),
         ("beat RL2 with RL2 without privileged critic on point-robot", ["train the same"]),
@@ -250,3 +252,35 @@ def test_a_goal_that_was_pasted_is_read_as_what_it_looks_like_and_kept_as_it_was
         update={"goal": ""}
     )
     assert question.goal == goal
+
+
+def test_several_sides_are_each_held_against_the_challenger_or_all_against_one_another() -> None:
+    beat = parse_goal("beat LSTM and GRU on point-robot")
+    assert [side.name for side in beat.sides] == ["ssm", "lstm", "gru"]
+    assert beat.pairs == (("challenger", "baseline"), ("challenger", "rival-2"))
+    compared = parse_goal("compare S5, LRU and GRU on point-robot")
+    assert len(compared.pairs) == 3
+    every = parse_goal("compare all models on t-maze")
+    assert [side.name for side in every.sides] == ["ssm", "lstm", "gru", "transformer", "mlp"]
+    assert Question.model_validate(every.model_dump(mode="json")) == every
+
+
+def test_several_tasks_are_a_question_each_at_a_share_of_the_error_rate() -> None:
+    questions = parse_goals("beat LSTM and GRU on point-robot and t-maze")
+    assert [(q.task, q.tasks_at_once, len(q.sides)) for q in questions] == [("point-robot", 2, 3), ("t-maze", 2, 3)]
+    with pytest.raises(InputError, match="several tasks"):
+        parse_goal("beat LSTM on point-robot and t-maze")
+
+
+@pytest.mark.parametrize(
+    ("goal", "parity"),
+    [
+        ("beat LSTM on point-robot at equal time", "time"),
+        ("beat LSTM at equal training time on point-robot", "time"),
+        ("compare S5 and GRU with the same wall time on point-robot", "time"),
+        ("beat LSTM on point-robot at equal env steps", "steps"),
+        ("beat LSTM on point-robot", None),
+    ],
+)
+def test_a_goal_may_ask_for_one_parity_alone(goal: str, parity: str | None) -> None:
+    assert parse_goal(goal).parity == parity

@@ -436,3 +436,47 @@ def test_a_plan_of_before_keeps_its_rules() -> None:
         steps_per_s=None,
     )
     assert (old.trials, old.design.stages, old.suggesting, old.judging, old.shape.runs) == (3, (2, 2), 1, 1, 28)
+
+
+# ---- several sides --------------------------------------------------------------------------------------------------
+def _three(goal: str, folder: Path, **scores: float) -> Lab:
+    def score(job: Job) -> float:
+        kind = job.spec.policy.model.kind
+        return scores.get(kind, -5.0) + 0.3 * float(numpy_stream(job.spec.seed, "luck", kind).normal())
+
+    return lab_on_script(folder / "data", score, goal, new=True, **(NEW | {"tuned_arms": 3}))
+
+
+def test_more_than_two_sides_share_their_runs_and_every_pair_is_judged_with_holm(tmp_path: Path) -> None:
+    lab = _three("beat LSTM and GRU on point-robot", tmp_path, lstm=-15.0, gru=-12.0)
+    search_and_confirm(lab)
+    verdict = lab.judge()
+    assert (verdict.outcome, verdict.best) == ("confirmed", "challenger")
+    assert [(pair.first, pair.second, pair.outcome) for pair in verdict.pairs] == [
+        ("challenger", "baseline", "confirmed"),
+        ("challenger", "rival-2", "confirmed"),
+    ]
+    assert len(lab.ledger.runs(lab.number, purpose="confirmation")) == 3 * RACE.confirmation_seeds
+    assert {r.arm: r.model for r in lab.ledger.runs(lab.number)}["rival-2"] == "gru"
+
+
+def test_a_challenger_that_one_of_several_beats_is_refuted_and_one_that_beats_some_is_open(tmp_path: Path) -> None:
+    lab = _three("beat LSTM and GRU on point-robot", tmp_path / "refuted", lstm=-15.0, gru=-1.0)
+    search_and_confirm(lab)
+    verdict = lab.judge()
+    assert (verdict.outcome, verdict.reason) == ("refuted", "rival-2 beats the challenger")
+    lab = _three("beat LSTM and GRU on point-robot", tmp_path / "open", lstm=-15.0, gru=-5.0)
+    search_and_confirm(lab)
+    assert "beats 1 of the 2 sides" in lab.judge().reason
+
+
+def test_a_comparison_of_several_names_the_best_or_says_that_there_is_none(tmp_path: Path) -> None:
+    lab = _three("compare LSTM, GRU and MLP on point-robot", tmp_path / "best", lstm=-15.0, gru=-1.0, mlp=-10.0)
+    search_and_confirm(lab)
+    verdict = lab.judge()
+    assert (verdict.outcome, verdict.best, len(verdict.pairs)) == ("confirmed", "baseline", 3)
+    lab = _three("compare LSTM, GRU and MLP on point-robot", tmp_path / "none", lstm=-15.0, gru=-1.0, mlp=-1.0)
+    search_and_confirm(lab)
+    verdict = lab.judge()
+    assert (verdict.outcome, verdict.best) == ("inconclusive", None)
+    assert "no side beats all others" in verdict.reason
