@@ -17,6 +17,7 @@ from core.words.commands import command, quoted
 
 if TYPE_CHECKING:
     from experiments.campaign.lab import Lab
+    from experiments.campaign.question import Question
     from experiments.ledger import Ledger
     from experiments.runs.paths import Paths
     from experiments.runs.runner import ProgressListener
@@ -81,8 +82,8 @@ def research(
         )
     if not dry_run:
         options.paths()  # before anything is imported that keeps a cache
-    from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
-    from experiments.campaign.question import parse_goals, parse_question
+    from experiments.campaign.begin import create_campaign, plan_campaign
+    from experiments.campaign.question import parse_question
     from multi_agent.llm.choose import with_campaign
 
     output = options.output
@@ -93,8 +94,9 @@ def research(
             output.say(
                 f'No goal was given, so the default one is researched: "{DEFAULT_GOAL}". Ctrl-C pauses it; --help is help.'
             )
-        questions = parse_goals(goal or DEFAULT_GOAL, recorded_in(options.read_if_there))
+        questions = []
     choice = brain.choose()
+    questions = questions or _understand(goal or DEFAULT_GOAL, choice, brain, options)
     for understood in questions:
         output.say(f"Understood: {understood.sentence()}")
     output.say(choice.describe())
@@ -232,6 +234,28 @@ def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptio
         options.output.done(asked | ({"held by": f"{describe_holder(row.holder)}. {advice}"} if advice else {}))
         return 0
     return _end(_open_lab(ledger, campaign_id, options.paths()), options)
+
+
+def _understand(goal: str, choice: LLMChoice, brain: CrewOptions, options: LedgerOptions) -> list[Question]:
+    """The questions behind a goal: by the grammar, else as a chat model puts it into the grammar's words."""
+    from experiments.campaign.begin import recorded_in
+    from experiments.campaign.question import parse_goals
+
+    runs = recorded_in(options.read_if_there)
+    try:
+        return parse_goals(goal, runs)
+    except InputError as not_understood:
+        if choice.make_chat is None:
+            raise
+        from multi_agent.translate import translate
+
+        data_dir = options.paths().data
+        try:
+            return translate(
+                goal, choice, runs=runs, data_dir=data_dir, max_tokens=brain.max_tokens, max_usd=brain.max_usd
+            )
+        except InputError as error:
+            raise InputError(f"{not_understood}. And {error}") from None
 
 
 @contextmanager

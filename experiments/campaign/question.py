@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +75,10 @@ class Question(FrozenConfig):
 
     goal: str
     """The words as they were typed."""
+    understood_as: str = Field(default="", exclude_if=lambda words: not words)
+    """The goal in the grammar's words, where somebody translated it."""
+    translated_by: str = Field(default="", exclude_if=lambda name: not name)
+    """The chat model that translated it."""
     kind: Kind
     challenger: Side
     """The side that is hoped to be better."""
@@ -162,7 +167,8 @@ class Question(FrozenConfig):
         searched = "".join(f" A model is searched among {', '.join(kinds)}." for kinds in list(open_)[:1])
         parity = {"time": " At equal training time.", "steps": " At equal env steps.", None: ""}[self.parity]
         several = "" if self.tasks_at_once == 1 else f" One of {self.tasks_at_once} tasks asked about at once."
-        return asked + parity + trained + scored + searched + several
+        by = f" ({self.translated_by} read it as {self.understood_as!r}.)" if self.translated_by else ""
+        return asked + parity + trained + scored + searched + several + by
 
 
 def parse_task(words: str) -> str:
@@ -440,8 +446,40 @@ def _what_is_missing(words: str) -> str:
         missing.append("a model or learner (such as LSTM)")
     if not any(re.search(rf"[\s]{re.escape(task.lower())}[\s.,]", lower) for task in FAMILIES):
         missing.append("the task (on halfcheetah-vel)")
-    examples = "; ".join(f'"{example}"' for example in EXAMPLES)
-    return f"the goal {words!r} was not understood: missing {' and '.join(missing) or 'an order of words that fits'}. Examples: {examples}"
+    nearest = "; ".join(f'"{goal}"' for goal in nearest_goals(words))
+    return f"the goal {words!r} was not understood: missing {' and '.join(missing) or 'an order of words that fits'}. The nearest that would be: {nearest}"
+
+
+def nearest_goals(words: str, count: int = 3) -> list[str]:
+    """Goals that are understood and are most like `words`: of the sides and tasks that it names or nearly names, in every form."""
+    lower = re.findall(r"[\w.-]+", words.lower())
+    tasks = _named_in(lower, list(FAMILIES)) or ["halfcheetah-vel"]
+    sides = [*dict.fromkeys(_named_in(lower, [name for name in side_words() if " " not in name])), "lstm", "ssm"]
+    first, second = sides[0], next((side for side in sides if side != sides[0]), "lstm")
+    goals = [
+        form.format(x=x, y=y, task=task)
+        for task in tasks[:2]
+        for x, y in ((first, second), (second, first))
+        for form in ("beat {y} on {task}", "beat {y} with {x} on {task}", "compare {x} and {y} on {task}", "find the best {x} on {task}", "improve {x} on {task} by 10 %")
+    ]  # fmt: skip
+    ranked = sorted(dict.fromkeys(goals), key=lambda goal: -difflib.SequenceMatcher(None, words.lower(), goal).ratio())
+    understood = (goal for goal in ranked if _is_understood(goal))
+    return list(itertools.islice(understood, count))
+
+
+def _named_in(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that are among the words, then those that nearly are."""
+    exact = [name for name in names if name.lower() in words]
+    near = [name for word in words for name in difflib.get_close_matches(word, names, 1, 0.75)]
+    return list(dict.fromkeys([*exact, *near]))
+
+
+def _is_understood(goal: str) -> bool:
+    try:
+        parse_goal(goal)
+    except InputError:
+        return False
+    return True
 
 
 def _without_fillers(words: str) -> str:

@@ -23,7 +23,7 @@ from experiments.runs.paths import CHECKOUT
     [
         (["--goal", "beat LSTM on halfcheeta-vel"], ["halfcheeta-vel", "Did you mean 'halfcheetah-vel'", "Allowed:"]),
         (["--goal", "beat LTSM on halfcheetah-vel"], ["ltsm", "Did you mean 'lstm'"]),
-        (["--goal", "do something"], ["was not understood", "Examples:"]),
+        (["--goal", "do something"], ["was not understood", "The nearest that would be:"]),
         (["--goal", "beat LSTM on point-robot", "--budget", "soon"], ["--budget", "'soon'", "30m"]),
         (["--goal", "beat LSTM on point-robot", "--env-steps", "x"], ["--env-steps", "20M"]),
         (["--goal", "beat LSTM on point-robot", "--env-steps", "1k"], ["too small", "The smallest that works"]),
