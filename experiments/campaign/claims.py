@@ -93,6 +93,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
         selection = trials.ledger.runs(trials.campaign_id, purpose="selection", arm=arm)
         arms[arm] = ArmClaim(
             variant_hash=spec.variant_hash,
+            label=question.side(arm).label if question.rivals else "",
             model=spec.policy.model.kind,
             learner=spec.learner.kind,
             scored_by=spec.scored_by,

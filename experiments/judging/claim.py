@@ -27,6 +27,8 @@ class ArmClaim(FrozenConfig):
     """One side of the claim: the chosen configuration and the tuning that led to it."""
 
     variant_hash: str
+    label: str = Field(default="", exclude_if=lambda label: not label)
+    """What the side is called, where there are more than two."""
     model: str
     learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
     """What trains it; left out where it is the usual one, as it was before sides could name one."""

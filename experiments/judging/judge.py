@@ -180,24 +180,31 @@ def _judge_several(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> Verd
     won = {pair.winner: {other for p in pairs if p.winner == pair.winner for other in (p.first, p.second)} for pair in pairs if pair.winner}  # fmt: skip
     best = next((arm for arm, beaten in won.items() if beaten == set(claim.arms)), None)
     outcomes = {pair.outcome for pair in pairs}
+
+    def called(arm: str) -> str:
+        return claim.side(arm).label or arm
+
     outcome: Outcome = "inconclusive"
     if invalid is not None:
-        outcome, reason = "invalid", f"{invalid.first} against {invalid.second}: {invalid.reason}"
+        outcome, reason = "invalid", f"{called(invalid.first)} against {called(invalid.second)}: {invalid.reason}"
     elif claim.ranks:
         lead = max(claim.arms, key=lambda arm: _mean_of(pairs, arm))
-        reason = f"no side beats all others; {lead} has the highest mean"
+        reason = f"no side beats all others; {called(lead)} has the highest mean"
         if best is not None:
-            outcome, reason = "confirmed", f"{best} beats every other side"
+            outcome, reason = "confirmed", f"{called(best)} beats every other side"
     elif best == "challenger":
-        outcome, reason = "confirmed", f"the challenger beats each of the {len(pairs)} sides that it is held against"
+        outcome, reason = (
+            "confirmed",
+            f"{called('challenger')} beats each of the {len(pairs)} sides that it is held against",
+        )
     elif "refuted" in outcomes:
-        better = ", ".join(pair.second for pair in pairs if pair.outcome == "refuted")
-        outcome, reason = "refuted", f"{better} beats the challenger"
+        better = ", ".join(called(pair.second) for pair in pairs if pair.outcome == "refuted")
+        outcome, reason = "refuted", f"{better} beats {called('challenger')}"
     elif outcomes == {"equivalent"}:
         outcome, reason = "equivalent", "none of the differences is worth anything"
     else:
         beaten = sum(pair.outcome == "confirmed" for pair in pairs)
-        reason = f"the challenger beats {beaten} of the {len(pairs)} sides that it is held against"
+        reason = f"{called('challenger')} beats {beaten} of the {len(pairs)} sides that it is held against"
     first = verdicts[0]
     return first.model_copy(
         update={"outcome": outcome, "reason": reason, "pairs": pairs, "best": best, "run_ids": run_ids}
