@@ -7,34 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adaptation.test_time_adaptation import AdaptationConfig, Adapter, LossFn
+from adaptation.test_time_adaptation import Adapter
 from core.agent import AdaptReport, Agent
 from core.errors import InputError, bad_value
 from core.policy import ActionSpec
 
 
 class AdaptationAgent(Agent):
-    """Acts with `model(obs)`, or with memory `model(obs, hidden)`, and adapts it with an `Adapter`.
+    """Acts with the model of an `Adapter`, `model(obs)` or with memory `model(obs, hidden)`, and adapts it.
 
-    action: how the output becomes an action: as it is (gaussian: the mean), or the index of the largest (categorical).
-    config, device, loss_fn: the adapter's. Memory is cleared where an episode ends; adapted weights are kept until `start`.
+    action: how the output becomes an action: as it is (gaussian: the mean; where none is given), or the index of the largest
+    (categorical). Memory is cleared where an episode ends; adapted weights are kept until `start`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        action: ActionSpec,
-        config: AdaptationConfig | None = None,
-        device: torch.device | str = "cpu",
-        loss_fn: LossFn | None = None,
-    ) -> None:
-        self.name, self.action = name, action
-        self.adapter = Adapter(model, config, device, loss_fn)
+    def __init__(self, adapter: Adapter, action: ActionSpec | None = None, *, name: str = "adaptation") -> None:
+        self.name, self.action, self.adapter = name, action, adapter
         self.hidden: Tensor | None = None
-        self.batch_size = 0
 
     def start(self, batch_size: int) -> None:
         """The trained weights again, zero memory."""
@@ -57,9 +47,7 @@ class AdaptationAgent(Agent):
                 output, self.hidden = self.adapter.model(x, self.hidden)
             else:
                 output = self.adapter.model(x)
-        if output.shape[-1] != self.action.size:
-            raise bad_value("model", f"{output.shape[-1]} outputs", f"{self.action.size}, the size of the action space")
-        return (output.argmax(-1) if self.action.kind == "categorical" else output).cpu().numpy()
+        return chosen_actions(output, self.action)
 
     def observe(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Clear the memory of worlds whose episode ended; the reward is not used."""
@@ -83,6 +71,14 @@ class AdaptationAgent(Agent):
         own = dict(self.adapter.model.named_parameters())
         check_parameters(parameters, own)
         self.adapter.set_trained(parameters)
+
+
+def chosen_actions(output: Tensor, action: ActionSpec | None) -> np.ndarray:
+    """Actions (N, A), or (N,) of a categorical one, for a model's output (N, A); InputError where its size is not the action's."""
+    if action is not None and output.shape[-1] != action.size:
+        raise bad_value("model", f"{output.shape[-1]} outputs", f"{action.size}, the size of the action space")
+    categorical = action is not None and action.kind == "categorical"
+    return (output.argmax(-1) if categorical else output).cpu().numpy()
 
 
 def check_parameters(parameters: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

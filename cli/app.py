@@ -50,7 +50,16 @@ app.default(campaigns.research)
 for _command in (
     *(campaigns.resume, campaigns.extend, campaigns.stop),
     *(steering.pause, steering.instruct, steering.approve, steering.ask),
-    *(reading.runs, reading.campaigns, reading.show, reading.status, reading.compare, reading.diff, reading.sql),
+    *(
+        reading.runs,
+        reading.campaigns,
+        reading.strategies,
+        reading.show,
+        reading.status,
+        reading.compare,
+        reading.diff,
+        reading.sql,
+    ),
     *(reading.report, reading.plot, reading.export),
     *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
     *(training.rerun, training.tune, training.evaluate),

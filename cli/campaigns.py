@@ -324,6 +324,8 @@ def _work(
                 max_tokens=brain.max_tokens,
                 max_usd=brain.max_usd,
                 approve_each=brain.approve_each,
+                collaboration=brain.collaboration,
+                agents=brain.agents,
             )
     except (Paused, KeyboardInterrupt) as paused:
         if is_stopped(ledger, campaign_id):

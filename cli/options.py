@@ -131,10 +131,22 @@ class BrainOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CrewOptions(BrainOptions):
-    """The chat model of a campaign's crew, and what waits for a person."""
+    """The chat model of a campaign's crew, who is in it, how they work together, and what waits for a person."""
 
     approve_each: Literal["none", "stage", "run"] | None = None
     """Wait for `approve` before every stage, or before every group of runs that is trained together."""
+    collaboration: Literal["sequential", "debate", "emergent"] | None = None
+    """How the agents work together in a round: one after another (at first), all unheard and then a revision, or whoever is
+    written to speaks again."""
+    agents: Words = None
+    """Agents that take part, such as Meta-Learning State-Modeling (at first: all); the optimizer chooses for the others."""
+
+    def choose(self, recorded: str = "auto") -> LLMChoice:
+        """The chat model; caps that make no sense and agents that nobody knows are refused."""
+        from multi_agent.agents.agent import choose_members
+
+        choose_members(self.agents)
+        return BrainOptions.choose(self, recorded)
 
 
 def memory_limit(typed: str | None) -> int | None:

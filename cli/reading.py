@@ -66,6 +66,28 @@ def campaigns(*, options: LedgerOptions = LedgerOptions()) -> None:
     options.output.table(list_campaigns(options.read()), header=True)
 
 
+def strategies(campaign: str | None = None, *, options: LedgerOptions = LedgerOptions()) -> None:
+    """Show which configurations agents shaped, how far they are from all others tried, and which fresh seeds showed to be better.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007 or @last (without: all).
+    """
+    from sqlalchemy import select
+
+    from experiments.ledger.models import Campaign
+    from experiments.reading.strategies import strategies_table
+
+    ledger = options.read()
+    if campaign is None:
+        with ledger.session() as session:
+            numbers = list(session.scalars(select(Campaign.id).order_by(Campaign.id)))
+    else:
+        numbers = [ledger.resolve(campaign, "campaign")]
+    options.output.table(strategies_table(ledger, numbers), header=True)
+
+
 def show(id: str, *, options: LedgerOptions = LedgerOptions()) -> None:
     """Show one run, campaign, claim or verdict with everything recorded about it.
 

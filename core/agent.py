@@ -29,6 +29,8 @@ class Agent(ABC):
     """The contract between an agent and whoever runs it. Arrays are (N, ...): N worlds at once."""
 
     name: str
+    batch_size: int = 0
+    """N of the present trial; 0 before the first `start`."""
 
     @abstractmethod
     def start(self, batch_size: int) -> None:
@@ -77,7 +79,6 @@ class PolicyAgent(Agent):
         self.name, self.policy = name, policy
         self.deterministic, self.reset_on_done, self.reward_scale = deterministic, reset_on_done, reward_scale
         self.generator = generator
-        self.batch_size = 0
 
     def start(self, batch_size: int) -> None:
         """Zero memory, no last action, no last reward."""

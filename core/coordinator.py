@@ -39,16 +39,21 @@ class AgentCoordinator:
     def __init__(self) -> None:
         self.agents: dict[str, Agent] = {}
 
-    def register_agent(self, agent: Agent) -> None:
-        """Add an agent. Raises InputError where the name is taken."""
+    def register_agent(self, agent: Agent, name: str | None = None) -> None:
+        """Add an agent, under a name of its own where none is given. Raises InputError where the name is taken."""
         if not isinstance(agent, Agent):
             raise bad_value("agent", type(agent).__name__, "a core.agent.Agent")
-        if agent.name in self.agents:
-            raise bad_value("agent.name", agent.name, f"a name that is not taken; taken: {', '.join(self.agents)}")
-        self.agents[agent.name] = agent
+        name = agent.name if name is None else name
+        if name in self.agents:
+            raise bad_value("name of an agent", name, f"a name that is not taken; taken: {', '.join(self.agents)}")
+        self.agents[name] = agent
 
     def run_step_all(self, observations: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Every agent's action: on the same observations (N, D), or on its own where a mapping by name is given."""
+        """Every agent's action: on the same observations, or on its own where a mapping by name is given.
+
+        Observations (N, D) of N worlds give actions (N, A) or (N,); (D,) of one world gives the action without the leading
+        axis, as `Environment` takes it. An agent that was not started yet begins its trial in these worlds.
+        """
         if not self.agents:
             raise InputError("coordinator: no agent is registered; call register_agent first")
         if isinstance(observations, Mapping):
@@ -57,8 +62,8 @@ class AgentCoordinator:
                 raise bad_value(
                     "observations", sorted(observations), f"one for each agent; missing: {', '.join(missing)}"
                 )
-            return {name: agent.act(observations[name]) for name, agent in self.agents.items()}
-        return {name: agent.act(observations) for name, agent in self.agents.items()}
+            return {name: _act(agent, observations[name]) for name, agent in self.agents.items()}
+        return {name: _act(agent, observations) for name, agent in self.agents.items()}
 
     def broadcast_update(self, parameters: Mapping[str, Tensor], names: list[str] | None = None) -> None:
         """Send parameters to all agents, or to the named ones."""
@@ -79,6 +84,15 @@ class AgentCoordinator:
         if not self.agents:
             raise InputError("coordinator: no agent is registered; call register_agent first")
         return {name: _play(agent, environment, episodes) for name, agent in self.agents.items()}
+
+
+def _act(agent: Agent, observations: np.ndarray) -> np.ndarray:
+    seen = np.asarray(observations)
+    single = seen.ndim == 1
+    if not agent.batch_size:
+        agent.start(1 if single else len(seen))
+    actions = agent.act(seen[None] if single else seen)
+    return actions[0] if single else actions
 
 
 def _play(agent: Agent, environment: EnvironmentLike, episodes: int) -> EpisodeResult:

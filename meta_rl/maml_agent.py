@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptation.adaptation_agent import check_parameters
+from adaptation.adaptation_agent import check_parameters, chosen_actions
 from core.agent import AdaptReport, Agent
 from core.errors import InputError, bad_value
 from core.policy import ActionSpec
@@ -19,18 +19,23 @@ from meta_rl.meta_maml import LossFn, MetaMAML, Task
 class MetaMAMLAgent(Agent):
     """Acts with the fast weights of a `MetaMAML`; `adapt` makes them, `start` drops them, `meta_update` learns theta.
 
-    action: how the output becomes an action: as it is (gaussian: the mean), or the index of the largest (categorical).
-    num_steps: inner steps of one `adapt`. loss_fn: of the inner and the outer loop; mean squared error by default.
+    action: how the output becomes an action: as it is (gaussian: the mean; where none is given), or the index of the largest
+    (categorical). num_steps: inner steps of one `adapt`. loss_fn: of the inner and the outer loop; mean squared error by default.
     """
 
     def __init__(
-        self, name: str, maml: MetaMAML, action: ActionSpec, *, num_steps: int = 1, loss_fn: LossFn | None = None
+        self,
+        maml: MetaMAML,
+        action: ActionSpec | None = None,
+        *,
+        name: str = "maml",
+        num_steps: int = 1,
+        loss_fn: LossFn | None = None,
     ) -> None:
         if num_steps < 1:
             raise bad_value("num_steps", num_steps, "1 or more")
         self.name, self.maml, self.action = name, maml, action
         self.num_steps, self.loss_fn = num_steps, loss_fn or torch.nn.functional.mse_loss
-        self.batch_size = 0
         self.hidden: Tensor | None = None
         self.weights: Mapping[str, Tensor] = maml.start()
 
@@ -51,9 +56,7 @@ class MetaMAMLAgent(Agent):
         with torch.no_grad():
             x = torch.as_tensor(obs, dtype=torch.float32)
             output, self.hidden = self.maml.functional_forward(x, self.hidden, self.weights)
-        if output.shape[-1] != self.action.size:
-            raise bad_value("model", f"{output.shape[-1]} outputs", f"{self.action.size}, the size of the action space")
-        return (output.argmax(-1) if self.action.kind == "categorical" else output).numpy()
+        return chosen_actions(output, self.action)
 
     def observe(self, reward: np.ndarray, done: np.ndarray) -> None:
         """Clear the memory of worlds whose episode ended; the reward is not used."""

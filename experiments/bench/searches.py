@@ -175,6 +175,12 @@ def suggested_values(rule: int = SUGGESTING) -> Callable[[World, Sequence[Tried]
     )
 
 
+def ensemble_values(world: World, history: Sequence[Tried], seed: int) -> dict[str, Value]:
+    """The optimizer, TPE and a random draw in turn: several proposers that know of each other only what was measured."""
+    turns = (suggested_values(), tpe_values(), random_values)
+    return turns[len(history) % len(turns)](world, history, seed)
+
+
 def noise_floor(world: World, history: Sequence[Tried]) -> float | None:
     """Standard deviation of the default's search scores: trial 0 and the further seeds. None below two scores."""
     first = [history[0].score] if history and history[0].score is not None else []
@@ -192,6 +198,7 @@ RULES: Mapping[str, Searcher] = {
     "random": by_rule(random_values),
     "tpe": by_rule(tpe_values()),
     "optimizer": by_rule(suggested_values()),
+    "ensemble": by_rule(ensemble_values),
     "optimizer-1": by_rule(suggested_values(1)),
 }
 """Proposers without agents. `optimizer` is a campaign whose agents add nothing: default, near the best, TPE, plateau rule;

@@ -135,6 +135,33 @@ def compare_means(first: np.ndarray, second: np.ndarray, *, paired: bool) -> Dif
     return Difference(float(first.mean() - second.mean()), float(np.sqrt(total)), 1.0, float(freedom))
 
 
+def percent_change(
+    challenger: Sequence[float], baseline: Sequence[float], *, paired: bool = True, level: float = 0.95
+) -> tuple[float, tuple[float, float]] | None:
+    """100 (mean challenger - mean baseline) / |mean baseline| and its interval; None where neither is defined.
+
+    The interval of a ratio of two means (Fieller 1954, "Some problems in interval estimation"): what t-tests of "the difference is
+    so many percent of the baseline" do not reject. It is bounded only where the baseline's mean is told apart from 0, and no
+    percent is given elsewhere. paired: whether the values go together, seed by seed; two or more of each side.
+    """
+    first, second = np.asarray(challenger, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if min(len(first), len(second)) < 2 or second.mean() == 0:
+        return None
+    share = np.abs(second.mean()) / second.mean() * second
+    parts = [float(values.var(ddof=1)) / len(values) for values in (first, share)]
+    together = float(np.cov(first, share)[0, 1]) / len(first) if paired else 0.0
+    freedom = len(first) - 1 if paired else min(len(first), len(second)) - 1  # of two samples: the cautious choice
+    t_squared = float(stats.t.ppf(0.5 + level / 2, freedom)) ** 2
+    top, below = float(first.mean()), float(share.mean())
+    a, b, c = below**2 - t_squared * parts[1], top * below - t_squared * together, top**2 - t_squared * parts[0]
+    if a <= 0:
+        return None
+    half = np.sqrt(max(b**2 - a * c, 0.0))
+    less = float(np.sign(second.mean()))  # of challenger over |baseline|: where "no change" lies
+    low, high = (100 * ((b + sign * half) / a - less) for sign in (-1, 1))
+    return 100 * (top / below - less), (float(low), float(high))
+
+
 def e_value(differences: np.ndarray, *, spread: float = 1.0) -> float:
     """Evidence against a mean of zero that keeps its meaning at any stop: its expectation is 1 where there is no difference.
 

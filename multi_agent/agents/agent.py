@@ -69,7 +69,7 @@ def choose_members(agents: Sequence[str | AgentSpec] | None = None) -> list[Agen
     chosen: dict[str, AgentSpec] = {}
     for agent in agents:
         member = _member(agent)
-        if chosen.setdefault(member.name, member) is not member:
+        if chosen.setdefault(member.name, member) != member:
             raise InputError(f"agents: two different agents have the name {member.name!r}, allowed: each name once")
     chosen.setdefault(COORDINATOR_NAME, AGENTS[COORDINATOR_NAME])
     return _in_order(chosen.values())

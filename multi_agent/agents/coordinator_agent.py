@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from multi_agent.agents.agent import AGENTS, COORDINATOR_NAME, AgentSpec
 from multi_agent.tools.ledger_tool import CHECK_FEASIBILITY, LAUNCH, PEEK, READING, TALKING
+from multi_agent.tools.tool import Tool
 
-COORDINATOR = AGENTS.register(COORDINATOR_NAME)(
-    AgentSpec(
-        name=COORDINATOR_NAME,
-        slice=None,
-        tools=(*READING, CHECK_FEASIBILITY, LAUNCH, PEEK, *TALKING),
-        prompt="coordinator.md",
-        turn=100,  # after every specialist
-    )
-)
+
+@dataclass(frozen=True)
+class CoordinatorAgent(AgentSpec):
+    """Assigns the work, launches each round and writes the narrative; it proposes no configuration."""
+
+    name: str = COORDINATOR_NAME
+    slice: str | None = None
+    tools: tuple[Tool, ...] = (*READING, CHECK_FEASIBILITY, LAUNCH, PEEK, *TALKING)
+    prompt: str = "coordinator.md"
+    turn: int = 100  # after every specialist
+
+
+AGENTS.register(COORDINATOR_NAME)(CoordinatorAgent())

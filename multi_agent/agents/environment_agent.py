@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from multi_agent.agents.agent import AGENTS, AgentSpec
 from multi_agent.tools.environment_tool import DESCRIBE_TASK, MEASURE_THROUGHPUT
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
+from multi_agent.tools.tool import Tool
 
-ENVIRONMENT = AGENTS.register("Environment")(
-    AgentSpec(
-        name="Environment",
-        slice="environment",
-        tools=(*READING, *PROPOSING, DESCRIBE_TASK, MEASURE_THROUGHPUT, *TALKING),
-        prompt="environment.md",
-        turn=40,
-    )
-)
+
+@dataclass(frozen=True)
+class EnvironmentAgent(AgentSpec):
+    """Chooses task options, worlds and episodes, and reads the results per task; its slice is the environment."""
+
+    name: str = "Environment"
+    slice: str | None = "environment"
+    tools: tuple[Tool, ...] = (*READING, *PROPOSING, DESCRIBE_TASK, MEASURE_THROUGHPUT, *TALKING)
+    prompt: str = "environment.md"
+    turn: int = 40
+
+
+AGENTS.register("Environment")(EnvironmentAgent())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from multi_agent.agents.agent import AGENTS, AgentSpec
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
 from multi_agent.tools.maml_tool import INNER_RATE_SENSITIVITY
+from multi_agent.tools.tool import Tool
 
-META_LEARNING = AGENTS.register("Meta-Learning")(
-    AgentSpec(
-        name="Meta-Learning",
-        slice="meta-learning",
-        tools=(*READING, *PROPOSING, INNER_RATE_SENSITIVITY, *TALKING),
-        prompt="meta_learning.md",
-        turn=20,
-    )
-)
+
+@dataclass(frozen=True)
+class MetaLearningAgent(AgentSpec):
+    """Chooses learner, rates and schedules; its slice is the learner."""
+
+    name: str = "Meta-Learning"
+    slice: str | None = "meta-learning"
+    tools: tuple[Tool, ...] = (*READING, *PROPOSING, INNER_RATE_SENSITIVITY, *TALKING)
+    prompt: str = "meta_learning.md"
+    turn: int = 20
+
+
+AGENTS.register("Meta-Learning")(MetaLearningAgent())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from multi_agent.agents.agent import AGENTS, AgentSpec
 from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
 from multi_agent.tools.ssm_tool import MEMORY_LENGTH
+from multi_agent.tools.tool import Tool
 
-STATE_MODELING = AGENTS.register("State-Modeling")(
-    AgentSpec(
-        name="State-Modeling",
-        slice="state-modeling",
-        tools=(*READING, *PROPOSING, MEMORY_LENGTH, *TALKING),
-        prompt="state_modeling.md",
-        turn=10,
-    )
-)
+
+@dataclass(frozen=True)
+class StateModelingAgent(AgentSpec):
+    """Designs the sequence model; its slice is the sequence model."""
+
+    name: str = "State-Modeling"
+    slice: str | None = "state-modeling"
+    tools: tuple[Tool, ...] = (*READING, *PROPOSING, MEMORY_LENGTH, *TALKING)
+    prompt: str = "state_modeling.md"
+    turn: int = 10
+
+
+AGENTS.register("State-Modeling")(StateModelingAgent())

@@ -110,6 +110,7 @@ def _plan(turn: dict[str, Any]) -> Procedure:
 def _propose(turn: dict[str, Any]) -> Procedure:
     """Take the optimizer's suggestion for the own slice of every arm."""
     said = []
+    rows: list[str] = []
     if turn["round"] == 0:  # the probes of the Environment agent
         yield "describe_task", {}
         yield "measure_throughput", {"num_envs": 32}
@@ -119,6 +120,7 @@ def _propose(turn: dict[str, Any]) -> Procedure:
         seen = yield "ledger_query", {"view": "top" if turn["round"] else "baseline", "arm": arm, "limit": 3}
         if turn["round"] == 0:  # the probe of the State-Modeling agent
             yield "memory_length", {"arm": arm, "values": []}
+        rows += _row_ids(seen)
         for run in _row_ids(seen)[:1]:
             yield "analyse_curves", {"arm": arm, "run": run, "limit": 1}
             yield "adaptation_curve", {"run": run}
@@ -149,12 +151,25 @@ def _propose(turn: dict[str, Any]) -> Procedure:
         )
         error = _get(proposal, "error", None)
         said.append(f"{arm}: {error}" if error else f"{arm}: took the {source}'s {', '.join(slice_)}.")
+    if turn.get("spoken"):  # who spoke before knows nothing of this slice, and looks at the whole again
+        text = f"{' '.join(said)} Does your slice still fit the whole configuration?"
+        yield "tell", {"to": turn["spoken"][-1], "text": text[:800], "evidence": list(dict.fromkeys(rows))[:3]}
     return " ".join(said)
 
 
 def _revise(turn: dict[str, Any]) -> Procedure:
-    yield from ()
-    return "The optimizer's suggestion stands."
+    """Keep the suggestion; where a colleague asked, look first whether the whole configuration can still be trained."""
+    said = []
+    for arm in turn["arms"] if "spoken" in turn else ():
+        space = yield "describe_search_space", {"arm": arm}
+        own = [p["name"] for p in _get(space, "parameters", [])]
+        suggestion = yield "suggest", {"arm": arm}
+        slice_ = {name: value for name, value in _get(suggestion, "values", {}).items() if name in own}
+        values = [{"name": name, "value": value} for name, value in slice_.items()]
+        check = yield "check_feasibility", {"arm": arm, "values": values}
+        problems = _get(check, "problems", [])
+        said.append(f"{arm}: {'; '.join(map(str, problems)) if problems else 'my slice fits the whole configuration'}.")
+    return " ".join([*said, "The optimizer's suggestion stands."])
 
 
 def _launch(turn: dict[str, Any]) -> Procedure:

@@ -10,7 +10,8 @@ import numpy as np
 
 from core.config import FrozenConfig
 from core.errors import unknown_name
-from experiments.judging.statistics import mean_interval
+from experiments.judging.statistics import mean_interval, percent_change
+from experiments.reading.strategies import Strategy, shaped_by_agents
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec, choose_members
 from multi_agent.workflows.crew import CrewEvent
 from multi_agent.workflows.modes import Collaboration, way_to_work
@@ -30,9 +31,25 @@ class Improvement(FrozenConfig):
     """95 % interval."""
     run_ids: tuple[int, ...]
     """The confirmation runs it is computed from."""
+    percent: float | None = None
+    """The effect in percent of the baseline's absolute mean; None where that mean is not told apart from 0."""
+    percent_interval: tuple[float, float] | None = None
+    """Its interval (Fieller's, of a ratio of means), at the level of the test that decided."""
+
+    def __float__(self) -> float:
+        return float("nan") if self.percent is None else self.percent
+
+    def __str__(self) -> str:
+        """The percent with its interval, for text that writes the sign behind it."""
+        if self.percent is None or self.percent_interval is None:
+            return "undefined "
+        return f"{self.percent:.1f} [{self.percent_interval[0]:.1f}, {self.percent_interval[1]:.1f}]"
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if spec else str(self)
 
 
-class Strategy(FrozenConfig):
+class ProposerGain(FrozenConfig):
     """What the search trials of one proposer brought, over the default configuration of their arm."""
 
     proposer: str
@@ -53,7 +70,9 @@ class CollaborationResult(FrozenConfig):
     outcome: str
     reason: str
     improvement: Improvement | None
-    strategies: tuple[Strategy, ...]
+    proposers: tuple[ProposerGain, ...]
+    emergent_strategies: tuple[Strategy, ...]
+    """Configurations that agents shaped, that nobody else reached and that fresh seeds showed to be better."""
 
 
 class CollaborativeLearning:
@@ -61,8 +80,8 @@ class CollaborativeLearning:
 
     agents: the specialists, by name (see `crew_members`) or as specifications, which are used as they are; all
     registered ones by default. Slices of absent ones come from the optimizer. coordinator: the agent that launches
-    rounds and writes the narrative. llm: as `--llm`. data_dir: where rows go. Raises InputError for an agent that
-    cannot take part.
+    rounds and writes the narrative. llm: as `--llm`. data_dir: where rows go (default: `runs/` in the checkout). Raises
+    InputError for an agent that cannot take part.
     """
 
     def __init__(
@@ -91,11 +110,11 @@ class CollaborativeLearning:
     ) -> CollaborationResult:
         """Research `task` to a verdict.
 
-        task: a goal in words, or a task family, which means "beat LSTM on" it. env_steps: training steps of the whole
-        campaign. Raises InputError for an unknown task or mode, or a budget that is too small.
+        task: a goal in words, or the id of a task family or of a Gymnasium environment, which means "beat LSTM on" it.
+        collaboration_mode: how the specialists work together in a round; it is recorded, and holds where the campaign is
+        resumed. env_steps: training steps of the whole campaign. Raises InputError for an unknown task or mode, or a budget that is too small.
         """
         way_to_work(collaboration_mode)
-        from env_runner.task_distributions import FAMILIES
         from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
         from experiments.campaign.lab import Lab
         from experiments.campaign.plan import Budget
@@ -109,7 +128,7 @@ class CollaborativeLearning:
         runs = recorded_in(
             lambda: Ledger(paths.ledger_url, read_only=True) if (paths.data / "ledger.db").is_file() else None
         )
-        question = parse_goal(f"beat LSTM on {task}" if task in FAMILIES else task, runs)
+        question = parse_goal(task if " " in task.strip() else f"beat LSTM on {task}", runs)
         choice = choose_llm(self.llm)
         paths.ensure()
         ledger = Ledger(paths.ledger_url)
@@ -126,25 +145,38 @@ class CollaborativeLearning:
                 agents=self.members,
             )
         runs = ledger.runs(campaign_id, purpose=("baseline", "search"))
-        return summarise(lab.campaign_id, collaboration_mode, lab.judge(), runs)
+        found = [strategy for strategy in shaped_by_agents(ledger, campaign_id) if strategy.is_found]
+        return summarise(lab.campaign_id, collaboration_mode, lab.judge(), runs, found)
 
 
 def summarise(
-    campaign: str, mode: Collaboration, verdict: VerdictView, search_runs: Sequence[Run]
+    campaign: str,
+    mode: Collaboration,
+    verdict: VerdictView,
+    search_runs: Sequence[Run],
+    found: Sequence[Strategy] = (),
 ) -> CollaborationResult:
-    """A result from a verdict and the campaign's search rows."""
+    """A result from a verdict, the campaign's search rows, and the strategies found in it."""
     improvement = None
     if verdict.effect is not None and verdict.interval is not None:
         low, high = verdict.interval
-        improvement = Improvement(effect=verdict.effect, low=low, high=high, run_ids=verdict.run_ids)
+        percent = _percent(verdict)
+        improvement = Improvement(
+            effect=verdict.effect,
+            low=low,
+            high=high,
+            run_ids=verdict.run_ids,
+            percent=None if percent is None else percent[0],
+            percent_interval=None if percent is None else percent[1],
+        )
     default = {run.arm: run.score for run in search_runs if run.trial == 0 and run.score is not None}
-    strategies = []
+    proposers = []
     for proposer in sorted({run.proposer for run in search_runs if run.trial}):
         own = [r for r in search_runs if r.trial and r.proposer == proposer]
         scored = [r for r in own if r.score is not None and r.arm in default]
         gains = np.array([r.score - default[r.arm] for r in scored if r.score is not None])
-        strategies.append(
-            Strategy(
+        proposers.append(
+            ProposerGain(
                 proposer=proposer,
                 mean_gain=float(gains.mean()) if gains.size else None,
                 interval=mean_interval(gains) if gains.size >= 3 else None,
@@ -157,5 +189,14 @@ def summarise(
         outcome=verdict.outcome,
         reason=verdict.reason,
         improvement=improvement,
-        strategies=tuple(strategies),
+        proposers=tuple(proposers),
+        emergent_strategies=tuple(found),
     )
+
+
+def _percent(verdict: VerdictView) -> tuple[float, tuple[float, float]] | None:
+    """The effect in percent of the baseline, from the means of the seeds that the verdict rests on."""
+    if verdict.challenger is None or verdict.baseline is None:
+        return None
+    sides, paired = (verdict.challenger.seed_means, verdict.baseline.seed_means), verdict.test == "paired"
+    return percent_change(*sides, paired=paired, level=1 - (verdict.level or 0.05))

@@ -74,11 +74,18 @@ class Crew:
         on_event: Callable[[CrewEvent], None],
         max_tokens: int | None = None,
         max_usd: float | None = None,
-        collaboration: Collaboration = "sequential",
+        collaboration: Collaboration | None = None,
         agents: Sequence[str | AgentSpec] | None = None,
         approve_each: ApproveEach | None = None,
     ) -> None:
-        self.members, self.work_together = choose_members(agents), way_to_work(collaboration)
+        introduced = _introduced(lab)
+        self.collaboration: Collaboration = collaboration or introduced.get("collaboration", "sequential")
+        self.work_together = way_to_work(self.collaboration)
+        absent: list[str] = []
+        if agents is None and introduced.get("agents") is not None:
+            agents = [name for name in introduced["agents"] if name in AGENTS]
+            absent = [name for name in introduced["agents"] if name not in AGENTS]
+        self.members = choose_members(agents)
         from multi_agent.llm.quiet_crewai import boot
 
         boot(data_dir / "crewai")
@@ -97,8 +104,9 @@ class Crew:
         self.agent_rounds: set[int] = set()
         self.instructed = False  # by a person, since the last round
         self._instructions_read = 0
-        earlier = self._remember_earlier_sittings()
-        self.approvals = Approvals(lab, approve_each or earlier, self.broker, self.emit, self._show)
+        self._remember_earlier_sittings()
+        approved: ApproveEach = approve_each or introduced.get("approve_each", "none")
+        self.approvals = Approvals(lab, approved, self.broker, self.emit, self._show)
         self.failures_in_a_row = 0
         self.silent_because = ""
         self.contexts = {
@@ -111,8 +119,12 @@ class Crew:
             f"The crew: {', '.join(names)}; model: {choice.name}.",
             llm=choice.name,
             approve_each=self.approvals.each,
+            collaboration=self.collaboration,
+            agents=None if agents is None else [*(member.name for member in self.members), *absent],
             prompts={m.name: prompt_hash(m.prompt) for m in self.members},
         )
+        if absent:
+            self.announce(f"Not registered here, so the crew works without: {', '.join(absent)}.")
         if broken := AGENTS.failures_in_words():  # of plugins that may hold no agent; an agent's own file is refused
             self.announce(f"{broken} The crew works without it.")
         if max_usd is not None and self.meter.price is None and choice.kind == "langchain":
@@ -148,9 +160,8 @@ class Crew:
         max_calls = 100 if self.by_procedure else MAX_MODEL_CALLS  # the offline researcher makes one call at a time
         return build_agent(member, LangChainLLM.wrap(chat, watcher), self.contexts[member.name], max_calls)
 
-    def _remember_earlier_sittings(self) -> ApproveEach:
-        """What was spent, found, said, read and given to agents before this process began; gives what to approve."""
-        approve_each: ApproveEach = "none"
+    def _remember_earlier_sittings(self) -> None:
+        """What was spent, found, said, read and given to agents before this process began."""
         messages: list[Message] = []
         read: dict[str, int] = {}
         for event in self.lab.events(["llm_call", "message", "stage", "agent"]):
@@ -160,8 +171,6 @@ class Crew:
                 messages.append(Message(event.actor, payload["to"], payload["text"], evidence, event.id))
             elif event.kind == "agent" and "read" in payload:
                 read[event.actor] = max(payload["read"], read.get(event.actor, 0))
-            elif event.kind == "stage" and "approve_each" in payload:
-                approve_each = payload["approve_each"]
             if event.kind == "llm_call":
                 self.meter.tokens += payload["input_tokens"] + payload["output_tokens"]
                 self.meter.usd += payload["usd"] or 0.0
@@ -172,7 +181,6 @@ class Crew:
             elif event.kind == "stage" and payload.get("mode") == "agents":
                 self.agent_rounds.add(payload["round"])
         self.broker.restore(messages, read)
-        return approve_each
 
     # ---- events and messages --------------------------------------------------------------
 
@@ -265,6 +273,11 @@ class Crew:
                 f"The chat model is not asked again in this sitting: {self.silent_because}. "
                 "The optimizer proposes every configuration from here on."
             )
+
+
+def _introduced(lab: Lab) -> Mapping[str, Any]:
+    """What the crew of the last sitting was told: what to approve, how to work together, who takes part."""
+    return next((e.payload for e in reversed(lab.events(["stage"])) if "approve_each" in e.payload), {})
 
 
 class _Watcher:

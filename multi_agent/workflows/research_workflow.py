@@ -38,7 +38,7 @@ def run_research(
     on_event: Callable[[CrewEvent], None],
     max_tokens: int | None = None,
     max_usd: float | None = None,
-    collaboration: Collaboration = "sequential",
+    collaboration: Collaboration | None = None,
     agents: Sequence[str | AgentSpec] | None = None,
     approve_each: ApproveEach | None = None,
 ) -> None:
@@ -47,8 +47,8 @@ def run_research(
     llm: from `choose_llm`. data_dir: everything CrewAI writes goes below it. on_event: called for each event, which is
     in the ledger by then. max_tokens, max_usd: caps on the chat model, over all sittings of the campaign; when one is
     reached, the optimizer goes on alone. collaboration: how specialists work together in a round. agents: the
-    specialists that take part, by name or as specifications, all registered ones by default. approve_each: what waits
-    for a person's approval; None for what the campaign had so far. May be called inside a running event loop. Raises
+    specialists that take part, by name or as specifications. approve_each: what waits for a person's approval. None of
+    these three stands for what the campaign had so far, at first: sequential, all registered agents, nothing. May be called inside a running event loop. Raises
     InputError for agents that cannot take part, and Paused when the lab is paused or stopped; nothing is lost then.
     """
     crew = Crew(
@@ -158,10 +158,14 @@ def _proposals(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any
     """The specialists' turns of a round, where it is theirs."""
     # Waiting for a model is paid in training time: it speaks where it counts.
     if owner == "agents" or crew.by_procedure:
+        spoken: list[str] = []
 
         def ask(member: AgentSpec, prompt: str, pass_number: int) -> str | None:
             kind = "revise" if pass_number else "propose"
             turn = {"kind": kind, "round": number, "pass": pass_number, "arms": crew.lab.arms, "role": member.slice}
+            if crew.collaboration == "emergent":  # where nobody's words are passed on unasked
+                turn["spoken"] = list(spoken)
+                spoken.append(member.name)
             return crew.ask(member.name, prompt, owner=owner, turn=turn, whose=OWNER_RULES[owner], **shared)
 
         crew.work_together(crew.specialists, crew.broker, ask)

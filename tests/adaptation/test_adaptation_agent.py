@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adaptation.adaptation_agent import AdaptationAgent
-from adaptation.test_time_adaptation import AdaptationConfig
+from adaptation.test_time_adaptation import AdaptationConfig, Adapter
 from core.coordinator import AgentCoordinator
 from core.errors import InputError
 from core.policy import ActionSpec
@@ -18,7 +18,7 @@ from env_runner.environment import Environment
 
 def make(**config) -> AdaptationAgent:
     model = StateSpaceModel(state_dim=8, input_dim=4, output_dim=2, hidden_dim=8)
-    return AdaptationAgent("adapter", model, ActionSpec("categorical", 2), AdaptationConfig(**config))
+    return AdaptationAgent(Adapter(model, AdaptationConfig(**config)), ActionSpec("categorical", 2), name="adapter")
 
 
 def test_adapt_returns_status_and_loss_and_start_forgets_what_was_learned():
@@ -64,7 +64,7 @@ def test_the_coordinator_runs_it_on_a_real_environment():
 
 
 def test_new_parameters_become_the_trained_ones():
-    agent = AdaptationAgent("a", nn.Linear(4, 2), ActionSpec("gaussian", 2))
+    agent = AdaptationAgent(Adapter(nn.Linear(4, 2)))
     agent.update({"bias": torch.tensor([1.0, 2.0])})
     agent.start(1)
     assert agent.act(np.zeros((1, 4))).tolist() == [[1.0, 2.0]]

@@ -43,6 +43,7 @@ CALLS: dict[str, list[str]] = {
     "sql": ["select 1"],
     "status": [],
     "stop": ["c-0001"],
+    "strategies": [],
     "tag": [],
     "tune": ["point-robot", "--models", "lstm", "--trials", "1", "--env-steps", "1"],
 }

@@ -75,6 +75,40 @@ def test_the_mean_interval_covers_as_often_as_it_says() -> None:
         assert found == pytest.approx(level, abs=0.015)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_percent_of_a_baseline_covers_as_often_as_it_says(paired: bool) -> None:
+    """-8 against -10 is 20 % better, whatever the sign of both; seeds of the two sides go together where they are paired."""
+
+    def draw(seed: int) -> np.ndarray:
+        rng = np.random.default_rng([11, seed])
+        together = rng.normal(size=8) * paired
+        return np.stack([-8 + together + rng.normal(size=8), -10 + together + rng.normal(size=8)])
+
+    def interval(sides: np.ndarray, seed: int) -> tuple[float, float]:
+        found = statistics.percent_change(*sides, paired=paired)
+        assert found is not None
+        return found[1]
+
+    covered = _coverage(interval, draw, 20.0, 2500)
+    assert 0.94 <= covered <= (0.96 if paired else 0.985)  # Welch's degrees of freedom are taken at their fewest
+
+
+def test_the_percent_of_a_baseline_is_what_the_two_t_tests_do_not_reject() -> None:
+    """Fieller's ends against the definition: at each end the paired t-test of challenger - (1 + share) baseline is at its level."""
+    rng = np.random.default_rng(3)
+    challenger, baseline = rng.normal(12, 2, 6), rng.normal(10, 1, 6)
+    percent, ends = statistics.percent_change(challenger, baseline) or (0.0, (0.0, 0.0))
+    assert percent == pytest.approx(100 * (challenger.mean() / baseline.mean() - 1))
+    for end in ends:
+        assert stats.ttest_rel(challenger, (1 + end / 100) * baseline).pvalue == pytest.approx(0.05)
+
+
+def test_a_baseline_that_may_be_zero_has_no_percent() -> None:
+    assert statistics.percent_change([1.0, 2.0, 3.0], [-0.1, 0.1, 0.05]) is None
+    assert statistics.percent_change([1.0, 2.0], [0.0, 0.0]) is None
+    assert statistics.percent_change([1.0], [2.0]) is None
+
+
 def _correlated(seeds: int, tasks: int = 12):
     """Scores whose seeds differ on all tasks at once, as trainings evaluated on many tasks do."""
 

@@ -16,7 +16,7 @@ from meta_rl.sinusoid import sinusoid_network, sinusoid_tasks
 
 def make(num_steps: int = 5, inner_lr: float = 1e-3) -> MetaMAMLAgent:
     maml = MetaMAML(sinusoid_network(torch.Generator().manual_seed(0)), inner_lr=inner_lr, outer_lr=1e-3)
-    return MetaMAMLAgent("maml", maml, ActionSpec("gaussian", 1), num_steps=num_steps)
+    return MetaMAMLAgent(maml, ActionSpec("gaussian", 1), num_steps=num_steps)
 
 
 def test_adapting_lowers_the_support_loss_and_changes_what_it_does_but_not_the_meta_learned_start():
@@ -45,7 +45,7 @@ def test_meta_updates_make_later_adaptation_better():
 
 def test_a_model_with_memory_keeps_it_between_steps_and_clears_it_at_an_end():
     model = StateSpaceModel(state_dim=8, input_dim=3, output_dim=2, hidden_dim=8)
-    agent = MetaMAMLAgent("maml", MetaMAML(model), ActionSpec("categorical", 2))
+    agent = MetaMAMLAgent(MetaMAML(model), ActionSpec("categorical", 2))
     agent.start(2)
     assert agent.act(np.ones((2, 3))).shape == (2,)
     agent.observe(np.zeros(2), np.array([True, False]))

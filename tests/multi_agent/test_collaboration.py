@@ -11,10 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from crew_on_script import MEMBERS, crew_lab, run_crew
+from crew_on_script import MEMBERS, crew_lab, interrupted_in, run_crew
+from lab_on_script import lab_on_script, ssm_leads
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
 from core.errors import InputError
+from experiments.campaign.plan import Design
+from experiments.reading.strategies import shaped_by_agents, strategies_table
+from experiments.runs.executor import Job
+from experiments.runs.runner import Paused
 from multi_agent.agents.agent import AgentSpec, choose_members, prompt_hash
 from multi_agent.tools.ledger_tool import READING, TALKING
 from multi_agent.workflows import CollaborativeLearning
@@ -61,6 +66,63 @@ def test_in_a_debate_all_propose_unheard_and_then_revise_having_heard_all(tmp_pa
 
 def test_in_emergence_only_the_addressed_speak_again(tmp_path: Path) -> None:
     assert turns("emergent", tmp_path) == [*((role, 0, set()) for role in ROLES), ("state-modeling", 1, {"mail"})]
+
+
+def test_without_a_model_emergence_passes_messages_and_whoever_was_written_to_looks_again(tmp_path: Path) -> None:
+    lab = crew_lab(tmp_path, 2)
+    events = run_crew(lab, tmp_path, collaboration="emergent")
+    turns = [e.payload["turn"] for e in events if e.kind == "agent" and "pass" in (e.payload.get("turn") or {})]
+    first = [(turn["role"], turn["pass"]) for turn in turns if turn["round"] == 0]
+    assert first == [*((role, 0) for role in ROLES), *((role, 1) for role in ROLES[:3])]
+    mail = [(e.actor, e.payload["to"]) for e in events if "Does your slice still fit" in e.text]
+    names = [MEMBERS[name].name for name in ("State-Modeling", "Meta-Learning", "Adaptation", "Environment")]
+    assert mail[:3] == list(zip(names[1:], names, strict=False))
+    looked = [e.text for e in events if e.kind == "agent" and "my slice fits the whole configuration" in e.text]
+    assert len(looked) == 3 * lab.plan.rounds
+    assert not [e for e in events if e.payload.get("failed")]
+
+
+def test_a_campaign_goes_on_in_its_mode_and_with_its_agents(tmp_path: Path) -> None:
+    lab = crew_lab(tmp_path, 2)
+    interrupted_in(lab, 1, Paused)
+    with pytest.raises(Paused):
+        run_crew(lab, tmp_path, collaboration="emergent", agents=("Adaptation", "Environment"))
+    events = run_crew(crew_lab(tmp_path, 2), tmp_path)
+    assert (events[0].payload["collaboration"], events[0].payload["agents"]) == (
+        "emergent",
+        ["Adaptation", "Environment", "Coordinator"],
+    )
+    passes = {(e.actor, e.payload["turn"]["pass"]) for e in events if e.kind == "agent" and "pass" in e.payload["turn"]}
+    assert passes == {("Adaptation", 0), ("Environment", 0), ("Adaptation", 1)}
+
+
+def test_what_agents_found_is_a_strategy_where_nobody_else_was_and_fresh_seeds_agree(tmp_path: Path) -> None:
+    """Agents set a rate that the optimizer does not come near, and runs with it score higher by 4."""
+
+    def score(job: Job) -> float:
+        return ssm_leads(job) + 4.0 * (job.spec.learner.learning_rate == 0.003)  # type: ignore[attr-defined]
+
+    three = Design(name="test", baseline_seeds=2, rounds=3, top=2, selection_seeds=3, confirmation_seeds=5)
+    lab = lab_on_script(tmp_path, score, design=three)
+    lab.agent_share = 1.0
+    lab.run_baseline()
+    lab.set_stage("search")
+    lab.launch()
+    lab.propose(arm="challenger", role="meta-learning", values={"learner.learning_rate": 0.003}, reason="far off")
+    while lab.round < lab.plan.rounds:
+        lab.launch()
+    lab.set_stage("selection")
+    before = shaped_by_agents(lab.ledger, lab.number)
+    assert [(s.arm, s.proposer, s.gain, s.is_found) for s in before] == [
+        ("challenger", "agent:meta-learning", None, False)
+    ]
+    lab.run_selection()
+    (found,) = shaped_by_agents(lab.ledger, lab.number)
+    assert found.is_found
+    assert found.novelty > 0.1
+    assert found.gain == pytest.approx(4.0, abs=1.0)
+    assert len(found.run_ids) == 6
+    assert strategies_table(lab.ledger, [lab.number]).rows[0][-1] is True
 
 
 def test_absent_agents_do_not_speak(tmp_path: Path) -> None:
@@ -151,8 +213,22 @@ def _run(id: int, trial: int | None, proposer: str, score: float | None, arm: st
     return SimpleNamespace(id=id, arm=arm, trial=trial, proposer=proposer, score=score)
 
 
+def _side(*seed_means: float) -> Any:
+    return SimpleNamespace(seed_means=seed_means)
+
+
 def test_a_result_is_computed_from_rows() -> None:
-    verdict: Any = SimpleNamespace(outcome="confirmed", reason="r", effect=3.0, interval=(1.0, 5.0), run_ids=(9, 10))
+    sides = {"challenger": _side(-7.0, -8.0), "baseline": _side(-10.0, -11.0)}
+    verdict: Any = SimpleNamespace(
+        outcome="confirmed",
+        reason="r",
+        effect=3.0,
+        interval=(1.0, 5.0),
+        run_ids=(9, 10),
+        test="paired",
+        level=0.05,
+        **sides,
+    )
     rows = [
         _run(1, 0, "default", -10.0),
         _run(2, 0, "default", -20.0, "baseline"),
@@ -166,7 +242,9 @@ def test_a_result_is_computed_from_rows() -> None:
     result = summarise("c-0001", "debate", verdict, rows)
     assert result.improvement is not None
     assert (result.improvement.effect, result.improvement.low, result.improvement.run_ids) == (3.0, 1.0, (9, 10))
-    meta, state, optimizer = result.strategies
+    assert float(result.improvement) == pytest.approx(100 * 3 / 10.5)
+    assert result.emergent_strategies == ()
+    meta, state, optimizer = result.proposers
     assert (optimizer.proposer, optimizer.mean_gain, optimizer.run_ids) == ("optimizer", 2.0, (4, 5, 6))
     assert optimizer.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)  # t(2) times 1 / sqrt(3)
     assert (meta.mean_gain, meta.interval) == (-1.0, None)
