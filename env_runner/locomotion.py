@@ -21,7 +21,6 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from core.errors import InputError, bad_value
 from env_runner.batched_mujoco import LoopPhysics, RolloutPhysics, check_threads, compile_model, model_xml
 from env_runner.describe import action_rows, observation_rows
 from env_runner.robots import Physics, Robot
@@ -62,12 +61,17 @@ class LocomotionFamily(TaskFamily):
     robot: Robot
     changes_model: ClassVar[bool] = False
     """The task is the model (masses, gravity, limbs); the reward is the robot's stock one."""
+    motor_can_fail = True
     engine_packages = ("gymnasium", "mujoco")
     horizon = 200
     summary: ClassVar[str]
     task_text: ClassVar[str]
     reward_text: ClassVar[str] = "Gymnasium's own v5 reward of this robot."
     source: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.target_can_switch = not cls.changes_model
 
     def __init__(self) -> None:
         self.obs_dim = self.robot.obs_dim
@@ -185,11 +189,10 @@ class MujocoTaskEnv(TaskVectorEnv):
 
     def __init__(self, family: LocomotionFamily, num_envs: int, num_threads: int, options: EnvOptions | None) -> None:
         self.robot: Robot = family.robot
-        self.options = _check_options(options or EnvOptions(), family)
         model = family.base_model
         low, high = model.actuator_ctrlrange.T
         action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-        super().__init__(family, num_envs, make_box(family.obs_dim), action_space)
+        super().__init__(family, num_envs, make_box(family.obs_dim), action_space, options)
         # The float32 bounds of the space differ from the model's own for +-0.4 (Humanoid): clip to the model's.
         self._action_low, self._action_high = low.copy(), high.copy()
         self.locomotion = family
@@ -201,9 +204,7 @@ class MujocoTaskEnv(TaskVectorEnv):
             self.physics = RolloutPhysics(model, num_envs, self.robot.frame_skip, threads)
         self._base_model = model
         self._dt = model.opt.timestep * self.robot.frame_skip
-        self.active_tasks = self.tasks
         self._failed = np.zeros(num_envs, dtype=np.int64)
-        self._switched = np.zeros((num_envs, family.num_params))
 
     @property
     def dt(self) -> float:
@@ -226,15 +227,11 @@ class MujocoTaskEnv(TaskVectorEnv):
 
     def _draw_changes(self, worlds: ndarray) -> None:
         options = self.options
-        self.active_tasks = self.tasks
         if options.failure_step is not None:
             for world in worlds.tolist():
                 drawn = self.world_rngs[world].integers(self._base_model.nu)
                 self._failed[world] = drawn if options.failed_actuator is None else options.failed_actuator
-        if options.switch_step is not None:
-            for world in worlds.tolist():
-                drawn = self.family.sample_tasks(self.world_rngs[world], 1)[0]
-                self._switched[world] = drawn if options.switch_task is None else options.switch_task
+        self.draw_switches(worlds)
 
     def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
         options, robot, physics = self.options, self.robot, self.physics
@@ -243,19 +240,18 @@ class MujocoTaskEnv(TaskVectorEnv):
             ctrl = actions.copy()
             (failing,) = np.nonzero(self.elapsed >= options.failure_step)
             ctrl[failing, self._failed[failing]] *= options.failure_scale
-        if options.switch_step is not None:
-            self.active_tasks = np.where((self.elapsed >= options.switch_step)[:, None], self._switched, self.tasks)
+        tasks = self.tasks_in_force()
         before = self._position
         unstable = physics.step(ctrl)
         self._position = robot.position(physics)
         velocity = (self._position - before) / self._dt
         healthy = robot.healthy(physics)
-        rewards = self.locomotion.reward(Step(physics, velocity, actions, healthy, self.active_tasks))
+        rewards = self.locomotion.reward(Step(physics, velocity, actions, healthy, tasks))
         infos: dict[str, Any] = {"x_velocity": velocity[:, 0]}
         if velocity.shape[1] > 1:
             infos["y_velocity"] = velocity[:, 1]
         if options.switch_step is not None:
-            infos["tasks"] = self.active_tasks
+            infos["tasks"] = tasks
         if unstable is not None:
             infos["unstable"] = unstable
         terminated = np.zeros(self.num_envs, dtype=bool) if healthy is None else ~healthy
@@ -266,18 +262,3 @@ class MujocoTaskEnv(TaskVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         self.physics.close()
-
-
-def _check_options(options: EnvOptions, family: LocomotionFamily) -> EnvOptions:
-    """The options if they fit the family, else InputError."""
-    if options.switch_step is not None and family.changes_model:
-        raise InputError(f"switch_step: {family.id} changes the model, not the goal; allowed for goal families only")
-    if options.switch_step is not None and options.switch_step >= family.horizon:
-        raise bad_value("switch_step", options.switch_step, f"below the horizon of {family.id}, {family.horizon}")
-    if options.failure_step is not None and options.failure_step >= family.horizon:
-        raise bad_value("failure_step", options.failure_step, f"below the horizon of {family.id}, {family.horizon}")
-    if options.switch_task is not None and len(options.switch_task) != family.num_params:
-        raise bad_value("switch_task", options.switch_task, f"{family.num_params} numbers for {family.id}")
-    if options.failed_actuator is not None and options.failed_actuator >= family.action.size:
-        raise bad_value("failed_actuator", options.failed_actuator, f"0 to {family.action.size - 1}")
-    return options

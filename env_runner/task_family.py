@@ -9,11 +9,13 @@ A family is a distribution of tasks; a task is one row of P numbers; a world liv
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -82,6 +84,10 @@ class TaskFamily(ABC):
     pools_are_disjoint: bool = True
     reports_success: ClassVar[bool] = False
     """Whether `infos["success"]` says in every step whether the goal is reached."""
+    target_can_switch: ClassVar[bool] = False
+    """Whether its worlds know `EnvOptions.switch_step`."""
+    motor_can_fail: ClassVar[bool] = False
+    """Whether its worlds know `EnvOptions.failure_step`."""
 
     @property
     def num_params(self) -> int:
@@ -133,14 +139,41 @@ class TaskFamily(ABC):
         return array
 
     def refuse_changes(self, options: EnvOptions | None) -> None:
-        """For `make` of a family without mid-episode changes: raises InputError where one is asked for."""
-        if options is not None and options.changes_anything:
-            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families do")
+        """Raise InputError where the worlds of this family cannot have these mid-episode changes."""
+        if options is None or not options.changes_anything:
+            return
+        if not self.target_can_switch and not self.motor_can_fail:
+            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families, point-robot and bandit do")
+        if options.switch_step is not None and not self.target_can_switch:
+            raise InputError(f"switch_step: {self.id} changes the model, not the goal; allowed for goal families only")
+        if options.failure_step is not None and not self.motor_can_fail:
+            raise InputError(f"failure_step: {self.id} has no motors that fail; locomotion families do")
+        for name, step in (("switch_step", options.switch_step), ("failure_step", options.failure_step)):
+            if step is not None and step >= self.horizon:
+                raise bad_value(name, step, f"below the horizon of {self.id}, {self.horizon}")
+        if options.switch_task is not None and len(options.switch_task) != self.num_params:
+            raise bad_value("switch_task", options.switch_task, f"{self.num_params} numbers for {self.id}")
+        if options.failed_actuator is not None and options.failed_actuator >= self.action.size:
+            raise bad_value("failed_actuator", options.failed_actuator, f"0 to {self.action.size - 1}")
+
 
 
 # Which families there are --------------------------------------------------------------------------------------------
 Resolver = Callable[[str], TaskFamily | None]
 """The family of an id, or None for an id that is not of its kind."""
+
+def with_changes(family: TaskFamily, options: EnvOptions) -> TaskFamily:
+    """A copy of the family whose worlds all have the given mid-episode changes, and all else is as it was.
+
+    The family itself where nothing changes. InputError where its worlds cannot have these changes.
+    """
+    family.refuse_changes(options)
+    if not options.changes_anything:
+        return family
+    changed = copy.copy(family)
+    changed.__dict__["make"] = partial(family.make, options=options)
+    return changed
+
 
 FAMILIES: Registry[TaskFamily] = Registry("task family", "tasks", package="env_runner")
 """The families that are listed, by id: all that the files of this folder register."""
@@ -255,15 +288,22 @@ class TaskVectorEnv(VectorEnv, ABC):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
 
     def __init__(
-        self, family: TaskFamily, num_envs: int, obs_space: spaces.Box, action_space: spaces.Box | spaces.Discrete
+        self,
+        family: TaskFamily,
+        num_envs: int,
+        obs_space: spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        options: EnvOptions | None = None,
     ) -> None:
-        self.family = family
+        family.refuse_changes(options)
+        self.family, self.options = family, options or EnvOptions()
         self.num_envs = check_count("num_envs", num_envs, 1)
         self.single_observation_space, self.single_action_space = obs_space, action_space
         self.observation_space = batch_space(obs_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.horizon = family.horizon
         self.tasks: Float64[ndarray, "N P"] = np.zeros((num_envs, family.num_params))
+        self._switched: Float64[ndarray, "N P"] = np.zeros_like(self.tasks)
         self.elapsed: Int64[ndarray, " N"] = np.zeros(num_envs, dtype=np.int64)
         self.unstable_count: int = 0
         """Worlds that the simulator gave up on since this object was made; each was reset and the run went on."""
@@ -292,6 +332,20 @@ class TaskVectorEnv(VectorEnv, ABC):
 
     def _apply_tasks(self) -> None:
         """Called when `self.tasks` has changed, before the worlds start. Most families read them as they go."""
+
+    # For subclasses whose target can switch --------------------------------------------------------------------------
+    def draw_switches(self, worlds: Int64[ndarray, " K"]) -> None:
+        """Where a switch is asked for: the tasks that these worlds, which now start, will be switched to."""
+        if self.options.switch_step is not None:
+            for world in worlds.tolist():
+                drawn = self.family.sample_tasks(self.world_rngs[world], 1)[0]
+                self._switched[world] = drawn if self.options.switch_task is None else self.options.switch_task
+
+    def tasks_in_force(self) -> Float64[ndarray, "N P"]:
+        """The tasks of the step that is now made; where a switch is asked for, its `infos` have them as "tasks"."""
+        if self.options.switch_step is None:
+            return self.tasks
+        return np.where((self.elapsed >= self.options.switch_step)[:, None], self._switched, self.tasks)
 
     # Gymnasium's interface -------------------------------------------------------------------------------------------
     def reset(

@@ -31,7 +31,7 @@ from env_runner.task_family import (
 
 
 class ToyFamily(TaskFamily):
-    """A family without mid-episode changes, always on the caller's thread."""
+    """A family that is always on the caller's thread; of mid-episode changes it knows at most a switch of the target."""
 
     env_type: type[TaskVectorEnv]
     engine_packages = ("numpy",)
@@ -39,7 +39,9 @@ class ToyFamily(TaskFamily):
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
         self.refuse_changes(options)
         check_count("num_threads", num_threads, 0)
-        return self.env_type(self, num_envs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        worlds = self.env_type(self, num_envs)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        worlds.options = options or worlds.options
+        return worlds
 
 
 # Point robot ---------------------------------------------------------------------------------------------------------
@@ -55,13 +57,16 @@ class PointRobotEnv(TaskVectorEnv):
     def _start(self, worlds: ndarray) -> None:
         for world in worlds.tolist():
             self._position[world] = self.world_rngs[world].uniform(-0.1, 0.1, 2)
+        self.draw_switches(worlds)
 
     def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
         self._position += self.STEP * actions
-        angles = self.tasks[:, 0]
+        tasks = self.tasks_in_force()
+        angles = tasks[:, 0]
         goals = np.stack((np.cos(angles), np.sin(angles)), axis=1)
         distance = np.linalg.norm(self._position - goals, axis=1)
-        return -distance, np.zeros(self.num_envs, dtype=bool), {"distance": distance}
+        infos = {"distance": distance} | ({} if self.options.switch_step is None else {"tasks": tasks})
+        return -distance, np.zeros(self.num_envs, dtype=bool), infos
 
     def _observe(self) -> ndarray:
         return self._position.copy()
@@ -91,7 +96,7 @@ class PointRobot(ToyFamily, ContinuousTasks):
     Never terminates; truncated after 20 steps.
 
     ## Arguments
-    `make(num_envs)`.
+    `make(num_envs, options=EnvOptions(...))`: `switch_step`, `switch_task`.
 
     ## Anchors
     Standing at the origin costs 1 a step: -20, up to the start noise. Knowing the goal: at best 0.1 m a step along each
@@ -103,6 +108,7 @@ class PointRobot(ToyFamily, ContinuousTasks):
 
     id = "point-robot"
     env_type = PointRobotEnv
+    target_can_switch = True
     horizon = 20
     obs_dim = 2
     action = ActionInfo("gaussian", 2)
@@ -119,12 +125,14 @@ class BanditEnv(TaskVectorEnv):
         super().__init__(family, num_envs, make_box(1), spaces.Discrete(family.action.size))
 
     def _start(self, worlds: ndarray) -> None:
-        pass
+        self.draw_switches(worlds)
 
     def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
-        chance = np.take_along_axis(self.tasks, actions[:, None], axis=1)[:, 0]
+        tasks = self.tasks_in_force()
+        chance = np.take_along_axis(tasks, actions[:, None], axis=1)[:, 0]
         drawn = np.array([rng.random() for rng in self.world_rngs])
-        return (drawn < chance).astype(np.float64), np.zeros(self.num_envs, dtype=bool), {}
+        infos = {} if self.options.switch_step is None else {"tasks": tasks}
+        return (drawn < chance).astype(np.float64), np.zeros(self.num_envs, dtype=bool), infos
 
     def _observe(self) -> ndarray:
         return np.ones((self.num_envs, 1))
@@ -154,7 +162,7 @@ class Bandit(ToyFamily, ContinuousTasks):
     Never terminates; truncated after 100 steps.
 
     ## Arguments
-    `make(num_envs)`.
+    `make(num_envs, options=EnvOptions(...))`: `switch_step`, `switch_task`.
 
     ## Anchors
     Exact: random and task-blind 50, ceiling (the best arm known from the start) 100 * 5/6 = 83.3.
@@ -165,6 +173,7 @@ class Bandit(ToyFamily, ContinuousTasks):
 
     id = "bandit"
     env_type = BanditEnv
+    target_can_switch = True
     horizon = 100
     obs_dim = 1
     action = ActionInfo("categorical", 5)

@@ -23,7 +23,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from core.errors import InputError, bad_value
 from core.policy import PolicyInput
 from core.seeding import numpy_stream, torch_stream
 from core.sequence_model import parse_model_config
-from env_runner.task_family import EnvOptions, TaskFamily, TaskVectorEnv
+from env_runner.task_family import EnvOptions, TaskVectorEnv, with_changes
 from experiments.bench.registered import register_bench
 from experiments.presets import preset
 from meta_rl.learner import Learner, build_learner
@@ -95,20 +95,6 @@ class Scale:
 
 
 QUICK = Scale(worlds=32, updates=60, tuning=1, episodes=2, policy_steps=64_000, oracle_steps=32_000)
-
-
-class WithOptions:
-    """A family whose worlds all have the given mid-episode changes; everything else is the family's own."""
-
-    def __init__(self, family: TaskFamily, options: EnvOptions) -> None:
-        self._family, self._options = family, options
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._family, name)
-
-    def make(self, num_envs: int) -> TaskVectorEnv:
-        """Worlds with the changes."""
-        return self._family.make(num_envs, options=self._options)
 
 
 def bench_adapt(
@@ -326,7 +312,7 @@ def _trained_on(learner: RL2, options: EnvOptions, env_steps: int, seed: int) ->
     assert isinstance(expert, RL2)
     expert.policy.load_state_dict(learner.policy.state_dict())
     expert.normalizer.restore(learner.normalizer.tensors())
-    expert.family = cast(TaskFamily, WithOptions(expert.family, options))
+    expert.family = with_changes(expert.family, options)
     for _ in expert.train():
         pass
     return expert

@@ -233,6 +233,8 @@ def test_changes_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="switch_task"):
         make("halfcheetah-vel", 1, EnvOptions(switch_step=3, switch_task=(1.0, 2.0)))
     with pytest.raises(InputError, match="no mid-episode changes"):
+        get_family("t-maze").make(1, options=EnvOptions(failure_step=1))
+    with pytest.raises(InputError, match="bandit has no motors that fail"):
         get_family("bandit").make(1, options=EnvOptions(failure_step=1))
 
 

@@ -10,6 +10,7 @@ from core.errors import InputError
 from env_runner.anchors import measure_anchor
 from env_runner.environment import Environment, RunningNorm
 from env_runner.task_distributions import get_family
+from env_runner.task_family import EnvOptions, with_changes
 
 
 def play(family_id: str, num_envs: int, choose) -> np.ndarray:
@@ -184,3 +185,39 @@ def test_running_norm_equals_the_moments_of_all_batches_together():
 def test_an_environment_name_that_is_unknown_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'CartPole-v1'"):
         Environment("CartPole-v")
+
+
+# Mid-episode changes -------------------------------------------------------------------------------------------------
+def test_a_point_robots_goal_switches_at_its_step_in_every_episode():
+    family = with_changes(get_family("point-robot"), EnvOptions(switch_step=12, switch_task=(np.pi,)))
+    env = family.make(3)
+    obs, _ = env.reset(seed=0, options={"tasks": np.zeros((3, 1))})
+    for step in range(2 * family.horizon):
+        obs, rewards, _, _, infos = env.step(np.zeros((3, 2)))
+        goal = [-1.0, 0.0] if step % family.horizon >= 12 else [1.0, 0.0]
+        seen = infos.get("final_obs", obs)
+        np.testing.assert_allclose(rewards, -np.linalg.norm(seen - goal, axis=1), atol=1e-12)
+        np.testing.assert_allclose(infos["tasks"], np.pi if goal[0] < 0 else 0.0)
+
+
+def test_a_bandits_drawn_switch_comes_back_with_the_seed_and_is_another_for_each_world():
+    seen = []
+    for _ in range(2):
+        env = get_family("bandit").make(4, options=EnvOptions(switch_step=1))
+        env.reset(seed=5)
+        env.step(np.zeros(4, dtype=np.int64))
+        seen.append(env.step(np.zeros(4, dtype=np.int64))[4]["tasks"])
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert len(np.unique(seen[0][:, 0])) == 4
+
+
+def test_a_family_with_changes_is_the_family_in_all_but_its_worlds():
+    family = get_family("point-robot")
+    changed = with_changes(family, EnvOptions(switch_step=3))
+    assert (changed.id, changed.version, changed.horizon) == (family.id, family.version, family.horizon)
+    np.testing.assert_array_equal(changed.eval_tasks("selection"), family.eval_tasks("selection"))
+    assert changed.make(1).options.switch_step == 3
+    assert family.make(1).options.switch_step is None
+    assert with_changes(family, EnvOptions(failure_scale=0.5)) is family
+    with pytest.raises(InputError, match="switch_step: got 20, allowed: below the horizon"):
+        with_changes(family, EnvOptions(switch_step=20))
