@@ -151,10 +151,23 @@ class RecurrentPolicy(nn.Module):
             )
         if privileged is not None and privileged.shape != (*lead, self.privileged_dim):
             raise bad_value("privileged", tuple(privileged.shape), str((*lead, self.privileged_dim)))
+        features, next_hidden = self.features(inputs, hidden, resets)
+        mean, value = self.judge(features, privileged)
+        return PolicyOutput(mean, self.log_std, value, next_hidden)
+
+    def features(
+        self, inputs: PolicyInput, hidden: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads read, (..., F): the memory's output, and beside it the encoded input where that skips; and the next state."""
+        obs, prev_action, prev_reward, prev_done = inputs
         seen = torch.cat([obs, prev_action, prev_reward.unsqueeze(-1), prev_done.unsqueeze(-1)], -1)
         encoded = torch.tanh(_apply(self.encoder, seen))
         memory, next_hidden = self.memory(encoded, hidden, resets)
-        actor = torch.cat([memory, encoded], -1) if self.config.skip else memory
+        return torch.cat([memory, encoded], -1) if self.config.skip else memory, next_hidden
+
+    def judge(self, features: Tensor, privileged: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean or logits (..., A) and value (...) of features (..., F)."""
+        actor = features
         if self.shared:
             actor, critic = torch.tanh(_apply(self.heads_hidden, actor)).chunk(2, -1)
         else:
@@ -162,8 +175,7 @@ class RecurrentPolicy(nn.Module):
             if self.config.head_dim:
                 actor = torch.tanh(_apply(self.actor_hidden, actor))
                 critic = torch.tanh(_apply(self.critic_hidden, critic))
-        value = _apply(self.critic, critic).squeeze(-1)
-        return PolicyOutput(_apply(self.actor, actor), self.log_std, value, next_hidden)
+        return _apply(self.actor, actor), _apply(self.critic, critic).squeeze(-1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The memory's "dynamics" parameters, and all "other" ones."""

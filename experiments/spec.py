@@ -9,18 +9,28 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from core.config import FrozenConfig, explain_validation
+from adaptation.policy_adaptation import PolicyAdaptation
+from core.config import FrozenConfig, explain_validation, search
 from core.errors import InputError
 from core.plugins import Plugin, unlike_recorded
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
-from env_runner.task_family import RESOLVERS
+from env_runner.task_family import RESOLVERS, EnvOptions
 from experiments.metrics import FIRST_EPISODE, MetricName, parse_metric
 from experiments.numbers import LARGEST_COUNT
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
 
 LARGEST_SEED = 2**63 - 1  # what a database keeps as a whole number
+
+
+class WorldChanges(EnvOptions):
+    """Mid-episode changes in the worlds of the evaluation, and whether training has them too."""
+
+    in_training: bool = Field(
+        default=False, json_schema_extra=search(choices=(False, True), role="environment", since=2)
+    )
+    """Whether the worlds of the training have them too; without, they are met for the first time when it is evaluated."""
 
 
 class RunSpec(FrozenConfig):
@@ -40,6 +50,11 @@ class RunSpec(FrozenConfig):
     """Seed of every random stream of the run."""
     scored_by: MetricName = Field(default=FIRST_EPISODE, exclude_if=lambda name: name == FIRST_EPISODE)
     """What the run is scored by; left out of the JSON, and so of the hashes, where it is the first episode's return."""
+    changes: WorldChanges = Field(default_factory=WorldChanges, exclude_if=lambda changes: not changes.changes_anything)
+    """Mid-episode changes of the worlds that it is evaluated in, and on demand of those that it trains in; left out of the JSON,
+    and so of the hashes, where nothing changes."""
+    adaptation: PolicyAdaptation = Field(default_factory=PolicyAdaptation, exclude_if=lambda config: not config.is_on)
+    """How the policy goes on learning while it is evaluated; left out of the JSON, and so of the hashes, where it does not."""
     plugins: dict[str, str] = Field(default_factory=dict, exclude_if=lambda named: not named)
     """Name -> SHA-256 of the plugins that the model, learner and task come from; found by code, never chosen. Left out of the
     JSON, and so of the hashes, where all three come from the tree."""
@@ -60,6 +75,13 @@ class RunSpec(FrozenConfig):
         shot = parse_metric(self.scored_by).column
         if shot >= self.evaluation_episodes:
             raise ValueError(f"scored_by: {self.scored_by} needs evaluation_episodes of {shot + 1} or more")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptation_fits_the_learner(self) -> RunSpec:
+        problem = self.learner.why_no_adaptation if self.adaptation.is_on else None
+        if problem is not None:
+            raise ValueError(f"adaptation.adapts: {self.adaptation.adapts} with {self.learner.kind}: {problem}")
         return self
 
     @model_validator(mode="after")
@@ -131,9 +153,13 @@ def parse_spec(text: str, source: str) -> RunSpec:
             f"{source}: {explain_validation(error, lambda place: _fields_at(json.loads(text), place))}"
         ) from None
     try:
-        get_family(spec.task)
+        family = get_family(spec.task)
     except InputError as error:
         raise InputError(f"{source}: task: {error}") from None
+    try:
+        family.refuse_changes(spec.changes)
+    except InputError as error:
+        raise InputError(f"{source}: changes.{error}") from None
     return spec
 
 
@@ -144,8 +170,9 @@ def _fields_at(data: dict[str, Any], place: tuple[str, ...]) -> Iterable[str]:
         node = node.get(part) if isinstance(node, dict) else None
     if place == ():
         return [name for name in RunSpec.model_fields if name != "plugins"]
-    if place == ("policy",):
-        return PolicyConfig.model_fields
+    for section, config in (("policy", PolicyConfig), ("changes", WorldChanges), ("adaptation", PolicyAdaptation)):
+        if place == (section,):
+            return config.model_fields
     kind = str(node.get("kind")) if isinstance(node, dict) else ""
     if place == ("policy", "model") and kind in MODELS:
         return MODELS[kind].config_type.model_fields
@@ -154,9 +181,21 @@ def _fields_at(data: dict[str, Any], place: tuple[str, ...]) -> Iterable[str]:
     return ()
 
 
+def _every_field(config: FrozenConfig) -> dict[str, Any]:
+    """A configuration as JSON, with the fields that are left out of it at their defaults; without what code finds."""
+    data = config.model_dump(mode="json")
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, FrozenConfig):
+            data[name] = _every_field(value)
+        elif name not in data and name != "plugins":
+            data[name] = value
+    return data
+
+
 def set_fields(spec: RunSpec, changes: dict[str, str]) -> RunSpec:
     """A copy with `{"policy.model.state_dim": "64"}` applied; `model.` is short for `policy.model.`."""
-    data = spec.model_dump(mode="json")
+    data = _every_field(spec)
     for path, raw in changes.items():
         parts = path.split(".")
         if parts[0] == "model":

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaptation.policy_adaptation import PolicyAdaptation
 from core.errors import InputError, bad_value
 from core.policy import RecurrentPolicy
 from core.seeding import numpy_stream, torch_stream
-from env_runner.task_family import TaskFamily
+from env_runner.task_distributions import get_family
+from env_runner.task_family import EnvOptions, TaskFamily, with_changes
+from meta_rl.adapting import PolicyAdapter
 from meta_rl.learner import EvalResult, Learner
 from meta_rl.normalize import Normalizer
 from meta_rl.rollout import Trajectory, episode_bounds, rollout
@@ -44,10 +47,11 @@ def evaluate_in_context(
     episodes: int,
     seed: int,
     deterministic: bool = True,
+    adapting: PolicyAdapter | None = None,
 ) -> EvalResult:
     """Let a memory policy live `episodes` episodes on each task, memory kept, weights and normalisers untouched.
 
-    Worlds of families that can end early live more episodes in the same time; the first `episodes` count.
+    adapting: copies of the policy, one a task, that learn as they live, and act in its place with their own noise. Worlds of families that can end early live more episodes in the same time; the first `episodes` count.
     """
     tasks = check_tasks(tasks, family)
     if episodes < 1:
@@ -62,7 +66,8 @@ def evaluate_in_context(
             num_steps=episodes * family.horizon,
             seed=int(numpy_stream(seed, "evaluate", "worlds").integers(2**31 - 1)),
             generator=torch_stream(seed, "evaluate", "actions"),
-            deterministic=deterministic,
+            deterministic=deterministic if adapting is None else adapting.noise == 0,
+            adapting=adapting,
             # The critic's values are not used here, but a critic built for task parameters must be given some.
             privileged=policy.privileged_dim > 0,
         )
@@ -91,6 +96,33 @@ def summarize(trajectory: Trajectory, episodes: int) -> EvalResult:
     return EvalResult(returns, {"episode_length": lengths, **success, **finals})
 
 
+def evaluate(
+    learner: Learner,
+    tasks: np.ndarray,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    changes: EnvOptions | None = None,
+    adaptation: PolicyAdaptation | None = None,
+) -> EvalResult:
+    """The evaluation of any learner, in worlds with mid-episode changes and with a policy that adapts, where these are given.
+
+    tasks (M, P). What the learner trains in does not count here, and the learner is as it was afterwards. InputError where its
+    family has no such changes, and where it cannot adapt.
+    """
+    trained_in = learner.family
+    learner.family = with_changes(get_family(learner.family_id), changes or EnvOptions())
+    try:
+        if adaptation is not None and adaptation.is_on:
+            return learner.adapt_and_evaluate(
+                tasks, adaptation, episodes=episodes, seed=seed, deterministic=deterministic
+            )
+        return learner.evaluate(tasks, episodes=episodes, seed=seed, deterministic=deterministic)
+    finally:
+        learner.family = trained_in
+
+
 @dataclass(frozen=True)
 class FewShotResult:
     """Returns (M,) on each of M tasks, by number of shots."""
@@ -99,10 +131,25 @@ class FewShotResult:
 
 
 def few_shot(
-    learner: Learner, tasks: np.ndarray, *, shots: Sequence[int] = (0, 1, 5, 10), seed: int, deterministic: bool = True
+    learner: Learner,
+    tasks: np.ndarray,
+    *,
+    shots: Sequence[int] = (0, 1, 5, 10),
+    seed: int,
+    deterministic: bool = True,
+    changes: EnvOptions | None = None,
+    adaptation: PolicyAdaptation | None = None,
 ) -> FewShotResult:
-    """Zero-shot and K-shot returns of any learner by the same protocol; `shots` are 0 or more, in any order."""
+    """Zero-shot and K-shot returns of any learner as `evaluate` gives them; `shots` are 0 or more, in any order."""
     if not shots or min(shots) < 0:
         raise bad_value("shots", list(shots), "one or more integers of 0 or more")
-    result = learner.evaluate(tasks, episodes=max(shots) + 1, seed=seed, deterministic=deterministic)
+    result = evaluate(
+        learner,
+        tasks,
+        episodes=max(shots) + 1,
+        seed=seed,
+        deterministic=deterministic,
+        changes=changes,
+        adaptation=adaptation,
+    )
     return FewShotResult({shot: result.returns[:, shot] for shot in sorted(set(shots))})

@@ -19,11 +19,14 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from adaptation.policy_adaptation import PolicyAdaptation
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.policy import PolicyConfig
 from core.registry import ConfigOf, Registry
+from env_runner.task_distributions import get_family
+from env_runner.task_family import TaskFamily
 
 
 class DivergedError(RuntimeError):
@@ -67,6 +70,12 @@ class LearnerConfig(FrozenConfig):
     def evaluation_episodes(self) -> int:
         """Columns of an evaluation that show all that these settings train for."""
         return 1
+
+    @property
+    def why_no_adaptation(self) -> str | None:
+        """Why a policy that these settings train cannot go on learning while it is evaluated (`PolicyAdaptation`); None where
+        it can, as `Learner.adapt_and_evaluate` then does."""
+        return "its evaluation has no test-time adaptation"
 
     @property
     def scored_by(self) -> str:
@@ -159,6 +168,8 @@ class Learner(ABC):
 
     kind: ClassVar[str]
     config_type: ClassVar[type[LearnerConfig]]
+    family: TaskFamily
+    """What it lives in, in training and in evaluation; whoever puts a copy with mid-episode changes here decides on them."""
 
     def __init__(
         self, family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
@@ -170,7 +181,7 @@ class Learner(ABC):
             raise bad_value("env_steps", env_steps, "at least the steps of one iteration")
         if seed < 0:
             raise bad_value("seed", seed, "an integer of 0 or more")
-        self.family_id = family_id
+        self.family_id, self.family = family_id, get_family(family_id)
         self.policy_config = policy
         self.config = config
         self.env_steps = int(env_steps)
@@ -186,6 +197,15 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, tasks: np.ndarray, *, episodes: int, seed: int, deterministic: bool = True) -> EvalResult:
         """Live `episodes` episodes on each of the tasks (M, P); changes nothing in the learner."""
+
+    def adapt_and_evaluate(
+        self, tasks: np.ndarray, adaptation: PolicyAdaptation, *, episodes: int, seed: int, deterministic: bool = True
+    ) -> EvalResult:
+        """The same with a policy that goes on learning from what it lives, and is as it was afterwards.
+
+        Raises InputError where the learner's settings say `why_no_adaptation`.
+        """
+        raise InputError(f"adaptation.adapts: {adaptation.adapts} with {self.kind}: {self.config.why_no_adaptation}")
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

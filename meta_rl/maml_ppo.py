@@ -27,7 +27,6 @@ from core.config import search
 from core.errors import InputError, bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from core.seeding import numpy_stream, torch_stream
-from env_runner.task_distributions import get_family
 from meta_rl.evaluate import check_tasks, summarize
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, generalized_advantages, standardize
@@ -81,6 +80,11 @@ class MAMLPPOConfig(LearnerConfig):
     def iteration_steps(self, horizon: int) -> int:
         """Env steps of a meta-update: every task's episodes before each inner step and after the last."""
         return self.tasks_per_update * self.episodes_per_task * (self.inner_steps + 1) * horizon
+
+    @property
+    def why_no_adaptation(self) -> str:
+        """What it is meta-trained for is not done a second time."""
+        return "it adapts by gradient steps of its own, which its evaluation shows (after K gradient steps)"
 
     @property
     def evaluation_episodes(self) -> int:
@@ -139,7 +143,6 @@ class MAMLPPO(Learner):
         self, family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
     ) -> None:
         super().__init__(family_id, policy, config, env_steps=env_steps, seed=seed)
-        self.family = get_family(family_id)
         self.steps_per_iteration = self.config.iteration_steps(self.family.horizon)
         self.iterations = self.env_steps // self.steps_per_iteration
         if self.iterations < 1:

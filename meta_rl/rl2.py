@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from adaptation.policy_adaptation import PolicyAdaptation
 from core.config import search
 from core.errors import bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy
 from core.seeding import numpy_stream, torch_stream
-from env_runner.task_distributions import get_family
-from meta_rl.evaluate import evaluate_in_context
+from meta_rl.adapting import Objective, PolicyAdapter
+from meta_rl.evaluate import check_tasks, evaluate_in_context
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import explained_variance, generalized_advantages
 from meta_rl.normalize import Normalizer, scaled_rewards
@@ -63,6 +64,11 @@ class RL2Config(PPOConfig):
         return self.num_worlds * self.episodes_per_trial * horizon
 
     @property
+    def why_no_adaptation(self) -> str | None:
+        """Only with a critic that is told the task: it cannot judge what is lived where nobody tells."""
+        return "its critic is told the task, and nobody tells it in an evaluation" if self.privileged_critic else None
+
+    @property
     def evaluation_episodes(self) -> int:
         """A whole trial."""
         return self.episodes_per_trial
@@ -81,7 +87,6 @@ class RL2(Learner):
         self, family_id: str, policy: PolicyConfig, config: LearnerConfig, *, env_steps: int, seed: int
     ) -> None:
         super().__init__(family_id, policy, config, env_steps=env_steps, seed=seed)
-        self.family = get_family(family_id)
         self.trial_steps = self.config.episodes_per_trial * self.family.horizon
         self.steps_per_iteration = self.config.iteration_steps(self.family.horizon)
         self.short_steps = max(self.trial_steps // 2, 1)
@@ -220,6 +225,25 @@ class RL2(Learner):
             episodes=episodes,
             seed=seed,
             deterministic=deterministic,
+        )
+
+    def adapt_and_evaluate(
+        self, tasks: np.ndarray, adaptation: PolicyAdaptation, *, episodes: int, seed: int, deterministic: bool = True
+    ) -> EvalResult:
+        """The same with copies of the policy that go on learning by PPO's loss; with all its noise where not deterministic."""
+        adapter = PolicyAdapter(
+            self.policy,
+            adaptation,
+            len(check_tasks(tasks, self.family)),
+            Objective.of(
+                self.config,
+                self.normalizer.return_scale,
+                crosses_endings=self.config.advantage_border == "cross",
+            ),
+            noise=adaptation.exploration if deterministic else 1.0,
+        )
+        return evaluate_in_context(
+            self.policy, self.normalizer, self.family, tasks, episodes=episodes, seed=seed, adapting=adapter
         )
 
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from core.fused.policy import CompiledActing, covered
 from core.policy import ActionSpec, PolicyInput, PolicyOutput, RecurrentPolicy, log_prob, mode, sample
 from env_runner.task_family import TaskFamily
+from meta_rl.adapting import PolicyAdapter
 from meta_rl.normalize import Normalizer
 
 
@@ -94,11 +95,12 @@ def rollout(
     generator: torch.Generator | None = None,
     deterministic: bool = False,
     privileged: bool = False,
+    adapting: PolicyAdapter | None = None,
 ) -> Trajectory:
     """Live one trial of `num_steps` on each of the tasks (N, P), memory kept from the first step to the last.
 
     seed sets the worlds' start states, generator the actions' noise (none is drawn where deterministic).
-    privileged: give the tasks to the critic.
+    privileged: give the tasks to the critic. adapting: copies of the policy that learn as they live, and act in its place.
     """
     spec = policy.action
     to_world = ActionMap(spec, getattr(worlds, "single_action_space", None))
@@ -130,6 +132,8 @@ def rollout(
     for t in range(num_steps):
         inp = PolicyInput(obs=seen, prev_action=prev_action, prev_reward=prev_reward, prev_done=prev_done)
         out = forward(inp)
+        if adapting is not None:
+            out = adapting.act(inp, out)
         action = mode(out) if deterministic else sample(out, generator)
         hidden, log_std = out.next_hidden, out.log_std
         read.append(inp)
@@ -140,6 +144,8 @@ def rollout(
         taken, prev_action = to_world(action)
         obs, reward, ended, cut, info = worlds.step(taken)
         rewards[:, t], terminated[:, t], truncated[:, t] = reward, ended, cut
+        if adapting is not None:
+            adapting.live(action, torch.from_numpy(reward), torch.from_numpy(ended))
         done = ended | cut
         last_obs = np.where(done[:, None], info["final_obs"], obs) if done.any() else obs
         for name, value in info.items():

@@ -104,8 +104,10 @@ def run(
     torch.set_num_threads(1)
     from core.seeding import seed_sequence
     from env_runner.task_distributions import get_family
+    from env_runner.task_family import with_changes
     from experiments.metrics import parse_metric
     from experiments.spec import recorded_spec
+    from meta_rl.evaluate import evaluate
     from meta_rl.learner import DivergedError, Learner, build_learner
 
     spec = recorded_spec(job["spec"], "the run", {})
@@ -115,10 +117,13 @@ def run(
         learner = Learner.load(checkpoint)
     else:
         learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
+    if spec.changes.in_training:
+        learner.family = with_changes(learner.family, spec.changes)
     began = saved = reported = time.monotonic()
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     tasks, metric = get_family(spec.task).eval_tasks(job["pool"]), parse_metric(spec.scored_by)
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
+    given: dict[str, Any] = {"seed": seed, "changes": spec.changes, "adaptation": spec.adaptation}
     send("started", pid=os.getpid())
     try:
         for report in learner.train():
@@ -129,7 +134,7 @@ def run(
                 return
             if env_steps in job["rungs"]:  # before any checkpoint of this iteration, so a resumed run asks again
                 # No more than the score needs: this is a look at the run, and training must not notice it.
-                looked = learner.evaluate(tasks, episodes=metric.column + 1, seed=seed)
+                looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
                 score = metric.of_evaluation({"return": looked.returns, **looked.extras})
                 number = job["rungs"].index(env_steps) + 1
                 send("rung", number=number, env_steps=env_steps, score=-math.inf if score is None else score)
@@ -154,7 +159,7 @@ def run(
         send("end", status="diverged", cause=str(error), env_steps=env_steps, train_s=time.monotonic() - began)
         return
     train_s = time.monotonic() - began
-    result = learner.evaluate(tasks, episodes=spec.evaluation_episodes, seed=seed, deterministic=True)
+    result = evaluate(learner, tasks, episodes=spec.evaluation_episodes, **given)
     sha256 = learner.save(final)
     send(
         "eval",
