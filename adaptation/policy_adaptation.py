@@ -30,53 +30,41 @@ class PolicyAdaptation(FrozenConfig):
         default=0.03,
         ge=0,
         le=10,
-        json_schema_extra=search(
-            low=1e-3, high=0.3, log=True, role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(low=1e-3, high=0.3, log=True, role="adaptation", since=2, only_if=ON),
     )
     """Step size of plain gradient descent."""
     steps: int = Field(
         default=1,
         ge=1,
         le=100,
-        json_schema_extra=search(
-            choices=(1, 3, 10), role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(choices=(1, 3, 10), role="adaptation", since=2, only_if=ON),
     )
     """Gradient steps each time."""
     every: int = Field(
         default=10,
         ge=1,
         le=100_000,
-        json_schema_extra=search(
-            choices=(5, 10, 25), role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(choices=(5, 10, 25), role="adaptation", since=2, only_if=ON),
     )
     """Control steps from one time to the next."""
     window: int = Field(
         default=50,
         ge=1,
         le=100_000,
-        json_schema_extra=search(
-            choices=(10, 25, 50), role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(choices=(10, 25, 50), role="adaptation", since=2, only_if=ON),
     )
     """How many of the last control steps are learned from."""
     exploration: float = Field(
         default=0.3,
         ge=0,
         le=2,
-        json_schema_extra=search(
-            choices=(0.0, 0.3, 1.0), role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(choices=(0.0, 0.3, 1.0), role="adaptation", since=2, only_if=ON),
     )
     """Noise of the actions while it adapts, in parts of the noise that the policy was trained with: without any, a Gaussian
     policy's actions say nothing of which others would be better. 0 acts as where nothing adapts."""
     guard: bool = Field(
         default=True,
-        json_schema_extra=search(
-            choices=(True, False), role="adaptation", since=2, only_if=ON
-        ),
+        json_schema_extra=search(choices=(True, False), role="adaptation", since=2, only_if=ON),
     )
     """Undo, for each world by itself, steps after which the loss on the window is larger than before."""
     rank: int = Field(default=2, ge=1, le=64)

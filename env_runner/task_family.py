@@ -143,7 +143,9 @@ class TaskFamily(ABC):
         if options is None or not options.changes_anything:
             return
         if not self.target_can_switch and not self.motor_can_fail:
-            raise InputError(f"options: {self.id} has no mid-episode changes; locomotion families, point-robot and bandit do")
+            raise InputError(
+                f"options: {self.id} has no mid-episode changes; locomotion families, point-robot and bandit do"
+            )
         if options.switch_step is not None and not self.target_can_switch:
             raise InputError(f"switch_step: {self.id} changes the model, not the goal; allowed for goal families only")
         if options.failure_step is not None and not self.motor_can_fail:
@@ -157,10 +159,10 @@ class TaskFamily(ABC):
             raise bad_value("failed_actuator", options.failed_actuator, f"0 to {self.action.size - 1}")
 
 
-
 # Which families there are --------------------------------------------------------------------------------------------
 Resolver = Callable[[str], TaskFamily | None]
 """The family of an id, or None for an id that is not of its kind."""
+
 
 def with_changes(family: TaskFamily, options: EnvOptions) -> TaskFamily:
     """A copy of the family whose worlds all have the given mid-episode changes, and all else is as it was.
@@ -171,7 +173,7 @@ def with_changes(family: TaskFamily, options: EnvOptions) -> TaskFamily:
     if not options.changes_anything:
         return family
     changed = copy.copy(family)
-    changed.__dict__["make"] = partial(family.make, options=options)
+    changed.make = partial(family.make, options=options)  # type: ignore[method-assign]
     return changed
 
 

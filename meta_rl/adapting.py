@@ -216,14 +216,14 @@ class PolicyAdapter:
         return surrogate + self.objective.value_coef * value_loss(value, window.returns)
 
     # Acting -------------------------------------------------------------------------------------------------------------
-    def _say(
-        self, inputs: PolicyInput, hidden: Tensor, out: PolicyOutput
-    ) -> tuple[PolicyInput | Tensor, PolicyOutput]:
+    def _say(self, inputs: PolicyInput, hidden: Tensor, out: PolicyOutput) -> tuple[PolicyInput | Tensor, PolicyOutput]:
         """What the loss will read of this step, and what the copies say; moves their memory on."""
         if self.only_heads:
             read, self.hidden = self.policy.features(inputs, hidden)
             if self.moved.any():
-                mean, value = vmap(lambda w, x: functional_call(self.heads, self._of_heads(w), (x,)))(self.weights, read)
+                mean, value = vmap(lambda w, x: functional_call(self.heads, self._of_heads(w), (x,)))(
+                    self.weights, read
+                )
                 out = self._instead(out, mean, value)
             return read, self._with_noise(out)
 

@@ -43,9 +43,7 @@ def adapting(adapts: str, **fields) -> PolicyAdaptation:
 
 def lived(learner: Learner, adaptation: PolicyAdaptation | None, episodes: int = 2, **how) -> np.ndarray:
     tasks = how.pop("tasks", learner.family.eval_tasks("search"))
-    return evaluate(
-        learner, tasks, episodes=episodes, seed=3, changes=SWITCH, adaptation=adaptation, **how
-    ).returns
+    return evaluate(learner, tasks, episodes=episodes, seed=3, changes=SWITCH, adaptation=adaptation, **how).returns
 
 
 @pytest.mark.parametrize(("adapts", "family"), [*((adapts, "point-robot") for adapts in MOVING), ("head", "bandit")])

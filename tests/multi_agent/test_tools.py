@@ -134,7 +134,7 @@ def test_a_proposal_is_written_with_its_source_found_out_by_code(lab: Lab) -> No
     ("tool", "arguments", "said"),
     [
         ("propose", proposal(source="optimizer"), "no such argument"),
-        ("propose", proposal(arm="chalenger"), "'challenger' or 'baseline'"),
+        ("propose", proposal(arm="chalenger"), "Allowed: baseline, challenger"),
         ("propose", proposal(values=[{"name": "learner.learning_rat", "value": 0.001}]), "learner.learning_rate"),
         ("propose", proposal(7.0), "0.0002 to 0.003"),
         ("propose", proposal(values=[{"name": "model.num_layers", "value": 2}]), "model.num_layers"),
@@ -150,7 +150,7 @@ def test_a_proposal_is_written_with_its_source_found_out_by_code(lab: Lab) -> No
         ("remember", {"text": "it helps", "evidence": []}, "evidence"),
         ("budget", {"score": 1.0}, "no such argument"),
         ("analyse_curves", {"arm": None, "run": "r-4242", "limit": 1}, "r-4242"),
-        ("analyse_curves", {"arm": "both"}, "'challenger' or 'baseline'"),
+        ("analyse_curves", {"arm": "both"}, "Allowed: baseline, challenger"),
         ("request_confirmation", {"reason": "enough", "evidence": ["r-9999"]}, "r-9999"),
         ("request_confirmation", {"reason": "enough", "evidence": [], "score": 1.0}, "no such argument"),
         ("inner_rate_sensitivity", {"arm": "challenger", "inner_steps": 500}, "5"),
