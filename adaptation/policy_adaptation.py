@@ -27,10 +27,10 @@ class PolicyAdaptation(FrozenConfig):
     """What moves: nothing; everything after the memory; one-dimensional gains and norms; a low-rank part of every matrix; all
     weights."""
     learning_rate: float = Field(
-        default=0.03,
+        default=0.003,
         ge=0,
         le=10,
-        json_schema_extra=search(low=1e-3, high=0.3, log=True, role="adaptation", since=2, only_if=ON),
+        json_schema_extra=search(low=3e-4, high=0.1, log=True, role="adaptation", since=2, only_if=ON),
     )
     """Step size of plain gradient descent."""
     steps: int = Field(
@@ -55,10 +55,10 @@ class PolicyAdaptation(FrozenConfig):
     )
     """How many of the last control steps are learned from."""
     exploration: float = Field(
-        default=0.3,
+        default=0.1,
         ge=0,
         le=2,
-        json_schema_extra=search(choices=(0.0, 0.3, 1.0), role="adaptation", since=2, only_if=ON),
+        json_schema_extra=search(choices=(0.0, 0.1, 0.3), role="adaptation", since=2, only_if=ON),
     )
     """Noise of the actions while it adapts, in parts of the noise that the policy was trained with: without any, a Gaussian
     policy's actions say nothing of which others would be better. 0 acts as where nothing adapts."""
@@ -76,3 +76,13 @@ class PolicyAdaptation(FrozenConfig):
     def is_on(self) -> bool:
         """Whether anything may move."""
         return self.adapts != NOTHING
+
+    @property
+    def in_words(self) -> str:
+        """A sentence for people."""
+        if not self.is_on:
+            return "Nothing adapts at test time."
+        return (
+            f"At test time {self.adapts} adapts: {self.steps} gradient step{'s' if self.steps > 1 else ''} of "
+            f"{self.learning_rate:g} every {self.every} control steps on the last {self.window}."
+        )

@@ -215,11 +215,12 @@ def evaluate(
     """
     from pathlib import Path
 
-    from experiments.runs.few_shot import few_shot_table, model_of_run
+    from experiments.runs.few_shot import few_shot_table, model_of_run, spec_of_run
 
     ledger = None if Path(model).exists() else options.read_if_there()
     kept = model if ledger is None else model_of_run(ledger, options.paths(), model)
-    options.output.table(few_shot_table(kept, shots=shots, pool=pool, seed=seed))
+    spec = None if ledger is None else spec_of_run(ledger, model)
+    options.output.table(few_shot_table(kept, spec=spec, shots=shots, pool=pool, seed=seed))
 
 
 def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
@@ -285,7 +286,8 @@ def _show_intention(
         time = f"about {format_seconds(plan.expected_s)} by what this ledger recorded"
     options.output.result(
         plan,
-        f"{spec.policy.model.kind} on {spec.task}, {plan.parameters:,} parameters, learner {spec.learner.kind}, {pool} pool",
+        f"{spec.policy.model.kind} on {spec.task}, {plan.parameters:,} parameters, learner {spec.learner.kind}, {pool} pool."
+        f"{spec.conditions}".rstrip("."),
         f"{len(seeds)} run{'s' if len(seeds) > 1 else ''} of {format_count(spec.env_steps)} env steps "
         f"({format_count(plan.env_steps_total)} in all), {time}",
         f"seeds {', '.join(map(str, seeds))}",

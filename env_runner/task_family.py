@@ -62,6 +62,19 @@ class EnvOptions(FrozenConfig):
         """Whether any change is asked for."""
         return self.switch_step is not None or self.failure_step is not None
 
+    @property
+    def in_words(self) -> str:
+        """What happens in every episode, to follow "in every episode"; empty where nothing does."""
+        words = []
+        if self.failure_step is not None:
+            which = "the motor of one joint" if self.failed_actuator is None else f"motor {self.failed_actuator}"
+            how = "fails" if self.failure_scale == 0 else f"has {self.failure_scale:g} of its torque"
+            words.append(f"{which} {how} from step {self.failure_step} on")
+        if self.switch_step is not None:
+            to = "" if self.switch_task is None else f" to {', '.join(f'{x:g}' for x in self.switch_task)}"
+            words.append(f"the target switches at step {self.switch_step}{to}")
+        return " and ".join(words)
+
 
 class TaskFamily(ABC):
     """A distribution of tasks with a name, a version and fixed held-out tasks.
@@ -165,15 +178,18 @@ Resolver = Callable[[str], TaskFamily | None]
 
 
 def with_changes(family: TaskFamily, options: EnvOptions) -> TaskFamily:
-    """A copy of the family whose worlds all have the given mid-episode changes, and all else is as it was.
+    """A copy of the family whose worlds all have the given mid-episode changes; all else is as it was.
 
-    The family itself where nothing changes. InputError where its worlds cannot have these changes.
+    But for the anchors: of a switch to a target that is drawn as the first one was, what is blind to the task reaches the same;
+    no other is known. The family itself where nothing changes. InputError where its worlds cannot have these changes.
     """
     family.refuse_changes(options)
     if not options.changes_anything:
         return family
     changed = copy.copy(family)
-    changed.make = partial(family.make, options=options)  # type: ignore[method-assign]
+    vars(changed).update(make=partial(family.make, options=options))
+    drawn_alike = options.failure_step is None and options.switch_task is None
+    changed.anchors = {name: value for name, value in family.anchors.items() if drawn_alike and name != "ceiling"}
     return changed
 
 

@@ -90,6 +90,13 @@ class RunSpec(FrozenConfig):
         return self
 
     @property
+    def conditions(self) -> str:
+        """What is unusual of the evaluation, as sentences to follow others; empty where nothing is."""
+        words = f" In every episode {self.changes.in_words}" if self.changes.changes_anything else ""
+        words += f", {'in training too' if self.changes.in_training else 'but not in training'}." if words else ""
+        return words + (f" {self.adaptation.in_words}" if self.adaptation.is_on else "")
+
+    @property
     def config_hash(self) -> str:
         """Hash of the whole specification: equal hashes mean equal numbers."""
         return _hash(self.model_dump(mode="json"))
@@ -193,7 +200,7 @@ def _every_field(config: FrozenConfig) -> dict[str, Any]:
     return data
 
 
-def set_fields(spec: RunSpec, changes: dict[str, str]) -> RunSpec:
+def set_fields(spec: RunSpec, changes: dict[str, str], source: str = "--set") -> RunSpec:
     """A copy with `{"policy.model.state_dim": "64"}` applied; `model.` is short for `policy.model.`."""
     data = _every_field(spec)
     for path, raw in changes.items():
@@ -203,12 +210,12 @@ def set_fields(spec: RunSpec, changes: dict[str, str]) -> RunSpec:
         node = data
         for part in parts[:-1]:
             if not isinstance(node.get(part), dict):
-                raise InputError(f"--set {path}: no field {part!r}; allowed here: {', '.join(node)}")
+                raise InputError(f"{source} {path}: no field {part!r}; allowed here: {', '.join(node)}")
             node = node[part]
         if parts[-1] not in node:
-            raise InputError(f"--set {path}: no field {parts[-1]!r}; allowed here: {', '.join(node)}")
+            raise InputError(f"{source} {path}: no field {parts[-1]!r}; allowed here: {', '.join(node)}")
         try:
             node[parts[-1]] = json.loads(raw)
         except json.JSONDecodeError:
             node[parts[-1]] = raw
-    return parse_spec(json.dumps(data), "--set")
+    return parse_spec(json.dumps(data), source)

@@ -212,6 +212,7 @@ def train_once(spec: RunSpec) -> tuple[dict[str, float | None], float]:
     """Scores of one training in this process by pool, and its CPU seconds."""
     import torch
 
+    from meta_rl.evaluate import evaluate
     from meta_rl.learner import DivergedError, build_learner
 
     torch.set_num_threads(1)
@@ -226,7 +227,14 @@ def train_once(spec: RunSpec) -> tuple[dict[str, float | None], float]:
     for pool in EVALUATED_ON:
         seed = int(seed_sequence(spec.seed, "evaluation", pool).generate_state(1)[0])
         tasks = get_family(spec.task).eval_tasks(pool)
-        result = learner.evaluate(tasks, episodes=spec.evaluation_episodes, seed=seed, deterministic=True)
+        result = evaluate(
+            learner,
+            tasks,
+            episodes=spec.evaluation_episodes,
+            seed=seed,
+            changes=spec.changes,
+            adaptation=spec.adaptation,
+        )
         score = float(np.mean(np.asarray(result.returns)[:, 0]))
         scores[pool] = round(score, 5) if np.isfinite(score) else None
     return scores, time.process_time() - began

@@ -6,7 +6,6 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from core.errors import InputError
-from env_runner.task_distributions import get_family
 from experiments.campaign.design import TASK_BLIND, best_task_blind, design_test, equal_time, equivalence_margin
 from experiments.campaign.plan import FEWEST_TRIALS
 from experiments.campaign.question import Question
@@ -84,7 +83,7 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
 
     env_steps: training budget of every confirmation run.
     """
-    family = get_family(question.task)
+    family = question.family
     arms = {}
     for arm in trials.sides:
         _, values = trials.winner(arm)
@@ -124,8 +123,9 @@ def claim_content(trials: Trials, question: Question, env_steps: int) -> ClaimCo
     beats = f"{question.challenger.label} beats the {held}"
     if question.kind == "compare" and question.rivals:
         beats = f"one of {', '.join(side.label for side in question.sides)} beats all others"
+    changed = f", where in every episode {question.changes.in_words}" if question.changes.changes_anything else ""
     return ClaimContent(
-        hypothesis=f"{beats}{margin} on {question.task} {_lengths(timed, env_steps)}{trained}{scored}",
+        hypothesis=f"{beats}{margin} on {question.task} {_lengths(timed, env_steps)}{trained}{scored}{changed}",
         task=question.task,
         task_version=family.version,
         metric=question.metric,

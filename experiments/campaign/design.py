@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from sqlalchemy import select
 
-from env_runner.task_distributions import get_family
 from experiments.campaign.plan import Budget
 from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
@@ -139,7 +138,7 @@ def equivalence_margin(trials: Trials) -> float | None:
     question = trials.question
     if trials.plan.judging == 1 or question.improvement_pct:
         return None
-    metric, anchors = parse_metric(question.metric), get_family(question.task).anchors
+    metric, anchors = parse_metric(question.metric), question.family.anchors
     floor = best_task_blind(anchors)[1]
     if metric.quantity == "return" and not metric.worst and floor is not None and "ceiling" in anchors:
         return EQUIVALENT_SHARE * (anchors["ceiling"] - floor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -16,6 +16,7 @@ from core.sequence_model import MODELS, default_config
 from core.words.commands import command
 from core.words.text import as_it_looks
 from env_runner.task_distributions import FAMILIES, get_family
+from env_runner.task_family import EnvOptions, TaskFamily, with_changes
 from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, side_words
 from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
 from experiments.numbers import parse_percent
@@ -35,7 +36,17 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _TASK_NOUN = re.compile(r"\s+(?:task|tasks|family|env|environment)$")
-_LEARNER = re.compile(r",?\s+trained\s+(?:by|with|using)\s+(?:the\s+)?(?P<learner>.+)$", re.IGNORECASE)
+_LEARNER = re.compile(r",?\s+trained\s+(?:by|with|using)\s+(?:the\s+)?(?P<learner>(?:(?!\s+on\s).)+)$", re.IGNORECASE)
+_AT_STEP = r"(?:,?\s+(?:at|from|after)\s+step\s+(?P<step>\d+)(?:\s+on)?)?"
+_FAILURE = re.compile(
+    rf",?\s+(?<!trained\s)(?:and\s+)?(?:with|after|under|when|where|and)\s+(?:a\s+|one\s+|the\s+)?(?:joint|motor)(?:'s motor)?\s+(?:failure|fails|failing)\b{_AT_STEP}",
+    re.IGNORECASE,
+)
+_SWITCH = re.compile(
+    rf",?\s+(?<!trained\s)(?:and\s+)?(?:with|after|under|when|where|and)\s+(?:a\s+|the\s+)?(?:(?:switch|change)\s+of\s+(?:the\s+)?(?:target|goal|task)"
+    rf"|(?:target|goal|task)\s+(?:switch|change|switches|changes))\b{_AT_STEP}",
+    re.IGNORECASE,
+)
 _PERCENT = re.compile(r"\s+by\s+(?:at\s+least\s+)?(?P<n>[\d.,]+)\s*(?:%|percent|per\s+cent)", re.IGNORECASE)
 _ON = re.compile(r"\s*,?\s+(?:on|in|for|at|with|over)\s+", re.IGNORECASE)
 _BEAT = r"(?:beat|beats|outperform|outperforms|surpass|exceed|do better than|be better than|better than|win against|improve (?:up)?on)"
@@ -98,6 +109,8 @@ class Question(FrozenConfig):
     """How much better the challenger must be, in percent of the baseline's absolute score."""
     parity: Literal["steps", "time"] | None = Field(default=None, exclude_if=lambda parity: parity is None)
     """Equal env steps alone, or equal training time alone; None: both, judged together, where they can be."""
+    changes: EnvOptions = Field(default_factory=EnvOptions, exclude_if=lambda changes: not changes.changes_anything)
+    """Mid-episode changes of the worlds that both sides are evaluated in; left out of the JSON where nothing changes."""
     learner: str = Field(default=DEFAULT_LEARNER, exclude_if=lambda name: name == DEFAULT_LEARNER)
     """What trains a side that names no learner; left out of the JSON where that is the usual one, as it was before goals
     could name one."""
@@ -127,6 +140,11 @@ class Question(FrozenConfig):
     def side(self, arm: Arm) -> Side:
         """The side of an arm."""
         return self.sides[self.arms.index(arm)]
+
+    @property
+    def family(self) -> TaskFamily:
+        """The task family with the mid-episode changes."""
+        return with_changes(get_family(self.task), self.changes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,7 +186,8 @@ class Question(FrozenConfig):
         parity = {"time": " At equal training time.", "steps": " At equal env steps.", None: ""}[self.parity]
         several = "" if self.tasks_at_once == 1 else f" One of {self.tasks_at_once} tasks asked about at once."
         by = f" ({self.translated_by} read it as {self.understood_as!r}.)" if self.translated_by else ""
-        return asked + parity + trained + scored + searched + several + by
+        changed = f" In every episode {self.changes.in_words}." if self.changes.changes_anything else ""
+        return asked + changed + parity + trained + scored + searched + several + by
 
 
 def parse_task(words: str) -> str:
@@ -200,7 +219,8 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
     """The questions behind a goal that may name several tasks, one a task."""
     words = re.sub(r"\s+", " ", as_it_looks(goal).strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
-    rest, metric = _take_metric(words)
+    rest, change_at = _take_changes(words)
+    rest, metric = _take_metric(rest)
     parity = _PARITY.search(rest)
     rest = _PARITY.sub("", rest)
     trained = _LEARNER.search(rest)
@@ -222,7 +242,8 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
             if parity is not None:
                 timed = parity["of"].lower() in ("time", "seconds")
                 changes["parity"] = "time" if timed else "steps"
-            found.append(_scored(question.model_copy(update=changes), metric))
+            question = _changed(question.model_copy(update=changes), change_at)
+            found.append(_scored(question, metric))
             break
     if not found:
         raise InputError(_what_is_missing(words))
@@ -243,7 +264,7 @@ def parse_question(text: str, source: str) -> Question:
             default_config(kind)
     for name in question.learners:
         LEARNERS[name]
-    return _scored(question, parse_metric(question.metric))
+    return _scored(_changed(question, {}), parse_metric(question.metric))
 
 
 def _fields_at(place: tuple[str, ...]) -> Iterable[str]:
@@ -316,6 +337,40 @@ def _scored(question: Question, metric: Metric | None) -> Question:
                 f'goal: {side.recorded.run} was trained on {other}: ask "... {side.recorded.run} on {other}"'
             )
     return question.model_copy(update={"metric": metric.name})
+
+
+def _take_changes(words: str) -> tuple[str, dict[str, int | None]]:
+    """The goal without the mid-episode changes that it asks for, and the step of each by its field; None for half an episode."""
+    found: dict[str, int | None] = {}
+    for field, pattern in (("failure_step", _FAILURE), ("switch_step", _SWITCH)):
+        match = pattern.search(words)
+        if match is not None:
+            found[field] = None if match["step"] is None else int(match["step"])
+            words = pattern.sub("", words, count=1)
+    return words, found
+
+
+def _changed(question: Question, steps: Mapping[str, int | None]) -> Question:
+    """With the changes that were asked for, else those that a recorded side was evaluated with. InputError where the task has none
+    of the kind, and for a side that trains with changes where there are none."""
+    half = get_family(question.task).horizon // 2
+    changes = question.changes.model_copy(update={name: half if step is None else step for name, step in steps.items()})
+    recorded = [side.recorded.spec.get("changes", {}) for side in question.sides if side.recorded is not None]
+    if not changes.changes_anything and any(recorded):
+        known = {name: value for name, value in recorded[0].items() if name in EnvOptions.model_fields}
+        changes = EnvOptions.model_validate(known)
+    question = question.model_copy(update={"changes": changes})
+    try:
+        get_family(question.task).refuse_changes(question.changes)
+    except InputError as error:
+        raise InputError(f"goal: {error}") from None
+    for side in question.sides:
+        if "changes.in_training" in side.fixed and not question.changes.changes_anything:
+            raise InputError(
+                f'goal: {side.name}: nothing changes in the worlds of this goal: add "with a joint failure" or "with a switch of '
+                f'target", which both sides are then evaluated with'
+            )
+    return question
 
 
 def _take_metric(words: str) -> tuple[str, Metric | None]:

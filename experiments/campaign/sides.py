@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from adaptation.policy_adaptation import NOTHING, PolicyAdaptation
 from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
 from experiments.presets import named_preset
-from experiments.search.side import Recorded, Side, Value
+from experiments.search.side import MARKS, Recorded, Side, Value
+from experiments.spec import WorldChanges
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 SSM_KINDS = ("mingru", "s5", "lru", "s4d")
@@ -40,6 +42,26 @@ LEARNER_ALIASES: dict[str, tuple[str, dict[str, Value]]] = {
     "fomaml": ("maml-ppo", {"learner.first_order": True}),
     "e-maml": ("maml-ppo", {"learner.correction": "e-maml"}),
 }
+MOVING = {
+    "": "head", "head": "head", "heads": "head", "norm": "norm", "norms": "norm", "gains": "norm", "low-rank": "low-rank",
+    "low rank": "low-rank", "all": "all", "all weights": "all", "everything": "all", "nothing": NOTHING,
+}  # fmt: skip
+"""What adapts at test time, as goals say it; the head where they only say that something does."""
+_ADAPTER = re.compile(
+    rf"(?P<no>no |without )?(?:test-time )?(?:adapter|adaptation|adapting)\s*(?:of |: ?)?(?:the )?(?P<what>{'|'.join(MOVING)})"
+    r"(?: at test[- ]time)?"
+)
+IN_TRAINING = (
+    "failures",
+    "joint failures",
+    "the failure",
+    "the failures",
+    "changes",
+    "the changes",
+    "switches",
+    "the switch",
+)
+"""What "trained with ..." may be followed by, to have the goal's mid-episode changes in training too."""
 ANY_MODEL = ("model", "models", "architecture", "architectures", "sequence model", "memory", "cell", "kind of memory")
 ANY_LEARNER = ("learner", "learners", "learning algorithm", "algorithm", "meta-learner", "meta-learning algorithm")
 _JOINER = re.compile(
@@ -61,6 +83,11 @@ class Named(NamedTuple):
     fixed: dict[str, Value]
     recorded: Recorded | None
 
+    @property
+    def is_option(self) -> bool:
+        """Whether it names nothing but fields."""
+        return bool(self.fixed) and not self.kinds and not self.learners and self.recorded is None
+
     def completed(self, kinds: Iterable[str] = ()) -> Side:
         """The side, its models those that its learners are usually trained with, then `kinds`, where it names none."""
         usual = [kind for name in self.learners or (DEFAULT_LEARNER,) for kind in LEARNERS[name].config_type.models]
@@ -72,6 +99,7 @@ class Named(NamedTuple):
                 learners=self.learners,
                 fixed=self.fixed,
                 recorded=self.recorded,
+                marks=MARKS,
             )
         )
 
@@ -107,14 +135,16 @@ def parse_side(words: str, runs: Callable[[str], Recorded]) -> Named:
     groups = [_group(part, runs) for part in _JOINER.split(words.strip()) if part.strip()]
     if not groups:
         raise unknown_name("model", words, model_families(), hint=f"See: {command('list', 'models')}")
-    joined = groups[0]
-    for other in groups[1:]:
+    joined, *others = sorted(
+        groups, key=lambda group: group.is_option
+    )  # "no adaptation for S5" is S5 without adaptation
+    for other in others:
         twice = [what for what in ("kinds", "learners", "recorded") if getattr(joined, what) and getattr(other, what)]
         against = sorted(joined.fixed.keys() & other.fixed.keys())
         if twice or against or (joined.recorded or other.recorded):
             raise InputError(f"goal: {joined.name} and {other.name} exclude each other on one side: name one of them")
         joined = Named(
-            f"{joined.name} {'' if re.match('no |without ', other.name) else 'with '}{other.name}",
+            f"{joined.name} {'' if re.match('no |without |trained ', other.name) else 'with '}{other.name}",
             joined.kinds or other.kinds,
             joined.learners or other.learners,
             joined.fixed | other.fixed,
@@ -140,6 +170,18 @@ def hold_against(challenger: Named | None, baseline: Named, task: str, learner: 
         raise InputError(
             f'goal: {run} is what it is and cannot be tuned: ask "beat {run} with {baseline.name} on {task}"'
         )
+    if (
+        challenger.is_option != baseline.is_option
+    ):  # "does adapting the head beat no adaptation for S5": S5 on both sides
+        whole, option = (baseline, challenger) if challenger.is_option else (challenger, baseline)
+        if whole.recorded is None:
+            of = " ".join((*whole.kinds[:1], *whole.learners[:1]) if len(whole.kinds) < 2 else (whole.name,))
+            told = option._replace(
+                name=f"{of} {'' if re.match('no |without |trained ', option.name) else 'with '}{option.name}",
+                kinds=whole.kinds,
+                learners=whole.learners,
+            )
+            challenger, baseline = (told, whole) if challenger.is_option else (whole, told)
     both_open = not challenger.kinds and not baseline.kinds
     first = challenger.completed(baseline.completed().kinds if both_open else ())
     second = baseline.completed(challenger.completed().kinds if both_open else ())
@@ -194,6 +236,13 @@ def _part(words: str, runs: Callable[[str], Recorded]) -> Named:
         return _whole(runs(bare))
     if "=" in bare:
         return _setting(bare)
+    if (adapter := _ADAPTER.fullmatch(bare)) is not None:
+        what = NOTHING if adapter["no"] else MOVING[adapter["what"]]
+        name = "without adaptation" if what == NOTHING else f"adapter:{what}"
+        return Named(name, (), (), {"adaptation.adapts": what}, None)
+    if (trained := re.fullmatch(rf"(no |without )?(?:{'|'.join(IN_TRAINING)})(?: in training)?", bare)) is not None:
+        name = f"trained {'with' if trained[1] is None else 'without'} the changes"
+        return Named(name, (), (), {"changes.in_training": trained[1] is None}, None)
     if re.fullmatch(r"[\w-]+(?:\.[\w-]+)+", bare) and bare.rpartition(".")[2] in MODELS:
         return _whole(Recorded(run=bare, spec=named_preset(bare).model_dump(mode="json")))
     candidates = [bare]
@@ -246,6 +295,8 @@ def _setting(words: str) -> Named:
     name, _, text = (part.strip() for part in words.partition("="))
     section, _, field = name.rpartition(".")
     found = [(s, c) for s, c in _configs() if field in c.model_fields and section in ("", s)]
+    usual = [(s, c) for s, c in found if s != "adaptation"]
+    found = usual or found  # a rate without more words is the learner's
     sections = sorted({s for s, _ in found})
     if not found:
         every = sorted({f"{s}.{f}" for s, c in _configs() for f in c.model_fields if f != "kind"})
@@ -273,7 +324,7 @@ def _configs() -> list[tuple[str, type[FrozenConfig]]]:
     """(section of a configuration's fields, class) of everything that a specification is made of."""
     learners = [("learner", LEARNERS[name].config_type) for name in LEARNERS]
     models = [("model", type(default_config(kind))) for kind in MODELS]
-    return [*learners, *models, ("policy", PolicyConfig)]
+    return [*learners, *models, ("policy", PolicyConfig), ("adaptation", PolicyAdaptation)]
 
 
 def _whole(run: Recorded) -> Named:
@@ -307,6 +358,14 @@ def _with_only_what_fits(side: Side) -> Side:
         elif section == "learner":
             having = tuple(name for name in learners or LEARNERS if field in LEARNERS[name].config_type.model_fields)
             learners = having if learners or DEFAULT_LEARNER not in having else learners
+        elif section == "adaptation" and side.fixed.get("adaptation.adapts") != NOTHING:
+            asked = {
+                name: LEARNERS[name].config_type(kind=name).why_no_adaptation for name in learners or (DEFAULT_LEARNER,)
+            }
+            refused = {name: why for name, why in asked.items() if why is not None}
+            if len(refused) == len(asked):
+                raise InputError(f"goal: {side.name}: {'; '.join(f'{name}: {why}' for name, why in refused.items())}")
+            learners = tuple(name for name in learners if name not in refused)
         if not kinds or (section == "learner" and not having):
             raise InputError(f"goal: {side.name}: {' and '.join(side.kinds + side.learners)} has no field {field}")
     return side.model_copy(update={"kinds": kinds, "learners": learners})
@@ -324,6 +383,8 @@ def _with_defaults(side: Side, names: set[str], learner: str) -> Side:
         "model": type(default_config(side.kinds[0])),
         "learner": LEARNERS[(side.learners or (learner,))[0]].config_type,
         "policy": PolicyConfig,
+        "adaptation": PolicyAdaptation,
+        "changes": WorldChanges,
     }
     defaults = {name: configs[name.split(".", 1)[0]].model_fields[name.split(".", 1)[1]].default for name in names}
     return side.model_copy(update={"fixed": defaults | side.fixed})

@@ -58,7 +58,7 @@ def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
 
 def space_of(question: Question, side: Side) -> SearchSpace:
     """The search space of a side of a question."""
-    return SearchSpace(side, question.task, learner=question.learner, score=question.metric)
+    return SearchSpace(side, question.task, learner=question.learner, score=question.metric, changes=question.changes)
 
 
 class Trials:
@@ -189,9 +189,7 @@ class Trials:
         configuration = self._merged(arm, slices | {ALL_SLICES: values})
         for name, value in values.items():
             if name not in configuration:
-                kind, _ = space.chosen(configuration)
-                fields = ", ".join(other for other in configuration if other.startswith("model."))
-                raise bad_value(name, value, f"no value, since {kind} has no such field; of {kind}: {fields}")
+                raise bad_value(name, value, space.why_absent(name, configuration))
         return configuration
 
     def shaped_by_agents(self) -> set[int]:

@@ -273,19 +273,16 @@ def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:
 
 
 def _as_trained(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was trained with of the fields that were proposed for it; those that its model kind lacks are left out.
+    """What a run was trained with of the fields that were proposed for it; those that its model kind lacks, and those of a part that is
+    left out of its specification because it changes nothing, are left out.
 
     It may be other than what was proposed: sizing scaled `state_dim` with the width in campaigns before `Plan.sizing` 2.
     """
-    sections = {
-        "model": run.spec["policy"]["model"],
-        "policy": run.spec["policy"],
-        "learner": run.spec["learner"],
-    }
+    sections = {**run.spec, "model": run.spec["policy"]["model"]}
     trained = {}
     for name in values:
         section, field = name.split(".", 1)
-        if field in sections[section]:
+        if field in sections.get(section, {}):
             trained[name] = sections[section][field]
     return trained
 

@@ -20,6 +20,7 @@ from env_runner.task_family import Pool, check_pool
 from experiments.ledger.ids import is_written_as_id, readable_id
 from experiments.ledger.store import Ledger
 from experiments.runs.paths import Paths
+from experiments.spec import RunSpec, recorded_spec
 from experiments.tables import Cell, TableView
 from meta_rl.evaluate import few_shot
 from meta_rl.learner import Learner
@@ -44,9 +45,19 @@ def model_of_run(ledger: Ledger, paths: Paths, name: str) -> str | Path:
     return path
 
 
+def spec_of_run(ledger: Ledger, name: str) -> RunSpec | None:
+    """The specification that a run was evaluated by, where `name` is written as a run's id; else None."""
+    if not is_written_as_id(name):
+        return None
+    run = ledger.resolve(name, "run")
+    row = ledger.get_run(run)
+    return recorded_spec(row.spec, readable_id("r", run), row.provenance)
+
+
 def few_shot_table(
     model: str | Path,
     *,
+    spec: RunSpec | None = None,
     shots: Sequence[int] = SHOTS,
     pool: Pool = "search",
     seed: int = 0,
@@ -54,6 +65,7 @@ def few_shot_table(
 ) -> TableView:
     """Raw returns of the model in a folder of `saved_models/`, or of any checkpoint, by task and number of shots.
 
+    spec: the run's, whose mid-episode changes and adaptation hold here too; without one, worlds stay as they are and nothing adapts.
     Below the tasks: their mean, and half of its 95 % t interval. Raises InputError for a model that is not there.
     """
     path, check = Path(model), check_pool(pool)
@@ -66,7 +78,8 @@ def few_shot_table(
     learner = Learner.load(path)
     family = get_family(learner.family_id)
     tasks = family.eval_tasks(check)
-    result = few_shot(learner, tasks, shots=shots, seed=seed, deterministic=deterministic)
+    given = {} if spec is None else {"changes": spec.changes, "adaptation": spec.adaptation}
+    result = few_shot(learner, tasks, shots=shots, seed=seed, deterministic=deterministic, **given)
     counts, returns = list(result.returns), np.stack(list(result.returns.values()), 1)
     rows: list[tuple[Cell, ...]] = [
         (", ".join(f"{value:.3g}" for value in task[:4]) + (", ..." if len(task) > 4 else ""), *_cells(row))
@@ -80,7 +93,7 @@ def few_shot_table(
     note = (
         f"{learner.kind} on {family.id}, {check} pool, {len(tasks)} tasks, one episode a task and shot. A shot: one "
         f"{learner.config.shot}."
-    )
+    ) + ("" if spec is None else spec.conditions)
     return TableView(columns=(names, *(f"{k} shots" for k in counts)), rows=tuple(rows), note=note)
 
 

@@ -23,7 +23,7 @@ from experiments.ledger.store import Ledger, readable_id
 from experiments.presets import preset
 from experiments.runs.runner import queue_run
 from experiments.search.optimizer import Tried, best_trial, suggest
-from experiments.search.side import Side, Value
+from experiments.search.side import MARKS, Side, Value
 from experiments.search.space import SearchSpace
 from experiments.spec import RunSpec
 from experiments.tables import TableView
@@ -71,7 +71,8 @@ def tuning_spaces(
             memory = default_config(model).model_copy(update={"num_layers": like.policy.model.num_layers})
             policy = like.policy.model_copy(update={"model": memory})
             start = like.model_copy(update={"task": task, "policy": policy})
-        side = Side(name=model, kinds=(model,))
+        # Without `only` the fields of a search that may have begun before there were more of them; all by their names.
+        side = Side(name=model, kinds=(model,), marks=MARKS if only else 1)
         space = SearchSpace(side, task, learner=start.learner.kind, defaults={model: start})
         spaces[model] = space
     if only:

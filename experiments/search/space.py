@@ -28,11 +28,12 @@ from pydantic import Field, ValidationError
 from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from env_runner.task_distributions import get_family
+from env_runner.task_family import EnvOptions
 from experiments.metrics import FIRST_EPISODE, parse_metric
 from experiments.presets import preset
 from experiments.search.side import Side, Value
 from experiments.search.sizing import size_policy
-from experiments.spec import RunSpec, recorded_spec, set_fields
+from experiments.spec import RunSpec, WorldChanges, recorded_spec, set_fields
 from meta_rl.learner import parse_learner_config
 
 Role = Literal["state-modeling", "meta-learning", "adaptation", "environment"]
@@ -69,6 +70,10 @@ class Parameter(FrozenConfig):
     """Model kinds that have this field; None where all do."""
     only_with: tuple[str, ...] | None = Field(default=None, exclude_if=lambda learners: learners is None)
     """Learners that have this field; None where all do."""
+    only_if: tuple[str, tuple[Value, ...]] | None = Field(default=None, exclude_if=lambda where: where is None)
+    """Another parameter or field, and its values with which this one has an effect; None where it always has one."""
+    since: int = Field(default=1, exclude_if=lambda since: since == 1)
+    """The generation of its mark."""
     description: str = ""
 
     def distribution(self) -> BaseDistribution:
@@ -150,7 +155,9 @@ class SearchSpace:
 
     side: what is fixed and what is open. task: task family. learner: what trains a side that names no learner.
     defaults: trial 0 of each kind, where it is not the kind's preset for the learner. score: name of the metric that runs
-    are scored by; each learner's own where None.
+    are scored by; each learner's own where None. changes: mid-episode changes of the worlds that every run is evaluated in; a
+    side that is a recorded run is held to them as well. What adapts at test time is searched where worlds change, and where the
+    side names it: in worlds that stay as they are, memory is all that a task needs, and every further field costs trials.
     """
 
     def __init__(
@@ -161,8 +168,9 @@ class SearchSpace:
         learner: str,
         defaults: dict[str, RunSpec] | None = None,
         score: str | None = None,
+        changes: EnvOptions | None = None,
     ) -> None:
-        self.side, self.task, self.score = side, task, score
+        self.side, self.task, self.score, self.changes = side, task, score, changes or EnvOptions()
         self.learners = side.learners or (learner,)
         self._defaults = {(kind, self.learners[0]): spec for kind, spec in (defaults or {}).items()}
         self.parameters = () if side.recorded is not None else self._collect()
@@ -172,7 +180,12 @@ class SearchSpace:
         key = (kind, learner)
         if key not in self._defaults:
             spec = preset(self.task, kind, learner) if self.side.recorded is None else _recorded(self.side, self.task)
-            self._defaults[key] = with_fields(spec, self.side.fixed)
+            self._defaults[key] = spec
+            if self.changes.changes_anything:
+                trained = spec.changes.in_training
+                changed = WorldChanges.model_validate(self.changes.model_dump() | {"in_training": trained})
+                self._defaults[key] = spec.model_copy(update={"changes": changed})
+            self._defaults[key] = with_fields(self._defaults[key], self.side.fixed)
         return self._defaults[key]
 
     def _collect(self) -> tuple[Parameter, ...]:
@@ -189,11 +202,24 @@ class SearchSpace:
             "only_for",
         )
         parameters += _tunable(self.default(kinds[0], learners[0]).policy, "policy", "meta-learning")
+        specs = [(name, self.default(kinds[0], name)) for name in learners]
         parameters += _of_several(
-            [(name, _tunable(self.default(kinds[0], name).learner, "learner", "meta-learning")) for name in learners],
-            "only_with",
+            [(name, _tunable(spec.learner, "learner", "meta-learning")) for name, spec in specs], "only_with"
         )
-        return tuple(p for p in parameters if p.name not in self.side.fixed)
+        if self.changes.changes_anything:
+            parameters += _tunable(specs[0][1].changes, "changes", "environment")
+        if self.changes.changes_anything or any(name.startswith("adaptation.") for name in self.side.fixed):
+            able = [(n, s) for n, s in specs if s.adaptation.is_on or s.learner.why_no_adaptation is None]
+            own = [(n, _tunable(s.adaptation, "adaptation", "adaptation") if (n, s) in able else []) for n, s in specs]
+            parameters += _of_several(own, "only_with")
+        return tuple(p for p in parameters if p.name not in self.side.fixed and self._can_matter(p))
+
+    def _can_matter(self, parameter: Parameter) -> bool:
+        """Whether a parameter is of the side's generation, and what the side fixes leaves it an effect."""
+        if parameter.since > self.side.marks:
+            return False
+        name, values = parameter.only_if or ("", ())
+        return name not in self.side.fixed or self.side.fixed[name] in values
 
     def chosen(self, values: Mapping[str, Value]) -> tuple[str, str]:
         """(model kind, learner) of a configuration."""
@@ -202,9 +228,27 @@ class SearchSpace:
     def has(self, parameter: Parameter, values: Mapping[str, Value]) -> bool:
         """Whether a configuration with these kinds has a parameter."""
         kind, learner = self.chosen(values)
-        return (parameter.only_for is None or kind in parameter.only_for) and (
-            parameter.only_with is None or learner in parameter.only_with
-        )
+        if parameter.only_for is not None and kind not in parameter.only_for:
+            return False
+        if parameter.only_with is not None and learner not in parameter.only_with:
+            return False
+        if parameter.only_if is None:
+            return True
+        name, those = parameter.only_if
+        section, field = name.split(".", 1)
+        return values.get(name, getattr(_sections(self.default(kind, learner))[section], field)) in those
+
+    def why_absent(self, name: str, values: Mapping[str, Value]) -> str:
+        """Why a configuration has no value of a parameter, with what it has instead."""
+        kind, learner = self.chosen(values)
+        parameter = next(p for p in self.parameters if p.name == name)
+        if parameter.only_if is not None and self.has(parameter.model_copy(update={"only_if": None}), values):
+            other, those = parameter.only_if
+            return f"no value, since it has an effect only where {other} is {' or '.join(map(str, those))}"
+        section = name.split(".", 1)[0]
+        owner = kind if section == "model" else learner
+        fields = ", ".join(other for other in values if other.startswith(f"{section}."))
+        return f"no value, since {owner} has no such field; of {owner}: {fields}"
 
     def of_role(self, role: str | None) -> tuple[Parameter, ...]:
         if role in (None, ALL_SLICES):
@@ -262,7 +306,9 @@ class SearchSpace:
             "env_steps": env_steps,
             "seed": seed,
         }
-        sections = {"model": data["policy"]["model"], "policy": data["policy"], "learner": data["learner"]}
+        for section in ("changes", "adaptation"):  # left out of the JSON at their defaults
+            data[section] = getattr(self.default(kind, learner), section).model_dump(mode="json")
+        sections = {**data, "model": data["policy"]["model"]}
         for name, value in values.items():
             if not name.endswith(".kind"):
                 section, field = name.split(".", 1)
@@ -301,7 +347,20 @@ class SearchSpace:
 
 def with_fields(spec: RunSpec, fields: Mapping[str, Value]) -> RunSpec:
     """A specification with some of its fields set, by dotted name such as learner.gamma; InputError where one does not fit."""
-    return spec if not fields else set_fields(spec, {name: json.dumps(value) for name, value in fields.items()})
+    if not fields:
+        return spec
+    return set_fields(spec, {name: json.dumps(value) for name, value in fields.items()}, source="configuration")
+
+
+def _sections(spec: RunSpec) -> dict[str, FrozenConfig]:
+    """The parts of a specification that have searched fields, by the first word of a parameter's name."""
+    return {
+        "model": spec.policy.model,
+        "policy": spec.policy,
+        "learner": spec.learner,
+        "changes": spec.changes,
+        "adaptation": spec.adaptation,
+    }
 
 
 def _recorded(side: Side, task: str) -> RunSpec:
@@ -368,6 +427,10 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
                 log=marked["log"],
                 choices=choices,
                 default=default,
+                only_if=None
+                if marked["only_if"] is None
+                else (f"{section}.{marked['only_if'][0]}", marked["only_if"][1]),
+                since=marked["since"],
                 description=(field.description or "").replace("\n", " "),
             )
         )

@@ -18,11 +18,16 @@ import torch
 
 from core.checkpoint import load_checkpoint
 from core.checkpoint import save_checkpoint as save_checkpoint_files
+from core.seeding import seed_sequence
+from env_runner.task_distributions import get_family
+from env_runner.task_family import with_changes
 from experiments.presets import preset
 from experiments.runs import worker
 from experiments.runs.executor import Ended, Evaluated, Job, LocalExecutor, Message, Report, Started
 from experiments.runs.machine import default_memory_limit_mb, machine_memory_mb
-from experiments.spec import RunSpec
+from experiments.spec import RunSpec, set_fields
+from meta_rl.evaluate import evaluate
+from meta_rl.learner import build_learner
 
 ITERATION = 640  # 32 worlds x 20 steps of the point robot
 
@@ -85,6 +90,41 @@ def test_stopping_and_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_pat
     rest = _run(_job(tmp_path / "parts", spec))
     assert 3 <= len(_numbers(first)) < 40
     assert _numbers(first) + _numbers(rest) == _numbers(whole)
+
+
+@pytest.mark.parametrize("in_training", ["false", "true"])
+def test_a_run_in_changed_worlds_with_an_adapter_gives_the_numbers_of_its_learner_evaluated_so_and_resumes_to_them(
+    tmp_path: Path, in_training: str
+) -> None:
+    fields = {
+        "changes.switch_step": "6", "changes.in_training": in_training,
+        "adaptation.adapts": "all", "adaptation.every": "5", "adaptation.learning_rate": "0.1",
+    }  # fmt: skip
+    spec = set_fields(_spec(20), fields)
+    job = _job(tmp_path, spec)
+    stopped = _run(job, stop_after=1)[-1]
+    assert isinstance(stopped, Ended)
+    assert stopped.status == "stopped"
+    evaluated, _ = _run(job)[-2:]
+    assert isinstance(evaluated, Evaluated)
+
+    learner = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
+    if in_training == "true":
+        learner.family = with_changes(learner.family, spec.changes)
+    for _ in learner.train():
+        pass
+    tasks = get_family(spec.task).eval_tasks("search")
+    seed = int(seed_sequence(spec.seed, "evaluation", "search").generate_state(1)[0])
+    given = {"changes": spec.changes, "adaptation": spec.adaptation}
+    again = evaluate(learner, tasks, episodes=2, seed=seed, **given).returns
+    assert evaluated.values["return"] == again.tolist()
+    for without in given:
+        assert (evaluate(learner, tasks, episodes=2, seed=seed, **(given | {without: None})).returns != again).any()
+    plain = build_learner(spec.task, spec.policy, spec.learner, env_steps=spec.env_steps, seed=spec.seed)
+    for _ in plain.train():
+        pass
+    same = all(torch.equal(a, b) for a, b in zip(plain.policy.parameters(), learner.policy.parameters(), strict=True))
+    assert same == (in_training == "false")
 
 
 def test_a_run_that_cannot_be_built_fails_with_its_cause(tmp_path: Path) -> None:

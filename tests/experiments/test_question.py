@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from core.errors import InputError
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES
+from env_runner.task_family import EnvOptions
 from experiments.campaign.question import Question, parse_goal, parse_goals, parse_question
 from experiments.campaign.trials import space_of
 from experiments.metrics import parse_metric
 from experiments.presets import preset
 from experiments.search.side import Recorded
+from experiments.spec import set_fields
 from meta_rl.learner import LEARNERS
 
 SSM = ("mingru", "s5", "lru", "s4d")
@@ -284,3 +287,86 @@ def test_several_tasks_are_a_question_each_at_a_share_of_the_error_rate() -> Non
 )
 def test_a_goal_may_ask_for_one_parity_alone(goal: str, parity: str | None) -> None:
     assert parse_goal(goal).parity == parity
+
+
+# Mid-episode changes and test-time adaptation --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("goal", "changes", "challenger", "baseline"),
+    [
+        ("does adapting the head at test time beat no adaptation for S5 on halfcheetah-vel with a joint failure", {"failure_step": 100}, {"adaptation.adapts": "head"}, {"adaptation.adapts": "nothing"}),
+        ("beat S5 without adaptation on point-robot with S5 with adapter:head with a switch of target", {"switch_step": 10}, {"adaptation.adapts": "head"}, {"adaptation.adapts": "nothing"}),
+        ("S5 with an adapter of all weights vs S5 on bandit with a target switch at step 7", {"switch_step": 7}, {"adaptation.adapts": "all"}, {"adaptation.adapts": "nothing"}),
+        ("beat S5 with S5 with low-rank adaptation.every=3 on point-robot", {}, None, None),
+        ("S5 + adapter: low rank + adaptation.learning_rate=0.1 vs S5 on point-robot", {}, {"adaptation.adapts": "low-rank", "adaptation.learning_rate": 0.1}, {"adaptation.adapts": "nothing", "adaptation.learning_rate": 0.003}),
+        ("does S5 trained with failures beat S5 on halfcheetah-vel with a joint failure at step 60", {"failure_step": 60}, {"changes.in_training": True}, {"changes.in_training": False}),
+        ("beat LSTM with S5 on halfcheetah-vel with a joint failure and with a switch of target", {"failure_step": 100, "switch_step": 100}, {}, {}),
+    ],
+)  # fmt: skip
+def test_changes_hold_for_both_sides_and_an_adapter_for_the_one_that_names_it(
+    goal: str, changes: dict[str, int], challenger: dict[str, Any] | None, baseline: dict[str, Any] | None
+) -> None:
+    if challenger is None:
+        with pytest.raises(InputError):
+            parse_goal(goal)
+        return
+    question = parse_goal(goal)
+    assert question.changes == EnvOptions.model_validate(changes)
+    assert (question.challenger.fixed, question.baseline.fixed) == (challenger, baseline)
+    assert (question.challenger.kinds, question.baseline.kinds) == (("s5",), ("s5",) if challenger else ("lstm",))
+    assert Question.model_validate(question.model_dump(mode="json")) == question
+    assert parse_question(question.model_dump_json(), "it") == question
+    assert ("In every episode" in question.sentence()) == bool(changes)
+    for side in question.sides:
+        spec = space_of(question, side).spec({}, env_steps=1, seed=0, parameters=None)
+        assert {name: getattr(spec.changes, name) for name in EnvOptions.model_fields} == question.changes.model_dump()
+        assert spec.adaptation.adapts == side.fixed.get("adaptation.adapts", "nothing")
+        assert spec.changes.in_training == side.fixed.get("changes.in_training", False)
+
+
+def test_a_recorded_run_is_asked_about_in_the_worlds_that_it_was_evaluated_in() -> None:
+    recorded = set_fields(
+        preset("halfcheetah-vel", "gru", "rl2"), {"changes.failure_step": "50", "adaptation.adapts": "head"}
+    )
+
+    def runs(name: str) -> Recorded:
+        return Recorded(run=name, spec=recorded.model_dump(mode="json"))
+
+    question = parse_goal("beat r-0042 on halfcheetah-vel", runs)
+    assert question.changes == EnvOptions(failure_step=50)
+    specs = [space_of(question, side).spec({}, env_steps=1, seed=0, parameters=None) for side in question.sides]
+    assert [spec.changes.failure_step for spec in specs] == [50, 50]
+    assert specs[1].variant_hash == recorded.variant_hash
+    elsewhere = parse_goal("beat r-0042 on halfcheetah-vel with a joint failure at step 70", runs)
+    assert (
+        space_of(elsewhere, elsewhere.baseline).spec({}, env_steps=1, seed=0, parameters=None).changes.failure_step
+        == 70
+    )
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("beat LSTM on t-maze with a joint failure", "t-maze has no mid-episode changes; locomotion families, point-robot and bandit do"),
+        ("beat LSTM on point-robot with a joint failure", "point-robot has no motors that fail"),
+        ("beat LSTM on halfcheetah-mass with a switch of target", "changes the model, not the goal"),
+        ("beat LSTM on point-robot with a switch of target at step 20", "below the horizon of point-robot, 20"),
+        ("beat S5 with S5 trained with failures on point-robot", 'nothing changes in the worlds of this goal: add "with a joint failure"'),
+        ("beat S5 with S5 with maml-ppo with adapter:head on point-robot", "maml-ppo: it adapts by gradient steps of its own"),
+        ("does S5 without adaptation beat S5 on point-robot", "share s5"),
+        ("beat LSTM with S5 with failure_step=10 on halfcheetah-vel", "'failure_step'"),
+    ],
+)  # fmt: skip
+def test_changes_and_adapters_that_cannot_be_are_answered_with_what_would_work(goal: str, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        parse_goal(goal)
+
+
+def test_a_question_without_changes_is_recorded_as_before_there_were_any() -> None:
+    content = parse_goal("beat LSTM with S5 on point-robot").model_dump(mode="json")
+    assert "changes" not in content
+    assert all(side.pop("marks") == 2 for side in (content["challenger"], content["baseline"]))
+    before = Question.model_validate(content)
+    assert before.changes == EnvOptions()
+    names = {p.name for p in space_of(before, before.challenger).parameters}
+    assert not {name for name in names if name.startswith(("adaptation.", "changes."))}
+    assert "learner.aux" not in names

@@ -28,6 +28,11 @@ GOALS = {
     "beat point-robot.lstm with gru on point-robot": ({"rl2"}, {"rl2"}),
     "compare S5 and LSTM on point-robot in the worst tasks": ({"rl2"}, {"rl2"}),
     "beat LSTM with S5 with privileged critic on point-robot after 1 episode": ({"rl2"}, {"rl2"}),
+    "does adapting the head at test time beat no adaptation for S5 on point-robot with a switch of target": (
+        {"rl2"},
+        {"rl2"},
+    ),
+    "does S5 trained with the changes beat S5 on bandit with a switch of target": ({"rl2"}, {"rl2"}),
 }
 
 
@@ -44,8 +49,9 @@ def test_a_campaign_of_any_two_sides_ends_with_a_verdict_on_what_was_asked(goal:
         for name, value in side.fixed.items():
             section, field = name.split(".")
             for run in own:
-                holder = run.spec["policy"]["model"] if section == "model" else run.spec[section]
-                assert holder[field] == value
+                holder = {**run.spec, "model": run.spec["policy"]["model"]}.get(section, {"adapts": "nothing"})
+                assert holder.get(field) == value
+        assert all(run.spec.get("changes", {}).get("switch_step") == question.changes.switch_step for run in own)
         if side.recorded is not None:
             assert {run.variant_hash for run in own} == {own[0].variant_hash}
     with lab.ledger.session() as session:

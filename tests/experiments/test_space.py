@@ -16,8 +16,9 @@ from experiments.campaign.gate import static_problems
 from experiments.campaign.plan import Budget, Plan, make_plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.sides import parse_model
-from experiments.campaign.trials import Trials
+from experiments.campaign.trials import Trials, space_of
 from experiments.ledger import Ledger
+from experiments.search.optimizer import Tried, suggest
 from experiments.search.sizing import SIZING, count_parameters, size_policy
 from experiments.search.space import ROLES, SearchSpace, iteration_steps, plan_unit
 from experiments.spec import RunSpec, parse_spec, set_fields
@@ -237,3 +238,84 @@ def test_a_wrong_field_of_a_specification_is_named_by_its_path() -> None:
         ]
         == 32
     )
+
+
+# Conditional fields, and parts that a specification leaves out --------------------------------------------------------
+CHANGED = parse_goal("beat LSTM with S5 on point-robot with a switch of target")
+
+
+def test_the_fields_of_an_adapter_are_there_only_where_something_adapts() -> None:
+    space = space_of(CHANGED, CHANGED.challenger)
+    own = {p.name for p in space.parameters if p.name.startswith("adaptation.")} - {"adaptation.adapts"}
+    assert own == {
+        f"adaptation.{name}" for name in ("learning_rate", "steps", "every", "window", "exploration", "guard")
+    }
+    off, on = (space.complete({"adaptation.adapts": adapts}) for adapts in ("nothing", "all"))
+    assert not own & off.keys()
+    assert own <= on.keys()
+    assert "adaptation" not in space.spec(off, env_steps=1, seed=0, parameters=None).model_dump(mode="json")
+    assert space.spec(on, env_steps=1, seed=0, parameters=None).adaptation.adapts == "all"
+    assert np.isnan(space.to_unit(off)).sum() == np.isnan(space.to_unit(on)).sum() + len(own)
+    assert space.why_absent("adaptation.steps", off).endswith(
+        "only where adaptation.adapts is head or norm or low-rank or all"
+    )
+    for rng in map(np.random.default_rng, range(5)):
+        values = space.from_unit(rng.random(len(space.parameters)))
+        assert bool(own & values.keys()) == (values["adaptation.adapts"] != "nothing")
+
+
+def test_the_optimizer_never_suggests_a_field_that_would_have_no_effect() -> None:
+    space = space_of(CHANGED, CHANGED.challenger)
+    history: list[Tried] = []
+    for number in range(20):
+        values = suggest(space, history, seed=1, arm="challenger", rule=1 + number % 2).values
+        assert values == space.complete(values)
+        history.append(Tried(values, float(number % 5)))
+    assert len({trial.values["adaptation.adapts"] for trial in history}) > 1
+
+
+def test_an_adapter_is_searched_where_worlds_change_or_where_a_side_names_it_and_for_learners_that_have_it() -> None:
+    names = {p.name for p in CHALLENGER.parameters}
+    assert not any(name.startswith(("adaptation.", "changes.")) for name in names)
+    named = parse_goal("S5 with adapter:head vs LSTM on point-robot")
+    assert "adaptation.steps" in {p.name for p in space_of(named, named.challenger).parameters}
+    assert "adaptation.steps" not in {p.name for p in space_of(named, named.baseline).parameters}
+    learners = parse_goal("which learner is best on point-robot with a switch of target")
+    space = space_of(learners, learners.challenger)
+    (adapts,) = (p for p in space.parameters if p.name == "adaptation.adapts")
+    assert adapts.only_with == ("rl2",)
+    maml = space.complete({"learner.kind": "maml-ppo", "adaptation.adapts": "all"})
+    assert not any(name.startswith("adaptation.") for name in maml)
+    assert space.spec(maml, env_steps=1, seed=0, parameters=None).changes.switch_step == 10
+    assert {p.role for p in space.parameters if p.name.startswith("changes.")} == {"environment"}
+
+
+def test_a_part_that_changes_nothing_is_left_out_of_a_specification_and_its_hashes() -> None:
+    spec = _spec()
+    for fields in (
+        {"changes.failure_scale": "0.5"},
+        {"changes.in_training": "true"},
+        {"adaptation.learning_rate": "1"},
+    ):
+        assert set_fields(spec, fields).config_hash == spec.config_hash
+    for fields in ({"changes.switch_step": "3"}, {"adaptation.adapts": "head"}, {"scored_by": "return_after_1"}):
+        changed = set_fields(spec, fields)
+        assert changed.variant_hash != spec.variant_hash
+        assert RunSpec.model_validate(changed.model_dump(mode="json")) == changed
+        assert set_fields(changed, {"seed": "5"}) == changed.model_copy(update={"seed": 5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"changes.failure_step": "3"}, "changes.failure_step: point-robot has no motors"),
+        ({"changes.switch": "3"}, "no field 'switch'; allowed here: switch_step"),
+        ({"adaptation.adapts": "legs"}, "adaptation.adapts"),
+        ({"adaptation.adapts": "head", "learner.privileged_critic": "true"}, "its critic is told the task"),
+    ],
+)
+def test_changes_and_adapters_that_do_not_fit_are_refused_by_the_specification(
+    fields: dict[str, str], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        set_fields(_spec(), fields)
