@@ -232,6 +232,7 @@ def test_killed_and_resumed_it_has_the_same_numbers_row_by_row(campaign: tuple, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     ("goal", "steps"),
     [
