@@ -23,7 +23,6 @@ from adaptation.test_time_adaptation import NORM_WORDS
 from core.errors import bad_value
 from core.policy import PolicyInput, PolicyOutput, RecurrentPolicy, log_prob
 from meta_rl.losses import clipped_policy_loss, generalized_advantages, value_loss
-from meta_rl.ppo import PPOConfig
 
 Params = dict[str, Tensor]
 BODY = ("encoder.", "memory.")
@@ -40,11 +39,6 @@ class Objective(NamedTuple):
     crosses_endings: bool
     """Whether reward after an early ending counts before it."""
     reward_scale: float
-
-    @classmethod
-    def of(cls, config: PPOConfig, reward_scale: float, *, crosses_endings: bool) -> Objective:
-        """That of a PPO learner."""
-        return cls(config.clip, config.value_coef, config.gamma, config.gae_lambda, crosses_endings, reward_scale)
 
 
 class Window(NamedTuple):

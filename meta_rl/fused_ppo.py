@@ -28,6 +28,8 @@ from core.kernels.ppo_loss import (
 )
 from core.kernels.ssm_memory import discretize_layers, memory_backward, memory_forward
 from core.policy import PolicyInput, RecurrentPolicy
+from meta_rl.auxiliary import Auxiliary
+from meta_rl.auxiliary import Targets as AuxiliaryTargets
 from meta_rl.flat_adam import FlatAdam
 
 
@@ -78,7 +80,8 @@ class Minibatch:
 class FusedLoss:
     """Gradients of PPO's loss for minibatches of whole sequences, into the optimizer's flat gradient.
 
-    inputs (N, T, ...), actions (N, T, A) or (N, T), old_log_prob, advantages, returns (N, T): the whole batch.
+    inputs (N, T, ...), actions (N, T, A) or (N, T), old_log_prob, advantages, returns (N, T): the whole batch. auxiliary: a head that
+    reads the memory, with what it has to say; its own gradient is autograd's, and meets the heads' where it enters the memory.
     Buffers are made once for each size of minibatch; use one object for an update.
     """
 
@@ -91,8 +94,10 @@ class FusedLoss:
         old_log_prob: torch.Tensor,
         advantages: torch.Tensor,
         returns: torch.Tensor,
+        *,
+        auxiliary: tuple[Auxiliary, AuxiliaryTargets] | None = None,
     ) -> None:
-        self.policy, self.optimizer = policy, optimizer
+        self.policy, self.optimizer, self.auxiliary = policy, optimizer, auxiliary
         self.compiled = CompiledPolicy(policy, optimizer.starts)
         count, self.steps = old_log_prob.shape
         seen = torch.cat(
@@ -152,6 +157,7 @@ class FusedLoss:
         else:
             categorical_loss(mean, end - start, targets, f32(clip), f32(entropy_coef), grad_mean, now)
         heads_backward(blas, weights, gradients, sizes, places, memory, activations, slopes)
+        helped = 0.0 if self.auxiliary is None else self._help(self.auxiliary, rows, memory, buffers.slopes.memory)
         if compiled.whole:
             scratch = tuple(buffers.scratch)
             memory_backward(blas, weights, gradients, sizes, places, system, sequences, encoded, trace, scratch, slopes)
@@ -171,4 +177,16 @@ class FusedLoss:
         now[NORM] = norm(gradients)
         measured += now
         loss = now[POLICY_LOSS] + value_coef * now[VALUE_LOSS] - entropy_coef * now[ENTROPY]
-        return float(loss), float(now[NORM])
+        return float(loss) + helped, float(now[NORM])
+
+    def _help(
+        self, auxiliary: tuple[Auxiliary, AuxiliaryTargets], rows: torch.Tensor, memory: np.ndarray, slope: np.ndarray
+    ) -> float:
+        """Add an auxiliary head's gradient to its own and to the memory's; its loss."""
+        head, targets = auxiliary
+        leaf = torch.from_numpy(memory).view(rows.numel(), self.steps, -1).detach().requires_grad_()
+        loss = head.loss(leaf, targets.of(rows))
+        loss.backward()
+        assert leaf.grad is not None
+        slope += leaf.grad.numpy().reshape(-1)
+        return float(loss.detach())

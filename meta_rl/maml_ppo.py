@@ -5,7 +5,8 @@ For each task i, with theta_o the weights that collected the data:
     outer   max_theta  mean_i  clip-PPO( pi_phi_i(a|s) / pi_phi_i,old(a|s), A_post )  -  eta KL(pi_theta_o, pi_theta)
 The inner loss is a likelihood ratio, so that its gradient's gradient is right (ProMP: Rothfuss et al. 2019,
 arXiv 1810.06784, equations 9 and 11, algorithm 1; MAML-RL: Finn et al. 2017, section 5.3). "e-maml" adds the credit that
-the adapted return gives to the samples that adapted it (Stadie et al. 2018, arXiv 1803.01118, equation 5).
+the adapted return gives to the samples that adapted it (Stadie et al. 2018, arXiv 1803.01118, equation 5). alpha may be learned
+with theta (`meta_rl/inner_rates.py`).
 Advantages: GAE over a linear feature baseline fitted to each task (Duan et al. 2016, arXiv 1604.06778, section 4).
 """
 
@@ -28,6 +29,7 @@ from core.errors import InputError, bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from core.seeding import numpy_stream, torch_stream
 from meta_rl.evaluate import check_tasks, summarize
+from meta_rl.inner_rates import initial_rates, rate_of
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, generalized_advantages, standardize
 from meta_rl.normalize import Normalizer, scaled_rewards
@@ -57,7 +59,14 @@ class MAMLPPOConfig(LearnerConfig):
     inner_steps: int = Field(default=1, ge=1, le=20, json_schema_extra=search(choices=(1, 3), role="adaptation"))
     """Policy-gradient steps of the inner loop."""
     inner_lr: float = Field(default=0.1, gt=0, json_schema_extra=search(low=0.01, high=1.0, log=True))
-    """Step size of the inner loop."""
+    """Step size of the inner loop; where rates are learned, that of all of them at the start."""
+    inner_rates: Literal["fixed", "meta-sgd", "maml++"] = Field(
+        default="fixed",
+        exclude_if=lambda kind: kind == "fixed",
+        json_schema_extra=search(choices=("fixed", "meta-sgd", "maml++"), since=2),
+    )
+    """Whether the inner rate stays, or the outer loop learns one for every number (Meta-SGD) or for every tensor and step
+    (MAML++)."""
     first_order: bool = Field(default=False, json_schema_extra=search(choices=(False, True)))
     """Take the inner gradient as a constant."""
     correction: Literal["none", "e-maml"] = "none"
@@ -152,7 +161,10 @@ class MAMLPPO(Learner):
             self.family.obs_dim, action, policy, generator=torch_stream(seed, "policy", "init")
         )
         self._actor = copy.deepcopy(self.policy)  # carries adapted weights while it acts
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
+        self.rates = initial_rates(
+            self.config.inner_rates, dict(self.policy.named_parameters()), self.config.inner_lr, self.config.inner_steps
+        )
+        self.optimizer = torch.optim.Adam(self._learned(), lr=self.config.learning_rate, eps=1e-5)
         self.normalizer = Normalizer(self.family.obs_dim, self.config.gamma)
         self.iteration = 0
 
@@ -177,9 +189,8 @@ class MAMLPPO(Learner):
             params, batches = theta, []
             for stage in range(config.inner_steps + 1):
                 if stage:
-                    params = {
-                        n: p.detach().requires_grad_() for n, p in self.inner_loop_adapt(params, batches[-1]).items()
-                    }
+                    adapted = self.inner_loop_adapt(params, batches[-1], stage - 1)
+                    params = {n: p.detach().requires_grad_() for n, p in adapted.items()}
                 try:
                     trajectory = self._live(params, worlds, task, step, index, stage)
                 except InputError as error:  # the worlds refuse actions that are not numbers
@@ -206,19 +217,23 @@ class MAMLPPO(Learner):
         }
         return TrainReport(self.iteration, self.iteration * self.steps_per_iteration, wall, metrics)
 
-    def inner_loop_adapt(self, params: Params, batch: TaskBatch, *, create_graph: bool = False) -> Params:
-        """One inner step on one task's data; differentiable in `params` where `create_graph`.
+    def inner_loop_adapt(
+        self, params: Params, batch: TaskBatch, step: int = 0, *, create_graph: bool = False
+    ) -> Params:
+        """Inner step number `step`, from 0, on one task's data; differentiable in `params` and in the learned rates, in the former
+        through the gradient too where `create_graph`.
 
         Raises DivergedError when the inner gradient is not finite, before a model is run with what it would give.
         """
         surrogate, _ = self._surrogate(params, batch, None)
-        names = list(params)
+        inner_lr = self.config.inner_lr
+        names, kind = list(params), self.config.inner_rates
         graph = create_graph and not self.config.first_order
         grads = torch.autograd.grad(surrogate, list(params.values()), create_graph=graph, allow_unused=True)
         if not bool(torch.stack([g.detach().sum() for g in grads if g is not None]).isfinite().all()):
             raise DivergedError("an inner gradient is not finite")
         return {
-            name: params[name] if g is None else params[name] - self.config.inner_lr * g
+            name: params[name] if g is None else params[name] - rate_of(kind, self.rates, name, step, inner_lr) * g
             for name, g in zip(names, grads, strict=True)
         }
 
@@ -234,10 +249,10 @@ class MAMLPPO(Learner):
             self.optimizer.zero_grad(set_to_none=True)
             for batches in data:
                 params, kl = theta, torch.zeros(())
-                for pre in batches[:-1]:
+                for step, pre in enumerate(batches[:-1]):
                     if params is theta:
                         kl = approx_kl(self._surrogate(theta, pre, None)[1])
-                    params = self.inner_loop_adapt(params, pre, create_graph=True)
+                    params = self.inner_loop_adapt(params, pre, step, create_graph=True)
                 outer, log_ratio = self._surrogate(params, batches[-1], config.clip)
                 loss = outer + config.kl_coef * kl
                 if config.correction == "e-maml":
@@ -250,7 +265,7 @@ class MAMLPPO(Learner):
                 share = config.epochs * len(data)
                 measured = (outer, kl, approx_kl(log_ratio), clip_fraction(log_ratio, config.clip))
                 sums += np.array([float(m.detach()) for m in measured]) / share
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self._learned(), config.max_grad_norm)
             if not np.isfinite(sums).all() or not bool(torch.isfinite(norm)):
                 raise DivergedError("the outer loss or its gradient is not finite")
             self.optimizer.step()
@@ -333,7 +348,7 @@ class MAMLPPO(Learner):
         for column in range(episodes):
             if column:
                 trajectory = self._live_for_evaluation(params, explore, task, seed, (index, column, "explore"), False)
-                adapted = self.inner_loop_adapt(params, self._batch(trajectory))
+                adapted = self.inner_loop_adapt(params, self._batch(trajectory), column - 1)
                 params = {n: p.detach().requires_grad_() for n, p in adapted.items()}
             scored = self._live_for_evaluation(params, score, task, seed, (index, column, "score"), deterministic)
             cells.append(summarize(scored, 1))
@@ -354,11 +369,18 @@ class MAMLPPO(Learner):
             deterministic=deterministic,
         )
 
+    def _learned(self) -> list[Tensor]:
+        """What the outer loop moves, in the optimizer's order."""
+        return [*self.policy.parameters(), *self.rates.values()]
+
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self.policy.parameters())
-        return tensors, {"iteration": self.iteration}
+        tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self._learned())
+        return tensors | {name: rate.detach() for name, rate in self.rates.items()}, {"iteration": self.iteration}
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         restore_policy(self.policy, self.normalizer, tensors)
-        restore_optimizer(self.optimizer, self.policy.parameters(), tensors)
+        restore_optimizer(self.optimizer, self._learned(), tensors)
+        with torch.no_grad():
+            for name, rate in self.rates.items():
+                rate.copy_(tensors[name])
         self.iteration = int(meta["iteration"])

@@ -28,6 +28,7 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.stack import LayerNorm
 from meta_rl.imaml import hessian_by_graph, hessian_by_transform, implicit_gradient
+from meta_rl.inner_rates import initial_rates, rate_of
 from meta_rl.reptile import reptile_gradient
 
 Params = dict[str, Tensor]
@@ -110,7 +111,8 @@ class MetaMAML:
                 hint="All are frozen.",
             )
         self._fast_names = self._which_move()
-        self._rates = self._initial_rates()
+        variant, steps = self.config.variant, self.config.inner_steps
+        self._rates = initial_rates(variant, self._theta, inner_lr, steps)
         self._context = next(iter(self._theta.values())).new_zeros(self.config.context_dim)
         learned = [*self._theta.values(), *self._rates.values()]
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in learned)
@@ -355,21 +357,8 @@ class MetaMAML:
             raise bad_value("head", head, f"a prefix of one of {', '.join(names)}")
         return moving
 
-    def _initial_rates(self) -> Params:
-        """Learned inner rates: one a number (Meta-SGD) or one a tensor and step (MAML++)."""
-        if self.config.variant == "meta-sgd":
-            return {f"rate.{n}": torch.full_like(p, self.inner_lr).requires_grad_() for n, p in self._theta.items()}
-        if self.config.variant == "maml++":
-            steps = self.config.inner_steps
-            return {f"rate.{n}": p.new_full((steps,), self.inner_lr).requires_grad_() for n, p in self._theta.items()}
-        return {}
-
     def _rate(self, name: str, step: int) -> Tensor | float:
-        if self.config.variant == "meta-sgd":
-            return self._rates[f"rate.{name}"]
-        if self.config.variant == "maml++":  # steps past the trained ones go on at the last one's rate
-            return self._rates[f"rate.{name}"][min(step, self.config.inner_steps - 1)]
-        return self.inner_lr
+        return rate_of(self.config.variant, self._rates, name, step, self.inner_lr)
 
     def _is_first_order(self) -> bool:
         annealing = self.config.variant == "maml++" and self.updates < self.config.first_order_updates

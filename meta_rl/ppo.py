@@ -18,7 +18,8 @@ from torch import Tensor
 
 from core.config import search
 from core.kernels.ppo_loss import CLIPPED, ENTROPY, KL, NORM, POLICY_LOSS, VALUE_LOSS
-from core.policy import PolicyInput, RecurrentPolicy, entropy, log_prob
+from core.policy import PolicyInput, PolicyOutput, RecurrentPolicy, entropy, log_prob
+from meta_rl.auxiliary import Auxiliary, Targets
 from meta_rl.flat_adam import FlatAdam
 from meta_rl.fused_ppo import FusedLoss
 from meta_rl.learner import DivergedError, LearnerConfig
@@ -64,7 +65,8 @@ class PPOConfig(LearnerConfig):
 
 @dataclass(frozen=True)
 class PPOBatch:
-    """N whole sequences of T steps; `hints` (N, P) are task parameters for a privileged critic, or None."""
+    """N whole sequences of T steps; `hints` (N, P) are task parameters for a privileged critic, or None; `aux` is what an auxiliary
+    head has to say of each step, where there is one."""
 
     inputs: PolicyInput
     actions: Tensor
@@ -72,15 +74,18 @@ class PPOBatch:
     advantages: Float[Tensor, "N T"]
     returns: Float[Tensor, "N T"]
     hints: Tensor | None
+    aux: Targets | None = None
 
 
-def make_optimizer(policy: RecurrentPolicy, config: PPOConfig) -> FlatAdam:
-    """Adam with the dynamics parameters in a group of their own. Each group remembers its factor as `lr_scale`."""
+def make_optimizer(policy: RecurrentPolicy, config: PPOConfig, auxiliary: Auxiliary | None = None) -> FlatAdam:
+    """Adam with the dynamics parameters in a group of their own, and an auxiliary head in another. Each group remembers its factor as
+    `lr_scale`."""
     groups = policy.parameter_groups()
     parts = [
         {"params": groups["other"], "lr_scale": 1.0},
         {"params": groups["dynamics"], "lr_scale": config.dynamics_lr_scale},
     ]
+    parts += [] if auxiliary is None else [{"params": list(auxiliary.head.parameters()), "lr_scale": 1.0}]
     kept = [part for part in parts if part["params"]]
     return FlatAdam(kept, config.learning_rate, (0.9, config.adam_beta2), 1e-5)
 
@@ -111,6 +116,7 @@ def ppo_update(
     batch: PPOBatch,
     config: PPOConfig,
     generator: torch.Generator,
+    auxiliary: Auxiliary | None = None,
 ) -> dict[str, float]:
     """Several passes of clipped gradient steps over the batch; changes the policy in place.
 
@@ -123,9 +129,10 @@ def ppo_update(
     optimizer.attach()
     if FusedLoss.allowed(policy, optimizer, batch.hints):
         whole = (batch.inputs, batch.actions, batch.old_log_prob, advantages, batch.returns)
-        gradient = FusedLoss(policy, optimizer, *whole)
+        helped = None if auxiliary is None or batch.aux is None else (auxiliary, batch.aux)
+        gradient = FusedLoss(policy, optimizer, *whole, auxiliary=helped)
     else:
-        gradient = PlainLoss(policy, optimizer, batch, advantages)
+        gradient = PlainLoss(policy, optimizer, batch, advantages, auxiliary)
     sums = np.zeros(6)
     steps, passes, kl = 0, 0, 0.0
     for _ in range(config.epochs):
@@ -153,24 +160,35 @@ def ppo_update(
         "train/clip_fraction": means[CLIPPED],
         "train/grad_norm": means[NORM],
         "train/passes": float(passes),
+        **({} if auxiliary is None else {"train/aux_loss": auxiliary.mean_loss()}),
     }
 
 
 def ppo_loss(
-    policy: RecurrentPolicy, batch: PPOBatch, advantages: Tensor, clip: float, value_coef: float, entropy_coef: float
+    policy: RecurrentPolicy,
+    batch: PPOBatch,
+    advantages: Tensor,
+    clip: float,
+    value_coef: float,
+    entropy_coef: float,
+    auxiliary: Auxiliary | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PPO's loss of whole sequences in plain operations: what `meta_rl.fused_ppo` computes compiled.
 
-    Also the measures (5,): surrogate, critic's loss, entropy, KL, share of samples outside the clip.
+    auxiliary: a head that reads the memory, whose loss is added. Also the measures (5,): surrogate, critic's loss, entropy, KL, share of samples outside the clip.
     """
     hints = batch.hints
     if hints is not None:
         hints = hints.unsqueeze(1).expand(-1, advantages.shape[1], -1)
-    out = policy(batch.inputs, privileged=hints)
+    features, hidden = policy.features(batch.inputs)
+    mean, value = policy.judge(features, hints)
+    out = PolicyOutput(mean, policy.log_std, value, hidden)
     surrogate, log_ratio = clipped_policy_loss(log_prob(out, batch.actions), batch.old_log_prob, advantages, clip)
     critic = value_loss(out.value, batch.returns)
     spread = entropy(out).mean()
     loss = surrogate + value_coef * critic - entropy_coef * spread
+    if auxiliary is not None and batch.aux is not None:
+        loss = loss + auxiliary.loss(features[..., : auxiliary.width], batch.aux)
     with torch.no_grad():
         return loss, torch.stack([surrogate, critic, spread, approx_kl(log_ratio), clip_fraction(log_ratio, clip)])
 
@@ -178,8 +196,16 @@ def ppo_loss(
 class PlainLoss:
     """Gradients of PPO's loss by autograd, for any policy, as `FusedLoss` gives them."""
 
-    def __init__(self, policy: RecurrentPolicy, optimizer: FlatAdam, batch: PPOBatch, advantages: Tensor) -> None:
+    def __init__(
+        self,
+        policy: RecurrentPolicy,
+        optimizer: FlatAdam,
+        batch: PPOBatch,
+        advantages: Tensor,
+        auxiliary: Auxiliary | None = None,
+    ) -> None:
         self.policy, self.optimizer, self.batch, self.advantages = policy, optimizer, batch, advantages
+        self.auxiliary = auxiliary
 
     def __call__(
         self, rows: Tensor, clip: float, value_coef: float, entropy_coef: float, measured: np.ndarray
@@ -193,8 +219,9 @@ class PlainLoss:
             advantages=batch.advantages[rows],
             returns=batch.returns[rows],
             hints=None if batch.hints is None else batch.hints[rows],
+            aux=None if batch.aux is None else batch.aux.of(rows),
         )
-        loss, now = ppo_loss(self.policy, chosen, self.advantages[rows], clip, value_coef, entropy_coef)
+        loss, now = ppo_loss(self.policy, chosen, self.advantages[rows], clip, value_coef, entropy_coef, self.auxiliary)
         self.optimizer.zero_grad()
         loss.backward()
         norm = self.optimizer.gradient_norm()

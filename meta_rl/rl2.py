@@ -25,6 +25,7 @@ from core.errors import bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy
 from core.seeding import numpy_stream, torch_stream
 from meta_rl.adapting import Objective, PolicyAdapter
+from meta_rl.auxiliary import Auxiliary, Predicted
 from meta_rl.evaluate import check_tasks, evaluate_in_context
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import explained_variance, generalized_advantages
@@ -58,6 +59,23 @@ class RL2Config(PPOConfig):
     "cross" lets the next episode's value flow back, the pure objective of a trial. Time limits are always crossed."""
     privileged_critic: bool = False
     """Give the task's parameters to the critic (never to the actor) while training."""
+    aux: Predicted = Field(
+        default="none",
+        exclude_if=lambda aux: aux == "none",
+        json_schema_extra=search(choices=("none", "reward", "next_observation", "task"), since=2),
+    )
+    """What a linear head has to predict from the memory while training: nothing, the reward or the observation that follows the
+    action, or the task. The head plays no part in acting and is not counted among the policy's parameters."""
+    aux_weight: float = Field(
+        default=0.1,
+        gt=0,
+        le=100,
+        exclude_if=lambda weight: weight == 0.1,
+        json_schema_extra=search(
+            low=0.01, high=1.0, log=True, since=2, only_if=("aux", ("reward", "next_observation", "task"))
+        ),
+    )
+    """Weight of that prediction's squared error in the loss."""
 
     def iteration_steps(self, horizon: int) -> int:
         """Env steps of an iteration of whole trials."""
@@ -111,7 +129,18 @@ class RL2(Learner):
             generator=torch_stream(seed, "policy", "init"),
             privileged_dim=self.family.num_params if self.config.privileged_critic else 0,
         )
-        self.optimizer = make_optimizer(self.policy, self.config)
+        self.auxiliary = (
+            None
+            if self.config.aux == "none"
+            else Auxiliary(
+                self.config.aux,
+                self.config.aux_weight,
+                self.policy,
+                self.family,
+                torch_stream(seed, "auxiliary", "init"),
+            )
+        )
+        self.optimizer = make_optimizer(self.policy, self.config, self.auxiliary)
         self.normalizer = Normalizer(self.family.obs_dim, self.config.gamma)
         self.iteration = 0
         self.lr_factor = 1.0
@@ -148,9 +177,8 @@ class RL2(Learner):
         self.normalizer.update(trajectory.obs, trajectory.rewards, trajectory.terminated)
         batch = self._batch(trajectory)
         try:
-            measured = ppo_update(
-                self.policy, self.optimizer, batch, config, torch_stream(self.seed, "minibatches", step)
-            )
+            shuffled = torch_stream(self.seed, "minibatches", step)
+            measured = ppo_update(self.policy, self.optimizer, batch, config, shuffled, self.auxiliary)
         except DivergedError:
             self._restore(before, {"iteration": step, "lr_factor": self.lr_factor})
             raise
@@ -213,6 +241,7 @@ class RL2(Learner):
             advantages=advantages,
             returns=advantages + trajectory.values[:, :-1],
             hints=trajectory.privileged,
+            aux=None if self.auxiliary is None else self.auxiliary.targets(trajectory),
         )
 
     def evaluate(self, tasks: np.ndarray, *, episodes: int, seed: int, deterministic: bool = True) -> EvalResult:
@@ -231,27 +260,31 @@ class RL2(Learner):
         self, tasks: np.ndarray, adaptation: PolicyAdaptation, *, episodes: int, seed: int, deterministic: bool = True
     ) -> EvalResult:
         """The same with copies of the policy that go on learning by PPO's loss; with all its noise where not deterministic."""
-        adapter = PolicyAdapter(
-            self.policy,
-            adaptation,
-            len(check_tasks(tasks, self.family)),
-            Objective.of(
-                self.config,
-                self.normalizer.return_scale,
-                crosses_endings=self.config.advantage_border == "cross",
-            ),
-            noise=adaptation.exploration if deterministic else 1.0,
+        config = self.config
+        objective = Objective(
+            clip=config.clip,
+            value_coef=config.value_coef,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            crosses_endings=config.advantage_border == "cross",
+            reward_scale=self.normalizer.return_scale,
         )
+        worlds, noise = len(check_tasks(tasks, self.family)), adaptation.exploration if deterministic else 1.0
+        adapter = PolicyAdapter(self.policy, adaptation, worlds, objective, noise=noise)
         return evaluate_in_context(
             self.policy, self.normalizer, self.family, tasks, episodes=episodes, seed=seed, adapting=adapter
         )
 
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors = training_tensors(self.policy, self.normalizer, self.optimizer, self._optimized())
+        if self.auxiliary is not None:
+            tensors |= self.auxiliary.tensors()
         return tensors, {"iteration": self.iteration, "lr_factor": self.lr_factor}
 
     def _restore(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
         restore_policy(self.policy, self.normalizer, tensors)
+        if self.auxiliary is not None:
+            self.auxiliary.restore(tensors)
         for index, parameter in enumerate(self._optimized()):  # its moments are views, changed in place
             for name, value in self.optimizer.state[parameter].items():
                 kept = tensors.get(f"optimizer.{index}.{name}")

@@ -40,7 +40,7 @@ class Trajectory:
     actions: (N, T, A) float32 before clipping, or (N, T) int64. log_prob: (N, T). values: (N, T+1), in scaled units.
     obs: (N, T, D) as the worlds gave it. rewards: (N, T) as the worlds gave it.
     terminated, truncated: (N, T) bool, as in Gymnasium. infos: per-step quantities (N, T) of the worlds.
-    privileged: (N, P) task parameters when the critic was given them, else None.
+    privileged: (N, P) task parameters when the critic was given them, else None. tasks: (N, T, P), those in force in each step.
     """
 
     inputs: PolicyInput
@@ -51,6 +51,7 @@ class Trajectory:
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    tasks: np.ndarray
     infos: Mapping[str, np.ndarray] = field(default_factory=dict)
     privileged: Tensor | None = None
 
@@ -125,6 +126,7 @@ def rollout(
     terminated = np.empty((n, num_steps), dtype=bool)
     truncated = np.empty((n, num_steps), dtype=bool)
     infos: dict[str, np.ndarray] = {}
+    in_force = np.broadcast_to(np.asarray(tasks)[:, None], (n, num_steps, np.shape(tasks)[1]))
     read: list[PolicyInput] = []
     heads, values, actions = [], [], []
     log_std = None
@@ -148,6 +150,9 @@ def rollout(
             adapting.live(action, torch.from_numpy(reward), torch.from_numpy(ended))
         done = ended | cut
         last_obs = np.where(done[:, None], info["final_obs"], obs) if done.any() else obs
+        if "tasks" in info:  # of worlds whose target switches
+            in_force = in_force if in_force.flags.writeable else in_force.copy()
+            in_force[:, t] = info["tasks"]
         for name, value in info.items():
             measured = isinstance(value, np.ndarray) and value.dtype == np.float64 and value.shape == (n,)
             if measured and not name.startswith(("_", "final_")):
@@ -181,6 +186,7 @@ def rollout(
         rewards=rewards,
         terminated=terminated,
         truncated=truncated,
+        tasks=in_force,
         infos=infos,
         privileged=hints,
     )

@@ -11,7 +11,7 @@ from meta_rl.normalize import Normalizer
 
 
 def training_tensors(
-    policy: nn.Module, normalizer: Normalizer, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
+    policy: nn.Module, normalizer: Normalizer, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]
 ) -> dict[str, Tensor]:
     """All of them: `policy.*`, `normalizer.*`, and `optimizer.I.*` of the I-th of `parameters`."""
     tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
@@ -29,7 +29,7 @@ def restore_policy(policy: nn.Module, normalizer: Normalizer, tensors: dict[str,
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], tensors: dict[str, Tensor]
 ) -> None:
     """Put back the moments that `training_tensors` gave; a parameter without any has made no step yet."""
     optimizer.state.clear()

@@ -26,6 +26,7 @@ from experiments.search.optimizer import SUGGESTING
 from experiments.search.pruning import Pruning, make_pruning
 from experiments.search.side import Value
 from experiments.search.sizing import SIZING
+from experiments.search.space import MARKS
 from meta_rl.learner import LearnerConfig
 
 MIN_ITERATIONS = 2
@@ -144,6 +145,9 @@ class Plan(FrozenConfig):
     pilot: bool = Field(default=False, exclude_if=lambda pilot: not pilot)
     """Whether the challenger's default is trained on the baseline's seeds too: pairs that say how the two sides' scores spread
     and go together before the claim is written."""
+    marks: int = Field(default=1, ge=1, le=MARKS, exclude_if=lambda marks: marks == 1)
+    """The generation of search marks that its configurations are searched over; left out of the JSON, as before there were two, it is
+    1. `MARKS` in a new plan."""
     suggesting: int = Field(default=1, ge=1, le=SUGGESTING, exclude_if=lambda rule: rule == 1)
     """The rule of `experiments.search.optimizer.suggest`, so that a resumed campaign gets the suggestions it would have got:
     `SUGGESTING` in a new plan."""
@@ -313,6 +317,7 @@ def make_plan(
                 trials_at_once=at_once,
                 pilot=True,
                 suggesting=SUGGESTING,
+                marks=MARKS,
                 judging=JUDGING,
                 memory=dict(memory or {}),
                 timed=timed,

@@ -16,7 +16,7 @@ from core.policy import PolicyConfig
 from core.sequence_model import MODELS, default_config
 from core.words.commands import command
 from experiments.presets import named_preset
-from experiments.search.side import MARKS, Recorded, Side, Value
+from experiments.search.side import Recorded, Side, Value
 from experiments.spec import WorldChanges
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
@@ -41,6 +41,8 @@ LEARNER_ALIASES: dict[str, tuple[str, dict[str, Value]]] = {
     "promp": ("maml-ppo", {}),
     "fomaml": ("maml-ppo", {"learner.first_order": True}),
     "e-maml": ("maml-ppo", {"learner.correction": "e-maml"}),
+    "meta-sgd": ("maml-ppo", {"learner.inner_rates": "meta-sgd"}),
+    "maml++": ("maml-ppo", {"learner.inner_rates": "maml++"}),
 }
 MOVING = {
     "": "head", "head": "head", "heads": "head", "norm": "norm", "norms": "norm", "gains": "norm", "low-rank": "low-rank",
@@ -99,7 +101,6 @@ class Named(NamedTuple):
                 learners=self.learners,
                 fixed=self.fixed,
                 recorded=self.recorded,
-                marks=MARKS,
             )
         )
 

@@ -26,7 +26,7 @@ from experiments.runs.runner import RUNG_SCORE
 from experiments.search.optimizer import Tried, suggest
 from experiments.search.side import Side, Value
 from experiments.search.sizing import count_parameters
-from experiments.search.space import ALL_SLICES, ROLES, SearchSpace
+from experiments.search.space import ALL_SLICES, MARKS, ROLES, SearchSpace
 from experiments.spec import RunSpec
 from experiments.vocabulary import FINISHED, POOL_OFFSET, Arm, Pool
 
@@ -56,8 +56,8 @@ def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
     return sorted((t for t in trials if t.score is not None), key=lambda t: (-(t.score or 0.0), t.number))
 
 
-def space_of(question: Question, side: Side) -> SearchSpace:
-    """The search space of a side of a question."""
+def space_of(question: Question, side: Side, marks: int = MARKS) -> SearchSpace:
+    """The search space of a side of a question. marks: the generation of search marks."""
     return SearchSpace(side, question.task, learner=question.learner, score=question.metric, changes=question.changes)
 
 
@@ -70,7 +70,9 @@ class Trials:
         self.sides: tuple[Arm, ...] = question.arms
         """Every arm, those that are tuned and those that are what they are."""
         self.arms: tuple[Arm, ...] = self.sides if question.baseline_is_tuned else ("challenger",)
-        self.spaces = {arm: space_of(question, side) for arm, side in zip(self.sides, question.sides, strict=True)}
+        self.spaces = {
+            arm: space_of(question, side, plan.marks) for arm, side in zip(self.sides, question.sides, strict=True)
+        }
         default = self.spaces["baseline"].spec({}, env_steps=1, seed=0, parameters=None)
         self.parameters = count_parameters(default)
         self._finished: dict[tuple[str | int, ...], FinishedTrial] = {}

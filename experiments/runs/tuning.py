@@ -23,8 +23,8 @@ from experiments.ledger.store import Ledger, readable_id
 from experiments.presets import preset
 from experiments.runs.runner import queue_run
 from experiments.search.optimizer import Tried, best_trial, suggest
-from experiments.search.side import MARKS, Side, Value
-from experiments.search.space import SearchSpace
+from experiments.search.side import Side, Value
+from experiments.search.space import MARKS, SearchSpace
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from meta_rl.learner import DEFAULT_LEARNER
@@ -62,6 +62,9 @@ def tuning_spaces(
     InputError for a model, or a field that none of them has.
     """
     get_family(task).check()
+    marks = (
+        MARKS if only else 1
+    )  # without names the fields of before, so that the same command goes on with what it began
     spaces = {}
     for model in models:
         if model not in MODELS:
@@ -71,9 +74,8 @@ def tuning_spaces(
             memory = default_config(model).model_copy(update={"num_layers": like.policy.model.num_layers})
             policy = like.policy.model_copy(update={"model": memory})
             start = like.model_copy(update={"task": task, "policy": policy})
-        # Without `only` the fields of a search that may have begun before there were more of them; all by their names.
-        side = Side(name=model, kinds=(model,), marks=MARKS if only else 1)
-        space = SearchSpace(side, task, learner=start.learner.kind, defaults={model: start})
+        side = Side(name=model, kinds=(model,))
+        space = SearchSpace(side, task, learner=start.learner.kind, defaults={model: start}, marks=marks)
         spaces[model] = space
     if only:
         known = sorted({p.name for space in spaces.values() for p in space.parameters})

@@ -9,9 +9,6 @@ from pydantic import Field
 from core.config import FrozenConfig
 
 Value = bool | int | float | str
-MARKS = 2
-"""The present generation of search marks (`core.config.search`): 2 has test-time adaptation, training with the changes, inner
-rates and auxiliary losses, which a search that began before goes on without."""
 CAPITALS = ("ssm", "lstm", "gru", "mlp", "lru", "s5", "s4d", "rl2", "maml-ppo")
 
 
@@ -35,8 +32,6 @@ class Side(FrozenConfig):
     """The learners among which the search chooses, the default first; empty: the question's."""
     fixed: dict[str, Value] = Field(default_factory=dict, exclude_if=lambda fields: not fields)
     """Dotted name -> value of the fields that it names, such as learner.first_order."""
-    marks: int = Field(default=1, ge=1, le=MARKS, exclude_if=lambda marks: marks == 1)
-    """The last generation of search marks that it is searched over; left out of the JSON, as before there were two, it is 1."""
     recorded: Recorded | None = Field(default=None, exclude_if=lambda run: run is None)
     """The run that it is, where it is one."""
 

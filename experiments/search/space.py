@@ -41,6 +41,9 @@ ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "env
 NEAR = 0.02
 """Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
 this: numbers by 2 % of their range, in logarithms on a log scale, and every choice agrees. Noise hides less than that."""
+MARKS = 2
+"""The present generation of search marks (`core.config.search`): 2 has test-time adaptation, training with the changes, learned
+inner rates and auxiliary losses. Campaigns and tables that began before go on without them."""
 ALL_SLICES = "all"  # in the place of a role: every parameter
 FAMILY_OF_ROLE: dict[Role, str] = {
     "state-modeling": "architecture",
@@ -157,7 +160,8 @@ class SearchSpace:
     defaults: trial 0 of each kind, where it is not the kind's preset for the learner. score: name of the metric that runs
     are scored by; each learner's own where None. changes: mid-episode changes of the worlds that every run is evaluated in; a
     side that is a recorded run is held to them as well. What adapts at test time is searched where worlds change, and where the
-    side names it: in worlds that stay as they are, memory is all that a task needs, and every further field costs trials.
+    side names it: in worlds that stay as they are, memory is all that a task needs, and every further field costs trials. marks: the
+    generation of search marks, `MARKS` or one before.
     """
 
     def __init__(
@@ -169,8 +173,10 @@ class SearchSpace:
         defaults: dict[str, RunSpec] | None = None,
         score: str | None = None,
         changes: EnvOptions | None = None,
+        marks: int = 1,
     ) -> None:
         self.side, self.task, self.score, self.changes = side, task, score, changes or EnvOptions()
+        self.marks = marks
         self.learners = side.learners or (learner,)
         self._defaults = {(kind, self.learners[0]): spec for kind, spec in (defaults or {}).items()}
         self.parameters = () if side.recorded is not None else self._collect()
@@ -216,7 +222,7 @@ class SearchSpace:
 
     def _can_matter(self, parameter: Parameter) -> bool:
         """Whether a parameter is of the side's generation, and what the side fixes leaves it an effect."""
-        if parameter.since > self.side.marks:
+        if parameter.since > self.marks:
             return False
         name, values = parameter.only_if or ("", ())
         return name not in self.side.fixed or self.side.fixed[name] in values

@@ -46,6 +46,11 @@ def lived(learner: Learner, adaptation: PolicyAdaptation | None, episodes: int =
     return evaluate(learner, tasks, episodes=episodes, seed=3, changes=SWITCH, adaptation=adaptation, **how).returns
 
 
+def objective_of(learner: Learner, reward_scale: float = 1.0) -> Objective:
+    own = {name: getattr(learner.config, name) for name in ("clip", "value_coef", "gamma", "gae_lambda")}
+    return Objective(**own, crosses_endings=False, reward_scale=reward_scale)
+
+
 @pytest.mark.parametrize(("adapts", "family"), [*((adapts, "point-robot") for adapts in MOVING), ("head", "bandit")])
 def test_what_moves_nothing_equals_no_adaptation_bit_for_bit(adapts: str, family: str):
     learner = trained(family, norm="layer")
@@ -156,7 +161,7 @@ def alone(learner: Learner, config: PolicyAdaptation, window: Window, inputs: Po
 def test_one_world_adapted_alone_by_a_plain_loop_equals_its_row_of_the_batch(adapts: str, kind: str, family: str):
     learner = trained(family, kind)
     config = adapting(adapts, steps=3, guard=False, max_grad_norm=0.2)
-    objective = Objective.of(learner.config, 1.0, crosses_endings=False)
+    objective = objective_of(learner)
     adapter = PolicyAdapter(learner.policy, config, WORLDS, objective, noise=1.0)
     window, inputs = a_window(learner, adapter)
     with torch.no_grad():
@@ -172,7 +177,7 @@ def test_one_world_adapted_alone_by_a_plain_loop_equals_its_row_of_the_batch(ada
 
 def test_the_guard_undoes_the_steps_of_those_worlds_alone_that_they_made_worse():
     learner = trained()
-    objective = Objective.of(learner.config, 1.0, crosses_endings=False)
+    objective = objective_of(learner)
     config = adapting("head", learning_rate=1.0, max_grad_norm=1e9, steps=20)
     guarded = PolicyAdapter(learner.policy, config, WORLDS, objective, noise=1.0)
     free = PolicyAdapter(learner.policy, config.model_copy(update={"guard": False}), WORLDS, objective, noise=1.0)
@@ -200,7 +205,7 @@ def test_adaptation_climbs_the_reward_that_was_lived_so_the_sign_matters():
     tasks = learner.family.eval_tasks("search")
 
     def last(scale: float) -> float:
-        objective = Objective.of(learner.config, scale, crosses_endings=False)
+        objective = objective_of(learner, scale)
         adapter = PolicyAdapter(learner.policy, config, len(tasks), objective, noise=1.0)
         found = evaluate_in_context(
             learner.policy, learner.normalizer, learner.family, tasks, episodes=12, seed=0, adapting=adapter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from core.errors import InputError
 from core.policy import PolicyConfig
 from meta_rl.learner import DivergedError, Learner, build_learner
-from meta_rl.maml_ppo import MAMLPPO, MAMLPPOConfig, linear_baseline
+from meta_rl.maml_ppo import MAMLPPO, MAMLPPOConfig, TaskBatch, linear_baseline
 
 SMALL = PolicyConfig.model_validate(
     {"model": {"kind": "lru", "hidden_dim": 8, "state_dim": 8, "num_layers": 1}, "encoder_dim": 8, "head_dim": 8}
@@ -38,7 +40,16 @@ def test_training_makes_one_inner_step_worth_more():
     assert returns[:, 1].mean() > returns[:, 0].mean() + 2.0  # one gradient step helps
 
 
-@pytest.mark.parametrize("change", [{}, {"first_order": True}, {"correction": "e-maml", "inner_steps": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"first_order": True},
+        {"correction": "e-maml", "inner_steps": 2},
+        {"inner_rates": "meta-sgd"},
+        {"inner_rates": "maml++", "inner_steps": 2},
+    ],
+)
 def test_the_same_seed_is_bit_equal_and_resuming_equals_going_on(tmp_path, change: dict):
     config = FAST.model_copy(update={"tasks_per_update": 2, "episodes_per_task": 2, **change})
     whole, part = make(config=config), make(config=config)
@@ -51,40 +62,96 @@ def test_the_same_seed_is_bit_equal_and_resuming_equals_going_on(tmp_path, chang
     assert isinstance(resumed, MAMLPPO)
     list(resumed.train())
     assert torch.equal(weights(whole), weights(resumed))
+    assert all(torch.equal(rate, resumed.rates[name]) for name, rate in whole.rates.items())
+    tasks = whole.family.eval_tasks("search")[:2]
+    first, again = (learner.evaluate(tasks, episodes=4, seed=0).returns for learner in (whole, resumed))
+    assert (first == again).all()
 
 
-def test_the_outer_gradient_through_one_inner_step_equals_finite_differences():
-    learner = make(config=FAST.model_copy(update={"tasks_per_update": 1, "episodes_per_task": 2}))
+def two_batches(config: MAMLPPOConfig) -> tuple[MAMLPPO, list[TaskBatch]]:
+    """A learner in double precision, and the data of three stages on one task."""
+    learner = make(config=config.model_copy(update={"tasks_per_update": 1, "episodes_per_task": 2}))
     learner.policy.double()
+    learner.rates = {name: rate.detach().double().requires_grad_() for name, rate in learner.rates.items()}
     worlds = learner.family.make(2)
     task = learner.family.eval_tasks("search")[0]
-    pre = learner._batch(learner._live(dict(learner.policy.named_parameters()), worlds, task, 0))
-    post = learner._batch(learner._live(dict(learner.policy.named_parameters()), worlds, task, 1))
 
-    def double(batch):
+    def double(batch: TaskBatch) -> TaskBatch:
         inputs = type(batch.inputs)(*(part.double() for part in batch.inputs))
         parts = (batch.actions.double(), batch.old_log_prob.double(), batch.advantages.double())
-        return type(batch)(inputs, *parts, batch.mean_return)
+        return TaskBatch(inputs, *parts, batch.mean_return)
 
-    pre, post = double(pre), double(post)
+    theta = dict(learner.policy.named_parameters())
+    return learner, [double(learner._batch(learner._live(theta, worlds, task, stage))) for stage in range(3)]
+
+
+def differences(objective: Callable[[], torch.Tensor], leaf: torch.Tensor) -> torch.Tensor:
+    """The gradient by central differences."""
+    numeric, flat = torch.zeros_like(leaf).flatten(), leaf.detach().view(-1)
+    for i in range(len(numeric)):
+        values = []
+        for sign in (1.0, -1.0):
+            flat[i] += sign * 1e-6
+            values.append(float(objective().detach()))
+            flat[i] -= sign * 1e-6
+        numeric[i] = (values[0] - values[1]) / 2e-6
+    return numeric.view_as(leaf)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "meta-sgd", "maml++"])
+def test_the_outer_gradient_through_two_inner_steps_equals_finite_differences(kind: str):
+    learner, (first, second, post) = two_batches(FAST.model_copy(update={"inner_rates": kind, "inner_steps": 2}))
     theta: dict[str, torch.Tensor] = dict(learner.policy.named_parameters())
 
     def objective() -> torch.Tensor:
-        return learner._surrogate(learner.inner_loop_adapt(theta, pre, create_graph=True), post, None)[0]
+        params = theta
+        for step, batch in enumerate((first, second)):
+            params = learner.inner_loop_adapt(params, batch, step, create_graph=True)
+        return learner._surrogate(params, post, None)[0]
 
-    leaf = theta["log_std"]
-    analytic = torch.autograd.grad(objective(), leaf)[0]
-    numeric = torch.zeros_like(leaf)
-    for i in range(len(leaf)):
-        values = []
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                leaf[i] += sign * 1e-6
-            values.append(float(objective().detach()))
-            with torch.no_grad():
-                leaf[i] -= sign * 1e-6
-        numeric[i] = (values[0] - values[1]) / 2e-6
-    torch.testing.assert_close(analytic, numeric, atol=1e-7, rtol=1e-4)
+    leaves = {
+        "log_std": theta["log_std"],
+        **{n: r for n, r in learner.rates.items() if n in ("rate.log_std", "rate.actor.bias")},
+    }
+    assert len(leaves) == (1 if kind == "fixed" else 3)
+    for leaf, analytic in zip(leaves.values(), torch.autograd.grad(objective(), list(leaves.values())), strict=True):
+        torch.testing.assert_close(analytic, differences(objective, leaf), atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["meta-sgd", "maml++"])
+def test_an_inner_step_with_learned_rates_is_the_papers_and_equal_rates_are_the_fixed_one(kind: str):
+    config = FAST.model_copy(update={"inner_rates": kind, "inner_steps": 2})
+    learner, (first, *_) = two_batches(config)
+    fixed, _ = two_batches(FAST)
+    theta: dict[str, torch.Tensor] = dict(learner.policy.named_parameters())
+    usual = fixed.inner_loop_adapt(dict(fixed.policy.named_parameters()), first)
+    for step in (0, 1, 5):
+        own = learner.inner_loop_adapt(theta, first, step)
+        assert all(torch.equal(own[name], usual[name]) for name in usual)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for rate in learner.rates.values():
+            rate.copy_(torch.rand(rate.shape, generator=rng))
+    slopes = torch.autograd.grad(learner._surrogate(theta, first, None)[0], list(theta.values()), allow_unused=True)
+    for step in (0, 1, 5):  # past the trained steps the last one's rates go on
+        own = learner.inner_loop_adapt(theta, first, step)
+        for (name, before), slope in zip(theta.items(), slopes, strict=True):
+            rate = learner.rates[f"rate.{name}"]
+            rate = rate[min(step, 1)] if kind == "maml++" else rate
+            torch.testing.assert_close(own[name], before if slope is None else before - rate * slope)
+
+
+def test_rates_are_learned_with_the_weights_and_fixed_ones_leave_no_trace_in_a_checkpoint():
+    for kind in ("fixed", "meta-sgd", "maml++"):
+        config = FAST.model_copy(update={"tasks_per_update": 2, "episodes_per_task": 2, "inner_rates": kind})
+        learner = make(updates=2, config=config)
+        list(learner.train())
+        for name, rate in learner.rates.items():  # the inner loss has no critic
+            assert bool((rate != config.inner_lr).any()) == (not name.startswith("rate.critic"))
+        assert bool(learner.rates) == (kind != "fixed")
+        assert ("inner_rates" in config.model_dump()) == (kind != "fixed")
+        names = [name for name in learner._state()[0] if name.startswith("rate.")]
+        assert len(names) == len(learner.rates)
 
 
 def test_the_linear_baseline_predicts_returns_that_are_linear_in_its_features():
