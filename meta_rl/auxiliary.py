@@ -40,7 +40,7 @@ class Targets(NamedTuple):
 class Auxiliary:
     """The head, its weight in the loss, and how large its loss was since `mean_loss` was last asked.
 
-    Raises InputError for a task of no parameters.
+    Raises InputError for the task of a family that has a single one.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Auxiliary:
         family: TaskFamily,
         generator: torch.Generator,
     ) -> None:
-        if predicts == "task" and not family.num_params:
-            raise bad_value("learner.aux", predicts, f"another: the tasks of {family.id} have no parameters")
         self.predicts, self.weight = predicts, weight
         self.width = policy.config.model.hidden_dim
         sizes = {"reward": 1, "next_observation": family.obs_dim, "task": family.num_params}
         beside = 0 if predicts == "task" else policy.action.size
         self.head = linear(self.width + beside, sizes[predicts], generator)
-        drawn = (
-            family.sample_tasks(numpy_stream(0, "auxiliary", "tasks"), 1000) if predicts == "task" else np.ones((2, 1))
-        )
+        drawn = np.ones((2, 1))
+        if predicts == "task":
+            drawn = family.sample_tasks(numpy_stream(0, "auxiliary", "tasks"), 1000)
+            if not np.ptp(drawn, axis=0).any():
+                raise bad_value("learner.aux", predicts, f"another: the tasks of {family.id} are all the same")
         self._mean, self._scale = drawn.mean(0), 1.0 / (drawn.std(0) + 1e-6)
         self._sum, self._count = 0.0, 0
 

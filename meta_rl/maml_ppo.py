@@ -6,7 +6,7 @@ For each task i, with theta_o the weights that collected the data:
 The inner loss is a likelihood ratio, so that its gradient's gradient is right (ProMP: Rothfuss et al. 2019,
 arXiv 1810.06784, equations 9 and 11, algorithm 1; MAML-RL: Finn et al. 2017, section 5.3). "e-maml" adds the credit that
 the adapted return gives to the samples that adapted it (Stadie et al. 2018, arXiv 1803.01118, equation 5). alpha may be learned
-with theta (`meta_rl/inner_rates.py`).
+with theta (Meta-SGD, MAML++: as in `meta_rl/meta_maml.py`).
 Advantages: GAE over a linear feature baseline fitted to each task (Duan et al. 2016, arXiv 1604.06778, section 4).
 """
 
@@ -29,9 +29,9 @@ from core.errors import InputError, bad_value
 from core.policy import PolicyConfig, PolicyInput, RecurrentPolicy, log_prob
 from core.seeding import numpy_stream, torch_stream
 from meta_rl.evaluate import check_tasks, summarize
-from meta_rl.inner_rates import initial_rates, rate_of
 from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, TrainReport, register_learner
 from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, generalized_advantages, standardize
+from meta_rl.meta_maml import initial_rates, rate_of
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.ppo import HORIZON
 from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout

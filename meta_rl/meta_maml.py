@@ -28,7 +28,6 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.stack import LayerNorm
 from meta_rl.imaml import hessian_by_graph, hessian_by_transform, implicit_gradient
-from meta_rl.inner_rates import initial_rates, rate_of
 from meta_rl.reptile import reptile_gradient
 
 Params = dict[str, Tensor]
@@ -430,6 +429,28 @@ class MetaMAML:
             )
 
 
+# Learned inner rates, also those of `meta_rl.maml_ppo` ---------------------------------------------------------------
+def initial_rates(kind: str, parameters: Mapping[str, Tensor], inner_lr: float, steps: int) -> dict[str, Tensor]:
+    """`rate.NAME` of each parameter, all `inner_lr`: one for every number for "meta-sgd" (Li et al. 2017, equation 2), one for every
+    step, (steps,), for "maml++" (Antoniou et al. 2019, section 4); none for another kind."""
+    if kind == "meta-sgd":
+        return {f"rate.{n}": torch.full_like(p, inner_lr).requires_grad_() for n, p in parameters.items()}
+    if kind == "maml++":
+        return {f"rate.{n}": p.new_full((steps,), inner_lr).requires_grad_() for n, p in parameters.items()}
+    return {}
+
+
+def rate_of(kind: str, rates: Mapping[str, Tensor], name: str, step: int, inner_lr: float) -> Tensor | float:
+    """The rate of a parameter in an inner step, counted from 0; steps past the learned ones go on at the last one's."""
+    if kind == "meta-sgd":
+        return rates[f"rate.{name}"]
+    if kind == "maml++":
+        own = rates[f"rate.{name}"]
+        return own[min(step, len(own) - 1)]
+    return inner_lr
+
+
+# How to differentiate -------------------------------------------------------------------------------------------------
 def _autograd(loss_of: LossOf, params: Params, create_graph: bool) -> tuple[Tensor, Params]:
     """Loss and gradient through the ordinary graph."""
     with torch.enable_grad():

@@ -58,7 +58,8 @@ def best_first(trials: Iterable[FinishedTrial]) -> list[FinishedTrial]:
 
 def space_of(question: Question, side: Side, marks: int = MARKS) -> SearchSpace:
     """The search space of a side of a question. marks: the generation of search marks."""
-    return SearchSpace(side, question.task, learner=question.learner, score=question.metric, changes=question.changes)
+    given = {"learner": question.learner, "score": question.metric, "changes": question.changes}
+    return SearchSpace(side, question.task, **given, marks=marks)
 
 
 class Trials:

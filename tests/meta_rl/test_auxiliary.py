@@ -172,8 +172,8 @@ def test_its_gradient_reaches_the_memory_and_no_head_is_as_before() -> None:
         assert learner.config.model_dump(mode="json")["aux"] == learner.config.aux
 
 
-def test_a_task_without_parameters_cannot_be_predicted() -> None:
+def test_the_task_of_a_family_that_has_a_single_one_is_not_worth_predicting() -> None:
     with pytest.raises(
-        InputError, match=r"learner\.aux: got 'task', allowed: another: the tasks of .* have no parameters"
+        InputError, match=r"learner\.aux: got 'task', allowed: another: the tasks of .* are all the same"
     ):
         learner_of("task", family="CartPole-v1")
