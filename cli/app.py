@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
-from cli import STOPPED, campaigns, keeping, reading, steering, training
+from cli import STOPPED, campaigns, former, keeping, reading, steering, training
 from cli.options import LedgerOptions
 from cli.terminal import drop_unread, emit, make_console, prepare_streams
 from core.errors import InputError, bad_value
@@ -62,36 +62,12 @@ for _command in (
     ),
     *(reading.report, reading.plot, reading.export),
     *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
-    *(training.rerun, training.tune, training.evaluate),
+    *(training.rerun, training.tune, training.grid, training.evaluate, training.bench),
 ):
     app.command(_command)
 app.command(training.run_spec, name="run")
 app.command(reading.list_names, name="list")
-
-
-@app.command
-def bench(
-    what: str,
-    /,
-    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
-) -> int:
-    """Measure speed against named rivals, as ratios in one run.
-
-    Parameters
-    ----------
-    what
-        Which measurement, such as models, env or train; `list benches` shows all.
-    options
-        Passed on, such as --quick or --help.
-    """
-    from experiments.bench.registered import BENCHES
-
-    measure = BENCHES[what]
-    if what == "proposers":
-        from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
-
-        return measure(list(options), agent_arms, AGENT_ARMS) or 0
-    return measure(list(options)) or 0
+former.add_former(app)
 
 
 @app.command
@@ -203,7 +179,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _answered(arguments: Sequence[str]) -> int:
     """The exit code of one command, whose mistakes in what was given are said in words."""
     try:
-        words, named = plugins_from(arguments)
+        words, named = plugins_from(former.with_former_first(arguments))
         add_to_commands(plugins=tuple(word for plugin in named for word in (OPTION, plugin.source)))
         console = make_console() if HELP.intersection(words) else None  # else rich need not be imported
         called, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, console=console)

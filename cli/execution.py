@@ -20,6 +20,8 @@ class Execution:
     options: LedgerOptions
     ledger: Ledger
     memory_limit_mb: int | None
+    look_every: int | None = None
+    """Env steps between two scores of runs that a person started."""
 
     def train(self, run_ids: Sequence[int]) -> bool:
         """Train queued runs; those that a Ctrl-C stops are cancelled, and the answer is False."""
@@ -44,6 +46,7 @@ class Execution:
                     stop=stop,
                     listener=view.on_progress,
                     memory_limit_mb=self.memory_limit_mb,
+                    look_every=self.look_every,
                 )
         except (Paused, KeyboardInterrupt):
             cancelled = [readable_id("r", run_id) for run_id in run_ids if cancel_run(self.ledger, run_id)]

@@ -66,13 +66,15 @@ def campaigns(*, options: LedgerOptions = LedgerOptions()) -> None:
     options.output.table(list_campaigns(options.read()), header=True)
 
 
-def strategies(campaign: str | None = None, *, options: LedgerOptions = LedgerOptions()) -> None:
+def strategies(campaign: str | None = None, *, found: Flag = False, options: LedgerOptions = LedgerOptions()) -> None:
     """Show which configurations agents shaped, how far they are from all others tried, and which fresh seeds showed to be better.
 
     Parameters
     ----------
     campaign
         Its id, such as c-0007 or @last (without: all).
+    found
+        Only those that are strategies: far from all others, and better on fresh seeds.
     """
     from sqlalchemy import select
 
@@ -85,7 +87,7 @@ def strategies(campaign: str | None = None, *, options: LedgerOptions = LedgerOp
             numbers = list(session.scalars(select(Campaign.id).order_by(Campaign.id)))
     else:
         numbers = [ledger.resolve(campaign, "campaign")]
-    options.output.table(strategies_table(ledger, numbers), header=True)
+    options.output.table(strategies_table(ledger, numbers, found_alone=found), header=True)
 
 
 def show(id: str, *, options: LedgerOptions = LedgerOptions()) -> None:

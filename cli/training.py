@@ -1,4 +1,4 @@
-"""Train by hand: a recorded configuration again, a preset or file, several models with equal effort; evaluate a kept model."""
+"""Train by hand: a recorded configuration again, a preset or file, several models with equal effort; evaluate a kept model; benches."""
 
 from __future__ import annotations
 
@@ -92,6 +92,11 @@ def run_spec(
     env_steps: str | None = None,
     seed: int | None = None,
     seeds: Seeds = None,
+    learner: str | None = None,
+    evaluate_every: str | None = None,
+    out: str | None = None,
+    test_tasks: int | None = None,
+    test_episodes: int = 1,
     memory: Memory = None,
     dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
@@ -104,15 +109,30 @@ def run_spec(
         A JSON file with the fields of a RunSpec; `show r-0042 --json` has one under "spec".
     preset
         Or a stored configuration, such as halfcheetah-vel.lstm; see: list presets.
+    learner
+        What trains a preset's model, such as maml-ppo (a preset's own: rl2).
     env_steps
         Training budget of a run, such as 300k (a preset's own: 1M).
     seed
         Another seed (a preset's own: 0).
+    evaluate_every
+        Score it on the way too, each time so many env steps are over, such as 50k; the best score's model is kept as well.
+    out
+        Folder that gets best_model, final_model, results.json and training_curves.png.
+    test_tasks
+        For --out: so many of the held-out tasks (without: all).
+    test_episodes
+        For --out: episodes on each of them.
     dry_run
         Show what would be trained and how long it would take, and stop.
     """
+    from experiments.numbers import parse_count
+
     limit_mb = memory_limit(memory)
-    wanted = _changed(_named_spec(spec, preset), set, seed=seed, seeds=seeds, env_steps=env_steps)
+    look_every = None if evaluate_every is None else parse_count(evaluate_every, "--evaluate-every")
+    if out is not None and seeds is not None:
+        raise bad_value("--out", out, "a folder of one run, so without --seeds")
+    wanted = _changed(_named_spec(spec, preset, learner), set, seed=seed, seeds=seeds, env_steps=env_steps)
     if dry_run:
         recorded = options.read_if_there()
         _show_intention(options, recorded, wanted, _chosen_seeds(recorded, wanted, "search", seeds), "search")
@@ -124,7 +144,66 @@ def run_spec(
         queue_run(ledger, wanted.model_copy(update={"seed": chosen}), purpose="manual", pool="search", proposer="human")
         for chosen in _chosen_seeds(ledger, wanted, "search", seeds)
     ]
-    return Execution(options, ledger, limit_mb).train_and_show(run_ids, together=seeds is not None)
+    code = Execution(options, ledger, limit_mb, look_every).train_and_show(run_ids, together=seeds is not None)
+    if out is not None and code == 0:
+        from pathlib import Path
+
+        from experiments.reading.run_folder import write_run_folder
+
+        written = write_run_folder(
+            ledger, options.paths(), run_ids[0], Path(out), test_tasks=test_tasks, test_episodes=test_episodes
+        )
+        options.output.say(f"{written.folder}: {', '.join(written.files)}")
+        for model, found in written.test.items():
+            words = "; ".join(f"{quantity} {values['mean']:.4g}" for quantity, values in found.items())
+            options.output.say(f"{model} on the held-out tasks: {words}")
+    return code
+
+
+def grid(
+    task: str,
+    /,
+    *,
+    models: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
+    learners: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
+    epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=1_000_000))] = None,
+    env_steps: str | None = None,
+    seeds: int = 3,
+    memory: Memory = None,
+    options: LedgerOptions = LedgerOptions(),
+) -> int:
+    """Train models with learners side by side, at equal parameters, env steps and seeds; given again it trains only what is missing.
+
+    Parameters
+    ----------
+    task
+        Task family, such as halfcheetah-vel.
+    models
+        Sequence models, such as s5 lstm; each with its preset, sized to the LSTM's parameters.
+    learners
+        What trains them, such as rl2 maml-ppo.
+    epochs
+        Training iterations of the learner with the largest one.
+    env_steps
+        Or the training budget of a run, such as 300k.
+    seeds
+        Training seeds of each pair.
+    """
+    from experiments.numbers import parse_count
+    from experiments.runs.grid import grid_specs, grid_table, queue_grid
+
+    limit_mb = memory_limit(memory)
+    if (epochs is None) == (env_steps is None):
+        raise bad_value("--epochs", epochs, "either --epochs or --env-steps")
+    steps = None if env_steps is None else parse_count(env_steps)
+    specs = grid_specs(task, models, learners, epochs=epochs, env_steps=steps)
+    ledger = options.create()
+    groups = queue_grid(ledger, specs, seeds)
+    if not Execution(options, ledger, limit_mb).train([run_id for group in groups for run_id in group]):
+        options.output.say("What is trained is kept; the same command goes on.", always=True)
+        return 130
+    options.output.table(grid_table(ledger, groups))
+    return int(any(ledger.get_run(run_id).status != "done" for group in groups for run_id in group))
 
 
 def tune(
@@ -198,6 +277,7 @@ def evaluate(
     shots: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (0, 1, 5, 10),
     pool: Pool = "search",
     seed: int = 0,
+    prediction: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> None:
     """Zero-shot and few-shot returns of a kept model, task by task.
@@ -212,6 +292,8 @@ def evaluate(
         Which of the family's fixed tasks.
     seed
         Of start states and exploration.
+    prediction
+        Measure too by how much adapting lowers the error of a model of what follows, while the policy acts.
     """
     from pathlib import Path
 
@@ -220,10 +302,42 @@ def evaluate(
     ledger = None if Path(model).exists() else options.read_if_there()
     kept = model if ledger is None else model_of_run(ledger, options.paths(), model)
     spec = None if ledger is None else spec_of_run(ledger, model)
-    options.output.table(few_shot_table(kept, spec=spec, shots=shots, pool=pool, seed=seed))
+    table = few_shot_table(kept, spec=spec, shots=shots, pool=pool, seed=seed)
+    if not prediction:
+        options.output.table(table)
+        return
+    from experiments.runs.few_shot import kept_model
+    from experiments.runs.prediction import prediction_gain
+
+    gain = prediction_gain(kept_model(kept), seed=seed)
+    options.output.result({"returns": table.records(), "prediction": gain}, table, gain.sentence())
 
 
-def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
+def bench(
+    what: str,
+    /,
+    *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
+) -> int:
+    """Measure speed against named rivals, as ratios in one run.
+
+    Parameters
+    ----------
+    what
+        Which measurement, such as models, env or train; `list benches` shows all.
+    options
+        Passed on, such as --quick or --help.
+    """
+    from experiments.bench.registered import BENCHES
+
+    measure = BENCHES[what]
+    if what == "proposers":
+        from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
+
+        return measure(list(options), agent_arms, AGENT_ARMS) or 0
+    return measure(list(options)) or 0
+
+
+def _named_spec(file_name: str | None, preset: str | None, learner: str | None = None) -> RunSpec:
     """The specification in a JSON file, or a stored one."""
     if (file_name is None) == (preset is None):
         hint = f"See: {command('list', 'presets')}"
@@ -231,7 +345,9 @@ def _named_spec(file_name: str | None, preset: str | None) -> RunSpec:
     if file_name is None:
         from experiments.presets import named_preset
 
-        return named_preset(preset or "")
+        return named_preset(preset or "", learner)
+    if learner is not None:
+        raise bad_value("--learner", learner, "none where --spec has one")
     from experiments.spec import parse_spec
 
     return parse_spec(read_text("--spec", file_name), file_name)

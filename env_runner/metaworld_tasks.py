@@ -315,4 +315,5 @@ for _id in LISTED:
 @register_resolver("metaworld-ml1:reach-v3")
 def one_manipulation(family_id: str) -> MetaWorldFamily | None:
     """The family of `metaworld-ml1:<task>`."""
-    return MetaWorldFamily(family_id) if family_id.startswith("metaworld-ml1:") else None
+    one = family_id.startswith("metaworld-ml1:") and "@" not in family_id  # with it: a cut of the family
+    return MetaWorldFamily(family_id) if one else None

@@ -38,10 +38,10 @@ def effort(task: str, kind: str) -> str:
     return next((content.get("effort", "") for content in _files(task, kind)), UNTUNED)
 
 
-def named_preset(name: str) -> RunSpec:
+def named_preset(name: str, learner: str | None = None) -> RunSpec:
     """The preset `TASK.MODEL`, such as `halfcheetah-vel.lstm`, or the class's defaults where no file holds one.
 
-    Its seed is 0 and its budget a million env steps. InputError names what is wrong with the name.
+    learner: what trains it, where that is not to be the preset's own. Its seed is 0 and its budget a million env steps. InputError names what is wrong with the name.
     """
     task, dot, kind = name.rpartition(".")
     see = f"See: {command('list', 'presets')}"
@@ -57,6 +57,9 @@ def named_preset(name: str) -> RunSpec:
         get_family(task)
     except InputError:
         raise unknown_name("task in --preset", task, FAMILIES, hint=see) from None
+    if learner is not None:
+        LEARNERS[learner]
+        return preset(task, kind, learner)
     found = next(_files(task, kind), None)
     return preset(task, kind, DEFAULT_LEARNER) if found is None else _spec(task, found["policy"], found["learner"])
 
@@ -84,8 +87,8 @@ def _names() -> list[str]:
 
 
 def _files(task: str, kind: str) -> Iterator[dict[str, Any]]:
-    """What is stored for a kind: for this task first, then for every task."""
-    for name in (f"{task}.{kind}.json", f"{kind}.json"):
+    """What is stored for a kind: for this task first, for the family that it is a cut of, then for every task."""
+    for name in dict.fromkeys((f"{task}.{kind}.json", f"{task.partition('@')[0]}.{kind}.json", f"{kind}.json")):
         file = FOLDER / name
         if file.is_file():
             yield json.loads(file.read_text())

@@ -74,7 +74,7 @@ def remove_files(ledger: Ledger, paths: Paths, items: Sequence[Removable]) -> in
 
 
 def _files(paths: Paths, number: int) -> list[Path]:
-    stems = (paths.model(number), paths.checkpoint(number))
+    stems = (paths.model(number), paths.best_model(number), paths.checkpoint(number))
     return [stem.with_suffix(suffix) for stem in stems for suffix in (".safetensors", ".json")] + [paths.log(number)]
 
 

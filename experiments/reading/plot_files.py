@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from sqlalchemy import select
 
 from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.files import write_atomic
 from core.words.text import harmless
 from experiments.ledger.ids import readable_id
+from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger
 from experiments.reading import plots
-from experiments.reading.figures import Drawn, campaign_sides, draw, draw_all, run_sides
+from experiments.reading.figures import KINDS, Drawn, campaign_sides, draw, draw_all, run_sides
 from experiments.runs.paths import Paths
 
 FORMATS = (".svg", ".png", ".html")
@@ -74,6 +78,26 @@ def write_plot(ledger: Ledger, paths: Paths, targets: Sequence[str], *, what: st
         raise InputError(f"--out: cannot write {file} ({error.strerror})") from None
     views = tuple(FigureView(what=d.what, title=d.title, caption=d.caption, rows=d.rows) for d in drawn)
     return PlotFile(file=str(file), figures=views)
+
+
+def write_every_plot(ledger: Ledger, paths: Paths, folder: Path) -> list[tuple[PlotFile, list[str]]]:
+    """A PNG of every figure of every task's finished runs that persons started, of the longest training alone where there are
+    several lengths; each with the runs that it shows."""
+    query = select(Run).where(Run.status == "done", Run.purpose.in_(("manual", "rerun")), Run.score.is_not(None))
+    with ledger.session() as session:
+        runs = [run for run in session.scalars(query.order_by(Run.id)) if not ledger.score_is_hidden(run)]
+    written = []
+    for task in dict.fromkeys(run.task for run in runs):
+        longest = max(int(run.spec["env_steps"]) for run in runs if run.task == task)
+        names = [readable_id("r", r.id) for r in runs if r.task == task and int(r.spec["env_steps"]) == longest]
+        for what in KINDS:
+            file = folder / f"{re.sub(r'[^A-Za-z0-9_.=,-]', '-', task)}-{what}.png"
+            try:
+                written.append((write_plot(ledger, paths, names, what=what, out=str(file)), names))
+            except InputError as error:
+                if str(error).startswith("--out"):
+                    raise
+    return written
 
 
 def _content(suffix: str, title: str, drawn: Sequence[Drawn]) -> bytes:

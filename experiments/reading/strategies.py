@@ -95,8 +95,8 @@ def shaped_by_agents(ledger: Ledger, campaign_id: int) -> list[Strategy]:
     return sorted(shaped, key=lambda strategy: -strategy.novelty)
 
 
-def strategies_table(ledger: Ledger, campaign_ids: Sequence[int]) -> TableView:
-    """The configurations that agents shaped in some campaigns, and which of them are strategies."""
+def strategies_table(ledger: Ledger, campaign_ids: Sequence[int], *, found_alone: bool = False) -> TableView:
+    """The configurations that agents shaped in some campaigns, and which of them are strategies; or those alone."""
     shaped = [strategy for number in campaign_ids for strategy in shaped_by_agents(ledger, number)]
     rows = tuple(
         (
@@ -110,6 +110,7 @@ def strategies_table(ledger: Ledger, campaign_ids: Sequence[int]) -> TableView:
             s.is_found,
         )
         for s in shaped
+        if s.is_found or not found_alone
     )
     found = sum(s.is_found for s in shaped)
     campaigns = f"{len(campaign_ids)} campaign{'' if len(campaign_ids) == 1 else 's'}"

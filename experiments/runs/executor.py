@@ -54,11 +54,15 @@ class Job:
     """MiB that the run's process may occupy; None for no limit."""
     rungs: tuple[int, ...] = ()
     """Env steps after which the run reports a search-pool score and waits for leave to go on."""
+    look_every: int | None = None
+    """Env steps between two such scores that a person asked for."""
+    best: Path | None = None
+    """Where the model of the best of them is written, without suffix."""
     probe: bool = False
     """Train one iteration and end: shows whether the specification can be trained; there is no evaluation, no model."""
 
     def __post_init__(self) -> None:
-        if self.rungs and self.pool != "search":
+        if (self.rungs or self.look_every) and self.pool != "search":
             raise ValueError(f"only runs on the search pool have rungs, this one is on {self.pool}")
 
     @classmethod
@@ -204,6 +208,8 @@ class LocalExecutor:
             "checkpoint": str(job.checkpoint),
             "model": str(job.model),
             "rungs": job.rungs,
+            "look_every": job.look_every,
+            "best": None if job.best is None else str(job.best),
             "probe": job.probe,
             "checkpoint_every_s": CHECKPOINT_EVERY_S,
         }

@@ -54,6 +54,16 @@ def spec_of_run(ledger: Ledger, name: str) -> RunSpec | None:
     return recorded_spec(row.spec, readable_id("r", run), row.provenance)
 
 
+def kept_model(model: str | Path) -> Path:
+    """The files, without suffix, of a folder of `saved_models/` or of a checkpoint; InputError where there are none."""
+    path = Path(model)
+    if path.is_dir():
+        path = path / "model"
+    if not path.with_suffix(".safetensors").is_file():
+        raise InputError(f"model: {model} is no folder of saved_models/ and no checkpoint. See: ls saved_models")
+    return path
+
+
 def few_shot_table(
     model: str | Path,
     *,
@@ -68,14 +78,10 @@ def few_shot_table(
     spec: the run's, whose mid-episode changes and adaptation hold here too; without one, worlds stay as they are and nothing adapts.
     Below the tasks: their mean, and half of its 95 % t interval. Raises InputError for a model that is not there.
     """
-    path, check = Path(model), check_pool(pool)
+    check = check_pool(pool)
     if seed < 0:
         raise bad_value("seed", seed, "0 or more")
-    if path.is_dir():
-        path = path / "model"
-    if not path.with_suffix(".safetensors").is_file():
-        raise InputError(f"model: {model} is no folder of saved_models/ and no checkpoint. See: ls saved_models")
-    learner = Learner.load(path)
+    learner = Learner.load(kept_model(model))
     family = get_family(learner.family_id)
     tasks = family.eval_tasks(check)
     given = {} if spec is None else {"changes": spec.changes, "adaptation": spec.adaptation}

@@ -65,6 +65,10 @@ class Paths:
     def model(self, run_id: int) -> Path:
         return self.data / "models" / f"r-{run_id:04d}"
 
+    def best_model(self, run_id: int) -> Path:
+        """The model of a run's best look, where one was asked for."""
+        return self.data / "models" / f"r-{run_id:04d}-best"
+
     def log(self, run_id: int) -> Path:
         return self.data / "logs" / f"r-{run_id:04d}.log"
 

@@ -5,6 +5,7 @@ The executor streams messages; this file, in the parent process, is the only one
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import time
@@ -64,7 +65,7 @@ SIGN_S = 60.0
 SPENT = "time/train_s"
 """The metric that holds the seconds from one report of a run to the next, so that its training time survives a resume."""
 RUNG_SCORE = "rung/score"
-"""The metric that holds a search run's score at a rung."""
+"""The metric that holds a search run's score at a rung, and that of a run by hand at each look."""
 
 
 def queue_run(
@@ -179,6 +180,11 @@ class _Recorder:
                         created_at=now(),
                     )
                 )
+            best = self.paths.best_model(run.id).with_suffix(".safetensors")
+            if best.is_file():
+                sha256 = hashlib.sha256(best.read_bytes()).hexdigest()
+                where = str(best.relative_to(self.paths.data))
+                session.add(Artifact(run_id=run.id, kind="best", path=where, sha256=sha256, created_at=now()))
             earlier_s = self._earlier_s(session)
             wall_s = time.monotonic() - self.began if message.wall_s is None else message.wall_s
             session.flush()  # a finished run takes no more rows
@@ -268,11 +274,13 @@ def execute_runs(
     memory_limit_mb: int | None = None,
     rungs: tuple[int, ...] = (),
     prune: Pruner | None = None,
+    look_every: int | None = None,
 ) -> None:
     """Execute those of `run_ids` that are not finished, in this order; raises Paused where `stop` was set meanwhile.
 
     memory_limit_mb: MiB that each run may occupy; an equal part of most of the machine's memory where None.
     rungs: env steps at which search runs and the baseline's are scored; prune: asked there about search runs alone.
+    look_every: env steps between two scores of a run that a person started; the best one's model is kept beside the last.
     """
     memory_limit_mb = memory_limit_mb or default_memory_limit_mb(executor.workers)
     keep_patch(paths.data)
@@ -292,6 +300,8 @@ def execute_runs(
             time_limit_s=time_limit_s,
             memory_limit_mb=memory_limit_mb,
             rungs=rungs if run.purpose in ("search", "baseline") else (),
+            look_every=look_every if run.purpose == "manual" else None,
+            best=paths.best_model(run.id),
         )
         for run in runs
     ]

@@ -120,6 +120,7 @@ def run(
     if spec.changes.in_training:
         learner.family = with_changes(learner.family, spec.changes)
     began = saved = reported = time.monotonic()
+    best, looks = -math.inf, 0
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     tasks, metric = get_family(spec.task).eval_tasks(job["pool"]), parse_metric(spec.scored_by)
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
@@ -132,11 +133,19 @@ def run(
             if job["probe"]:
                 send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
                 return
-            if env_steps in job["rungs"]:  # before any checkpoint of this iteration, so a resumed run asks again
+            looking = job["look_every"] is not None and env_steps // job["look_every"] > looks
+            if (
+                looking or env_steps in job["rungs"]
+            ):  # before any checkpoint of this iteration, so a resumed run asks again
                 # No more than the score needs: this is a look at the run, and training must not notice it.
                 looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
                 score = metric.of_evaluation({"return": looked.returns, **looked.extras})
-                number = job["rungs"].index(env_steps) + 1
+                if looking:
+                    looks = env_steps // job["look_every"]
+                    if score is not None and score > best and job["best"]:
+                        best = score
+                        learner.save(Path(job["best"]))
+                number = looks if looking else job["rungs"].index(env_steps) + 1
                 send("rung", number=number, env_steps=env_steps, score=-math.inf if score is None else score)
                 answer = answers.get()
                 if answer.startswith("prune "):

@@ -29,6 +29,7 @@ CALLS: dict[str, list[str]] = {
     "extend": ["c-0001"],
     "export": [],
     "gc": [],
+    "grid": ["point-robot", "--models", "lstm", "--learners", "rl2", "--env-steps", "1"],
     "instruct": ["c-0001", "narrower"],
     "list": ["models"],
     "note": [],
