@@ -95,6 +95,30 @@ def complete_checkpoint(checkpoint: Path) -> None:
         os.replace(fresh.with_suffix(".json"), checkpoint.with_suffix(".json"))
 
 
+class Looks:
+    """The scores that a person asked for while a run trains, and the model of the best of them, also of processes before."""
+
+    def __init__(self, every: int | None, best: str | None) -> None:
+        self.every, self.model = every, None if best is None else Path(best)
+        self.count = 0
+        kept = None if self.model is None else self.model.with_suffix(".score")
+        self.best = float(kept.read_text()) if kept is not None and kept.is_file() else -math.inf
+
+    def is_due(self, env_steps: int) -> bool:
+        """Whether a run that has come so far is looked at; counted then."""
+        if self.every is None or env_steps // self.every <= self.count:
+            return False
+        self.count = env_steps // self.every
+        return True
+
+    def keep_if_best(self, learner: Any, score: float | None) -> None:
+        """Write the model where its score is the best so far."""
+        if self.model is not None and score is not None and score > self.best:
+            self.best = score
+            learner.save(self.model)
+            self.model.with_suffix(".score").write_text(repr(score))
+
+
 def run(
     job: dict[str, Any], send: Any, stop: threading.Event, answers: queue.SimpleQueue[str], recorded: Recorded
 ) -> None:
@@ -120,7 +144,7 @@ def run(
     if spec.changes.in_training:
         learner.family = with_changes(learner.family, spec.changes)
     began = saved = reported = time.monotonic()
-    best, looks = -math.inf, 0
+    looks = Looks(job["look_every"], job["best"])
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     tasks, metric = get_family(spec.task).eval_tasks(job["pool"]), parse_metric(spec.scored_by)
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
@@ -133,7 +157,7 @@ def run(
             if job["probe"]:
                 send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
                 return
-            looking = job["look_every"] is not None and env_steps // job["look_every"] > looks
+            looking = looks.is_due(env_steps)
             if (
                 looking or env_steps in job["rungs"]
             ):  # before any checkpoint of this iteration, so a resumed run asks again
@@ -141,11 +165,8 @@ def run(
                 looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
                 score = metric.of_evaluation({"return": looked.returns, **looked.extras})
                 if looking:
-                    looks = env_steps // job["look_every"]
-                    if score is not None and score > best and job["best"]:
-                        best = score
-                        learner.save(Path(job["best"]))
-                number = looks if looking else job["rungs"].index(env_steps) + 1
+                    looks.keep_if_best(learner, score)
+                number = looks.count if looking else job["rungs"].index(env_steps) + 1
                 send("rung", number=number, env_steps=env_steps, score=-math.inf if score is None else score)
                 answer = answers.get()
                 if answer.startswith("prune "):
