@@ -63,8 +63,13 @@ class CutFamily(TaskFamily):
     ) -> None:
         self.id, self.base, self.horizon = family_id, base, steps
         self.obs_dim, self.action, self.param_names = base.obs_dim, base.action, base.param_names
-        self.reports_success = base.reports_success  # pyright: ignore[reportAttributeAccessIssue]
-        self.engine_packages = base.engine_packages  # pyright: ignore[reportAttributeAccessIssue]
+        for fact in (
+            "reports_success",
+            "engine_packages",
+            "target_can_switch",
+            "motor_can_fail",
+        ):  # a class's, elsewhere
+            setattr(self, fact, getattr(base, fact))
         self.pools_are_disjoint = base.pools_are_disjoint and not train
         self._train, self._test = (
             np.stack([self._numbered(n) for n in numbers]) if numbers else None for numbers in (train, test)

@@ -14,6 +14,7 @@ from cli.app import main
 from core.errors import InputError
 from env_runner.cut_families import cut_id
 from env_runner.task_distributions import get_family
+from env_runner.task_family import EnvOptions, with_changes
 from experiments.ledger import Ledger
 from experiments.runs.grid import grid_specs
 from experiments.runs.paths import Paths
@@ -87,6 +88,9 @@ def test_a_cut_family_trains_on_its_tasks_alone_and_ends_its_episodes_early() ->
     worlds = family.make(2)
     worlds.reset(seed=0)
     assert {task.tobytes() for task in worlds.tasks} <= trained
+    with pytest.raises(InputError, match="below the horizon"):
+        with_changes(family, EnvOptions(failure_step=5))
+    assert with_changes(family, EnvOptions(failure_step=2)).id == family.id
     ends = [worlds.step(np.zeros((2, 6)))[3].all() for _ in range(5)]
     assert ends == [False] * 4 + [True]
     worlds.close()

@@ -1,0 +1,1 @@
+"""Crews at work on a task, as an earlier system documented it."""

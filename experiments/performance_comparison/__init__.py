@@ -1,0 +1,1 @@
+"""Who proposes best, as an earlier system documented it."""
