@@ -168,8 +168,9 @@ def grid(
     learners: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
     epochs: Annotated[int | None, Parameter(validator=Number(gte=1, lte=1_000_000))] = None,
     env_steps: str | None = None,
-    seeds: int = 3,
+    seeds: Annotated[int, Parameter(validator=Number(gte=1, lte=100))] = 3,
     memory: Memory = None,
+    dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Train models with learners side by side, at equal parameters, env steps and seeds; given again it trains only what is missing.
@@ -188,15 +189,21 @@ def grid(
         Or the training budget of a run, such as 300k.
     seeds
         Training seeds of each pair.
+    dry_run
+        Show what would be trained, and stop.
     """
     from experiments.numbers import parse_count
-    from experiments.runs.grid import grid_specs, grid_table, queue_grid
+    from experiments.runs.grid import grid_specs, grid_table, planned_grid, queue_grid
 
     limit_mb = memory_limit(memory)
     if (epochs is None) == (env_steps is None):
         raise bad_value("--epochs", epochs, "either --epochs or --env-steps")
     steps = None if env_steps is None else parse_count(env_steps)
     specs = grid_specs(task, models, learners, epochs=epochs, env_steps=steps)
+    if dry_run:
+        options.read_if_there()  # a place that cannot be used is said now
+        options.output.table(planned_grid(specs, seeds))
+        return 0
     ledger = options.create()
     groups = queue_grid(ledger, specs, seeds)
     if not Execution(options, ledger, limit_mb).train([run_id for group in groups for run_id in group]):

@@ -56,8 +56,18 @@ def grid_specs(
     unit = math.lcm(*(iteration_steps(spec) for spec in specs))
     steps = (epochs or 0) * unit if env_steps is None else env_steps
     if steps < unit:
-        raise bad_value("env steps", steps, f"{unit} or more: one iteration of each of these")
+        raise bad_value("--env-steps", steps, f"{unit} or more: one iteration of each of these")
     return [spec.model_copy(update={"env_steps": steps}) for spec in specs]
+
+
+def planned_grid(specs: Sequence[RunSpec], seeds: int) -> TableView:
+    """What would be trained."""
+    rows = tuple((s.policy.model.kind, s.learner.kind, count_parameters(s), s.env_steps, seeds) for s in specs)
+    return TableView(
+        columns=("model", "learner", "parameters", "env steps", "seeds"),
+        rows=rows,
+        note=f"{len(specs) * seeds} runs. Dry run: nothing was started.",
+    )
 
 
 def queue_grid(ledger: Ledger, specs: Sequence[RunSpec], seeds: int, first_seed: int = 0) -> list[list[int]]:

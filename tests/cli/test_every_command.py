@@ -29,7 +29,7 @@ CALLS: dict[str, list[str]] = {
     "extend": ["c-0001"],
     "export": [],
     "gc": [],
-    "grid": ["point-robot", "--models", "lstm", "--learners", "rl2", "--env-steps", "1"],
+    "grid": ["point-robot", "--models", "lstm", "--learners", "rl2", "--env-steps", "64k", "--dry-run"],
     "instruct": ["c-0001", "narrower"],
     "list": ["models"],
     "note": [],
@@ -90,7 +90,7 @@ def test_every_command_says_in_a_sentence_that_a_data_folder_cannot_be(name: str
     answer = run_encoded([*([name] if name else []), *CALLS[name], "--data-dir", folder], "utf-8")
     if name == "doctor":  # which says it as what is wrong
         assert answer.code == 1 or answer.error.startswith("error: "), answer
-    elif name not in ("", "list", "run"):  # of which these, as they are called here, need nothing of it
+    elif name not in ("", "grid", "list", "run"):  # of which these, as they are called here, need nothing of it
         assert answer.code == 2, answer
         assert answer.error.startswith("error: ")
     assert "Traceback" not in answer.out + answer.error
