@@ -110,7 +110,7 @@ WRONG_FIELDS = (
         {"colour": 1},
         [
             "colour, got 1: no such field",
-            "Allowed: env_steps, evaluation_episodes, learner, policy, scored_by, seed, task",
+            "Allowed: adaptation, changes, env_steps, evaluation_episodes, learner, policy, scored_by, seed, task",
         ],
     ),
     ({"policy.model.sate_dim": 3}, ["policy.model.sate_dim, got 3: no such field. Did you mean 'state_dim'?"]),
