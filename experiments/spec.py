@@ -13,13 +13,15 @@ from adaptation.policy_adaptation import PolicyAdaptation
 from core.config import FrozenConfig, explain_validation, search
 from core.errors import InputError
 from core.plugins import Plugin, unlike_recorded
-from core.policy import PolicyConfig
+from core.policy import PolicyConfig, RecurrentPolicy
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import RESOLVERS, EnvOptions
 from experiments.metrics import FIRST_EPISODE, MetricName, parse_metric
 from experiments.numbers import LARGEST_COUNT
+from meta_rl.adapting import moving_names
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
+from meta_rl.rollout import family_action
 
 LARGEST_SEED = 2**63 - 1  # what a database keeps as a whole number
 
@@ -167,6 +169,11 @@ def parse_spec(text: str, source: str) -> RunSpec:
         family.refuse_changes(spec.changes)
     except InputError as error:
         raise InputError(f"{source}: changes.{error}") from None
+    if spec.adaptation.is_on:
+        try:
+            moving_names(RecurrentPolicy(family.obs_dim, family_action(family), spec.policy), spec.adaptation)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
     return spec
 
 

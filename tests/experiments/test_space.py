@@ -311,6 +311,7 @@ def test_a_part_that_changes_nothing_is_left_out_of_a_specification_and_its_hash
         ({"changes.failure_step": "3"}, "changes.failure_step: point-robot has no motors"),
         ({"changes.switch": "3"}, "no field 'switch'; allowed here: switch_step"),
         ({"adaptation.adapts": "legs"}, "adaptation.adapts"),
+        ({"adaptation.adapts": "norm"}, "it has no norms or gains"),
         ({"adaptation.adapts": "head", "learner.privileged_critic": "true"}, "its critic is told the task"),
     ],
 )
