@@ -58,7 +58,7 @@ class MAMLPPOConfig(LearnerConfig):
     """Episodes lived on a task before each inner step, and after the last."""
     inner_steps: int = Field(default=1, ge=1, le=20, json_schema_extra=search(choices=(1, 3), role="adaptation"))
     """Policy-gradient steps of the inner loop."""
-    inner_lr: float = Field(default=0.1, gt=0, le=100, json_schema_extra=search(low=0.01, high=1.0, log=True))
+    inner_lr: float = Field(default=0.1, gt=0, le=1e38, json_schema_extra=search(low=0.01, high=1.0, log=True))
     """Step size of the inner loop; where rates are learned, that of all of them at the start."""
     inner_rates: Literal["fixed", "meta-sgd", "maml++"] = Field(
         default="fixed",

@@ -91,8 +91,8 @@ class MetaMAML:
         config: MAMLConfig | None = None,
     ) -> None:
         for name, rate in (("inner_lr", inner_lr), ("outer_lr", outer_lr)):
-            if not 0.0 < rate <= 1e6:
-                raise bad_value(name, rate, "a positive number, at most 1e6")
+            if not 0.0 < rate <= 1e38:
+                raise bad_value(name, rate, "a positive number, at most 1e38")
         self.model, self.inner_lr, self.outer_lr = model, inner_lr, outer_lr
         self.config = config or MAMLConfig()
         self.first_order = first_order or self.config.variant == "fomaml"
