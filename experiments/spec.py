@@ -17,7 +17,7 @@ from core.policy import PolicyConfig, RecurrentPolicy
 from core.sequence_model import MODELS
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import RESOLVERS, EnvOptions
-from experiments.metrics import FIRST_EPISODE, MetricName, parse_metric
+from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, MetricName, parse_metric
 from experiments.numbers import LARGEST_COUNT
 from meta_rl.adapting import moving_names
 from meta_rl.learner import LEARNERS, AnyLearnerConfig
@@ -77,6 +77,15 @@ class RunSpec(FrozenConfig):
         shot = parse_metric(self.scored_by).column
         if shot >= self.evaluation_episodes:
             raise ValueError(f"scored_by: {self.scored_by} needs evaluation_episodes of {shot + 1} or more")
+        if parse_metric(self.scored_by).quantity == PREDICTION_ERROR:
+            if self.learner.predicts is None:
+                raise ValueError(
+                    f"scored_by: {self.scored_by} needs something to predict: learner.aux=next_observation"
+                )
+            if self.adaptation.is_on:
+                raise ValueError(
+                    f"scored_by: {self.scored_by} is of the trained memory; allowed: adaptation.adapts=nothing"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.errors import bad_value
-from core.policy import RecurrentPolicy
+from core.policy import PolicyInput, RecurrentPolicy
 from core.seeding import numpy_stream
 from core.sequence_model import linear
 from env_runner.task_family import TaskFamily
@@ -85,6 +85,19 @@ class Auxiliary:
         mean = error.sum() / targets.counts.sum().clamp_min(1.0)
         self._sum, self._count = self._sum + float(mean.detach()), self._count + 1
         return self.weight * mean
+
+    @torch.no_grad()
+    def errors(self, policy: RecurrentPolicy, trajectory: Trajectory) -> np.ndarray:
+        """The head's squared error at each step, (N, T), as a share of what the targets vary by over the whole trajectory (1: as
+        good as their mean); NaN at the steps that do not count."""
+        targets = self.targets(trajectory)
+        inputs = PolicyInput(*(part[:, :-1] for part in trajectory.inputs))
+        features, _ = policy.features(inputs, policy.init_hidden(len(trajectory.rewards)))
+        said = self.head(torch.cat([features[..., : self.width], targets.beside], -1))
+        counted = targets.counts > 0
+        spread = targets.wanted[counted].var(0, correction=0) + 1e-8
+        error = ((said - targets.wanted).square() / spread).mean(-1)
+        return torch.where(counted, error, torch.nan).numpy().astype(np.float64)
 
     def mean_loss(self) -> float:
         """The head's mean squared error, on average since this was last asked."""

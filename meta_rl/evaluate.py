@@ -18,6 +18,7 @@ from core.seeding import numpy_stream, torch_stream
 from env_runner.task_distributions import get_family
 from env_runner.task_family import EnvOptions, TaskFamily, with_changes
 from meta_rl.adapting import PolicyAdapter
+from meta_rl.auxiliary import Auxiliary
 from meta_rl.learner import EvalResult, Learner
 from meta_rl.normalize import Normalizer
 from meta_rl.rollout import Trajectory, episode_bounds, rollout
@@ -48,10 +49,12 @@ def evaluate_in_context(
     seed: int,
     deterministic: bool = True,
     adapting: PolicyAdapter | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> EvalResult:
     """Let a memory policy live `episodes` episodes on each task, memory kept, weights and normalisers untouched.
 
-    adapting: copies of the policy, one a task, that learn as they live, and act in its place with their own noise. Worlds of families that can end early live more episodes in the same time; the first `episodes` count.
+    adapting: copies of the policy, one a task, that learn as they live, and act in its place with their own noise.
+    auxiliary: a head on the memory, whose prediction errors are then an extra, means over an episode. Worlds of families that can end early live more episodes in the same time; the first `episodes` count.
     """
     tasks = check_tasks(tasks, family)
     if episodes < 1:
@@ -73,7 +76,15 @@ def evaluate_in_context(
         )
     finally:
         worlds.close()
-    return summarize(trajectory, episodes)
+    result = summarize(trajectory, episodes)
+    if auxiliary is None:
+        return result
+    errors = auxiliary.errors(policy, trajectory)
+    means = [
+        [float(np.nanmean(errors[world, start:end])) for start, end in episode_bounds(trajectory, world)[:episodes]]
+        for world in range(len(tasks))
+    ]
+    return EvalResult(result.returns, {**result.extras, "prediction_error": np.array(means)})
 
 
 def summarize(trajectory: Trajectory, episodes: int) -> EvalResult:

@@ -78,6 +78,11 @@ class LearnerConfig(FrozenConfig):
         return "its evaluation has no test-time adaptation"
 
     @property
+    def predicts(self) -> str | None:
+        """What an auxiliary head predicts, whose `prediction_error` an evaluation then has; None where there is none."""
+        return None
+
+    @property
     def scored_by(self) -> str:
         """What a run of these settings is scored by where nobody asks for another metric (see `experiments/metrics.py`)."""
         return "return_first_episode"

@@ -87,6 +87,11 @@ class RL2Config(PPOConfig):
         return "its critic is told the task, and nobody tells it in an evaluation" if self.privileged_critic else None
 
     @property
+    def predicts(self) -> str | None:
+        """What the auxiliary head predicts."""
+        return None if self.aux == "none" else self.aux
+
+    @property
     def evaluation_episodes(self) -> int:
         """A whole trial."""
         return self.episodes_per_trial
@@ -254,6 +259,7 @@ class RL2(Learner):
             episodes=episodes,
             seed=seed,
             deterministic=deterministic,
+            auxiliary=self.auxiliary,
         )
 
     def adapt_and_evaluate(

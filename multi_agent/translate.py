@@ -21,7 +21,7 @@ MAX_GOAL_CHARS = 2_000
 INSTRUCTIONS = """You put a researcher's wish into one goal that a program can read. Answer with that goal alone, on one line, in English; \
 answer with the single word none where the wish asks for nothing of the kind.
 Forms: beat Y on TASK | beat Y with X on TASK | compare X and Y on TASK | compare X, Y and Z on TASK | find the best X on TASK | improve X on \
-TASK by N %. At the end may stand: after K shots | zero-shot | in the worst tasks | by success rate | at equal time | at equal env steps.
+TASK by N %. At the end may stand: after K shots | zero-shot | in the worst tasks | by success rate | in fewer steps to R | in less time to R | by prediction error | at equal time | at equal env steps.
 X and Y are sequence models, learners, or both joined by "with" ("S5 with maml-ppo"): {sides}.
 TASK is one of: {tasks}.
 Examples: {examples}."""

@@ -18,7 +18,7 @@ from core.words.text import as_it_looks
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import EnvOptions, TaskFamily, with_changes
 from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, side_words
-from experiments.metrics import FIRST_EPISODE, Metric, QuestionMetric, parse_metric
+from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, Metric, QuestionMetric, parse_metric, steps_to
 from experiments.numbers import parse_percent
 from experiments.search.side import Recorded, Side
 from experiments.vocabulary import ARMS, Arm
@@ -76,6 +76,16 @@ _WORST = re.compile(r",?\s+(?:in|on|over)\s+the\s+(?:worst|hardest)(?:\s+tenth\s
 _PARITY = re.compile(
     r",?\s+(?:at|with|in|for|given)\s+(?:the\s+)?(?:equal|same)\s+(?:(?:training|wall|cpu|compute)[- ]?)?"
     r"(?P<of>time|seconds|(?:env(?:ironment)?\s+)?steps|samples)",
+    re.IGNORECASE,
+)
+_FEWER = re.compile(
+    r",?\s+(?:in|with|by|using)\s+(?:fewer|less|the\s+fewest)\s+(?:(?:(?:env(?:ironment)?|training)\s+)?(?:steps|samples)|"
+    r"(?P<time>(?:training\s+|wall\s+)?time|seconds))\s+(?:to|until|for|up\s+to)\s+(?:a\s+|the\s+)?(?:mean\s+)?(?:return\s+)?(?:of\s+)?"
+    r"(?P<level>-?\d+(?:\.\d+)?)(?![\d.]*\s*(?:shots?|steps?|%))",
+    re.IGNORECASE,
+)
+_PREDICTS = re.compile(
+    r",?\s+(?:by|in)\s+(?:the\s+)?(?:prediction\s+error|predicting)(?:\s+(?:of\s+)?(?:the\s+)?(?P<what>reward|next\s+observation|task))?",
     re.IGNORECASE,
 )
 _SUCCESS = re.compile(r",?\s+(?:by|in|at)\s+(?:the\s+)?success(?:\s+rate)?", re.IGNORECASE)
@@ -161,10 +171,13 @@ class Question(FrozenConfig):
     def score_in_words(self) -> str:
         """What is compared: "return" where that is of the first episode, else more."""
         metric = parse_metric(self.metric)
-        if metric.name == FIRST_EPISODE:
-            return "return"
+        return "return" if metric.name == FIRST_EPISODE else metric.words(self._shot)
+
+    @property
+    def _shot(self) -> str:
+        """What a shot is to the learners."""
         shots = {LEARNERS[name].config_type.shot for name in self.learners}
-        return metric.words(shots.pop() if len(shots) == 1 else "shot")
+        return shots.pop() if len(shots) == 1 else "shot"
 
     def sentence(self) -> str:
         """What was understood, in one sentence."""
@@ -172,10 +185,12 @@ class Question(FrozenConfig):
         trained = "" if self.learner == DEFAULT_LEARNER else f" Trained by {self.learner}."
         tuned = f", {'all' if self.rivals else 'both'} tuned equally" if self.baseline_is_tuned else ""
         by = f" by {self.improvement_pct:g} %" if self.improvement_pct and self.kind != "improve" else ""
-        what = self.score_in_words
-        higher = "highest" if self.rivals else "higher"
+        metric = parse_metric(self.metric)
+        what = "return" if metric.name == FIRST_EPISODE else metric.asked(self._shot)
+        more = "high" if metric.sign > 0 else "low"
+        higher = f"{more}est" if self.rivals else f"{more}er"
         asked = {
-            "beat": f"Does {c} reach a higher {what} than {b}{by} on {self.task}{tuned}?",
+            "beat": f"Does {c} reach a {more}er {what} than {b}{by} on {self.task}{tuned}?",
             "compare": f"Which reaches the {higher} {what} on {self.task}, {_listed([s.label for s in self.sides], 'or')}{tuned}?",
             "best": f"Which {c} configuration is best on {self.task}, and does it beat the default {b}?",
             "improve": f"Can {c} on {self.task} be improved by {self.improvement_pct:g} % over its default?",
@@ -220,7 +235,7 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
     words = re.sub(r"\s+", " ", as_it_looks(goal).strip()).rstrip(" .?!")
     words = words.strip("\"'").rstrip(" .?!")
     rest, change_at = _take_changes(words)
-    rest, metric = _take_metric(rest)
+    rest, metric, predicted, fewer = _take_metric(rest)
     parity = _PARITY.search(rest)
     rest = _PARITY.sub("", rest)
     trained = _LEARNER.search(rest)
@@ -240,10 +255,11 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
             question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
             changes: dict[str, object] = {} if len(tasks) == 1 else {"tasks_at_once": len(tasks)}
             if parity is not None:
-                timed = parity["of"].lower() in ("time", "seconds")
-                changes["parity"] = "time" if timed else "steps"
+                changes["parity"] = "time" if parity["of"].lower() in ("time", "seconds") else "steps"
+            elif fewer is not None:
+                changes["parity"] = fewer
             question = _changed(question.model_copy(update=changes), change_at)
-            found.append(_scored(question, metric))
+            found.append(_scored(_predicting(question, metric, predicted), metric))
             break
     if not found:
         raise InputError(_what_is_missing(words))
@@ -264,7 +280,8 @@ def parse_question(text: str, source: str) -> Question:
             default_config(kind)
     for name in question.learners:
         LEARNERS[name]
-    return _scored(_changed(question, {}), parse_metric(question.metric))
+    metric = parse_metric(question.metric)
+    return _scored(_predicting(_changed(question, {}), metric, None), metric)
 
 
 def _fields_at(place: tuple[str, ...]) -> Iterable[str]:
@@ -373,21 +390,59 @@ def _changed(question: Question, steps: Mapping[str, int | None]) -> Question:
     return question
 
 
-def _take_metric(words: str) -> tuple[str, Metric | None]:
-    """The goal without what it says of the score, and that; None where it says nothing."""
+def _predicting(question: Question, metric: Metric | None, predicted: str | None) -> Question:
+    """With sides that have an auxiliary head, where they are scored by its prediction error: of the same thing on every side."""
+    if metric is None or metric.quantity != PREDICTION_ERROR:
+        return question
+    named = [side.fixed["learner.aux"] for side in question.sides if "learner.aux" in side.fixed]
+    what = predicted or next((str(value) for value in named if value != "none"), "next_observation")
+    for side in question.sides:
+        if side.recorded is not None:
+            raise InputError(f"goal: {side.name} is a recorded run, which cannot be given something to predict")
+        if side.fixed.get("learner.aux", what) != what:
+            raise InputError(
+                f"goal: the prediction error of {what}, but {side.name} has learner.aux={side.fixed['learner.aux']}: both sides must "
+                f"predict the same"
+            )
+        without = [
+            name
+            for name in side.learners or (question.learner,)
+            if "aux" not in LEARNERS[name].config_type.model_fields
+        ]
+        if without:
+            having = [name for name in LEARNERS if "aux" in LEARNERS[name].config_type.model_fields]
+            raise InputError(f"goal: {without[0]} predicts nothing; allowed: {', '.join(having)}")
+    sides = [side.model_copy(update={"fixed": {**side.fixed, "learner.aux": what}}) for side in question.sides]
+    return question.model_copy(update={"challenger": sides[0], "baseline": sides[1], "rivals": tuple(sides[2:])})
+
+
+def _take_metric(words: str) -> tuple[str, Metric | None, str | None, Literal["time", "steps"] | None]:
+    """The goal without what it says of the score, that, what is predicted where that is scored, and of what there shall be fewer;
+    None where it says nothing."""
+    fewer, predicts = _FEWER.search(words), _PREDICTS.search(words)
+    for found in (_FEWER, _PREDICTS):
+        words = found.sub("", words)
     shots, first = _SHOTS.search(words), _FIRST.search(words)
     worst, success = _WORST.search(words), _SUCCESS.search(words)
     for found in (_SHOTS, _FIRST, _WORST, _SUCCESS):
         words = found.sub("", words)
-    if not any((shots, first, worst, success)):
-        return words, None
+    if not any((shots, first, worst, success, fewer, predicts)):
+        return words, None, None, None
+    if sum(map(bool, (success, fewer, predicts))) > 1 or (fewer and worst):
+        raise InputError(
+            "goal: one score is wanted: the env steps to a return (of all tasks), a prediction error, or a success rate"
+        )
     shot = None
     if shots is not None:
         k = shots["k"].lower()
         shot = _NUMBERS.get(k, int(k) if k.isdigit() else 0)
     elif first is not None:
         shot = 0
-    return words, parse_metric(Metric("success" if success else "return", shot, worst is not None).name)
+    if fewer is not None:
+        return words, steps_to(float(fewer["level"]), shot), None, "steps" if fewer["time"] is None else "time"
+    what = None if predicts is None or predicts["what"] is None else re.sub(r"\s+", "_", predicts["what"].lower())
+    quantity = "success" if success else PREDICTION_ERROR if predicts else "return"
+    return words, parse_metric(Metric(quantity, shot, worst is not None).name), what, None
 
 
 def _take_tasks(words: str) -> tuple[list[str], str]:

@@ -413,14 +413,15 @@ class Ledger:
             return list(session.scalars(query.order_by(Eval.run_id, Eval.name, Eval.task_index, Eval.episode)))
 
     def scored_values(self, run_ids: Sequence[int]) -> dict[int, dict[int, float]]:
-        """run -> task -> what the run is scored by: the return of the first episode, or what its specification names."""
+        """run -> task -> what the run is scored by, higher is better: the return of the first episode, or what its specification names."""
         with self.session() as session:
             specs = dict(session.execute(select(Run.id, Run.spec).where(Run.id.in_(run_ids))).all())
         metrics = {run: parse_metric(spec.get("scored_by", FIRST_EPISODE)) for run, spec in specs.items()}
         found: dict[int, dict[int, float]] = {}
         for row in self.evals(run_ids, name=None):
-            if (row.name, row.episode) == (metrics[row.run_id].quantity, metrics[row.run_id].column):
-                found.setdefault(row.run_id, {})[row.task_index] = join_value(row.value, row.kind)
+            metric = metrics[row.run_id]
+            if (row.name, row.episode) == (metric.quantity, metric.place):
+                found.setdefault(row.run_id, {})[row.task_index] = metric.sign * join_value(row.value, row.kind)
         return found
 
     def score_is_hidden(self, run: Run) -> bool:

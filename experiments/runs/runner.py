@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,8 @@ from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
 from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import Ledger, LedgerError, join_value, now, readable_id, split_value
-from experiments.metrics import FIRST_EPISODE, parse_metric
+from experiments.metrics import FIRST_EPISODE, WATCHED, parse_metric
+from experiments.metrics import Metric as Score
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
 from experiments.runs.paths import Paths
@@ -159,12 +161,14 @@ class _Recorder:
             self._update(status="queued", cause="paused")
             self._show("paused")
             return
-        score = None
+        score, metric = None, parse_metric(self.run.spec.get("scored_by", FIRST_EPISODE))
+        if self.evaluated is not None and metric.level is not None:
+            self.evaluated = self._with_steps_to(metric, self.evaluated, message.env_steps or self.env_steps)
         with self.ledger.session() as session:
             run = session.get_one(Run, self.run.id)
             if self.evaluated is not None:
                 session.add_all(_eval_rows(run.id, self.evaluated))
-                score = parse_metric(run.spec.get("scored_by", FIRST_EPISODE)).of_evaluation(self.evaluated.values)
+                score = metric.of_evaluation(self.evaluated.values)
             if message.memory_mb is not None:
                 steps = message.env_steps if message.env_steps is not None else self.env_steps
                 peak = Metric(run_id=run.id, env_steps=steps, name="memory/peak_mb", value=float(message.memory_mb))
@@ -197,6 +201,15 @@ class _Recorder:
             for suffix in (".safetensors", ".json"):
                 path.with_suffix(suffix).unlink(missing_ok=True)
         self._show(message.status, score)
+
+    def _with_steps_to(self, metric: Score, evaluated: Evaluated, env_steps: int) -> Evaluated:
+        """With the env steps to the metric's return, the same for every task: from the looks that are rows, and this last one."""
+        curve = [(m.env_steps, join_value(m.value, m.kind)) for m in self.ledger.metrics(self.run.id, WATCHED)]
+        last = float(np.mean([task[metric.column] for task in evaluated.values["return"]]))
+        steps = metric.env_steps_to([*curve, (env_steps, last)], self.run.spec["env_steps"])
+        return replace(
+            evaluated, values={**evaluated.values, metric.quantity: [[steps]] * len(evaluated.values["return"])}
+        )
 
     def _earlier_s(self, session: Session) -> float:
         """Seconds that earlier processes trained up to the checkpoint that this one went on from.

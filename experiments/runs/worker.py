@@ -129,7 +129,7 @@ def run(
     from core.seeding import seed_sequence
     from env_runner.task_distributions import get_family
     from env_runner.task_family import with_changes
-    from experiments.metrics import parse_metric
+    from experiments.metrics import LOOKS, WATCHED, parse_metric
     from experiments.spec import recorded_spec
     from meta_rl.evaluate import evaluate
     from meta_rl.learner import DivergedError, Learner, build_learner
@@ -145,6 +145,8 @@ def run(
         learner.family = with_changes(learner.family, spec.changes)
     began = saved = reported = time.monotonic()
     looks = Looks(job["look_every"], job["best"])
+    iterations = spec.env_steps // spec.learner.iteration_steps(learner.family.horizon)
+    watched_every = max(iterations // LOOKS, 1)  # in iterations, so that a resumed run looks where it would have
     env_steps: int | None = None  # none in this process, where a run was stopped after its last iteration
     tasks, metric = get_family(spec.task).eval_tasks(job["pool"]), parse_metric(spec.scored_by)
     seed = int(seed_sequence(spec.seed, "evaluation", job["pool"]).generate_state(1)[0])
@@ -153,7 +155,11 @@ def run(
     try:
         for report in learner.train():
             env_steps, before, reported = report.env_steps, reported, time.monotonic()
-            send("report", env_steps=env_steps, metrics=dict(report.metrics), train_s=reported - before)
+            shown = dict(report.metrics)
+            if metric.level is not None and report.iteration % watched_every == 0:
+                looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
+                shown[WATCHED] = float(looked.returns[:, metric.column].mean())
+            send("report", env_steps=env_steps, metrics=shown, train_s=reported - before)
             if job["probe"]:
                 send("end", status="done", cause=None, env_steps=env_steps, train_s=time.monotonic() - began)
                 return
@@ -163,7 +169,7 @@ def run(
             ):  # before any checkpoint of this iteration, so a resumed run asks again
                 # No more than the score needs: this is a look at the run, and training must not notice it.
                 looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
-                score = metric.of_evaluation({"return": looked.returns, **looked.extras})
+                score = metric.on_the_way.of_evaluation({"return": looked.returns, **looked.extras})
                 if looking:
                     looks.keep_if_best(learner, score)
                 number = looks.count if looking else job["rungs"].index(env_steps) + 1

@@ -28,16 +28,37 @@ def test_a_score_is_the_mean_of_its_column(quantity: str, shot: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [FIRST_EPISODE, "return_after_1", "return_after_19", "success_first_episode", "worst_tenth_return_after_5", "worst_tenth_success_as_trained", "return_as_trained"],
+    [FIRST_EPISODE, "return_after_1", "return_after_19", "success_first_episode", "worst_tenth_return_after_5", "worst_tenth_success_as_trained", "return_as_trained", "prediction_error_after_2", "steps_to_-50_first_episode", "steps_to_0.25_as_trained", "steps_to_1200_after_3"],
 )  # fmt: skip
 def test_a_name_taken_apart_and_put_together_is_the_same_name(name: str) -> None:
     assert parse_metric(name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "return", "return_after_0", "return_after_20", "regret_after_1", "return_after_1 ", "success_after_-1"])  # fmt: skip
+@pytest.mark.parametrize("name", ["", "return", "return_after_0", "return_after_20", "regret_after_1", "return_after_1 ", "success_after_-1", "steps_to_first_episode", "steps_to_1e3_first_episode", "worst_tenth_steps_to_5_first_episode"])  # fmt: skip
 def test_another_name_is_refused_with_what_is_allowed(name: str) -> None:
     with pytest.raises(InputError, match=r"allowed: .*QUANTITY_after_K"):
         parse_metric(name)
+
+
+def test_less_of_an_error_or_of_steps_is_a_higher_score() -> None:
+    raw = {"prediction_error": [[0.5], [0.3]], "steps_to_-50": [[1200.0], [1200.0]]}
+    assert parse_metric("prediction_error_first_episode").of_evaluation(raw) == pytest.approx(-0.4)
+    assert parse_metric("steps_to_-50_after_2").of_evaluation(raw) == -1200.0
+    worst = parse_metric("worst_tenth_prediction_error_first_episode")
+    assert worst.of_evaluation(raw) == -0.5
+
+
+@pytest.mark.parametrize("steps", [0.0, 1.0, 737.0, 1000.0])
+def test_the_env_steps_to_a_return_are_where_a_straight_line_crosses_it(steps: float) -> None:
+    def line(x: float) -> float:
+        return -80.0 + 0.03 * x
+
+    curve = [(x, line(x)) for x in range(100, 1100, 100)]
+    metric = parse_metric("steps_to_0_first_episode")._replace(level=line(steps))
+    assert metric.env_steps_to(curve, 5000) == pytest.approx(
+        max(steps, 100.0)
+    )  # nothing is known before the first look
+    assert metric.env_steps_to([(x, -90.0) for x, _ in curve], 5000) == 5000.0  # never: all of them
 
 
 def test_one_value_that_is_not_finite_leaves_no_score() -> None:

@@ -289,6 +289,27 @@ def test_a_goal_may_ask_for_one_parity_alone(goal: str, parity: str | None) -> N
     assert parse_goal(goal).parity == parity
 
 
+@pytest.mark.parametrize(
+    ("goal", "metric", "parity", "aux"),
+    [
+        ("beat LSTM on point-robot in fewer steps to -12", "steps_to_-12_first_episode", "steps", None),
+        ("beat LSTM on point-robot in fewer env steps to a return of -12.5", "steps_to_-12.5_first_episode", "steps", None),
+        ("beat LSTM with GRU in less training time until -14 on point-robot", "steps_to_-14_first_episode", "time", None),
+        ("beat RL2 with MAML on point-robot in fewer samples to -10 after 2 shots", "steps_to_-10_after_2", "steps", None),
+        ("compare S5 and LSTM on point-robot in predicting the next observation", "prediction_error_first_episode", None, "next_observation"),
+        ("beat LSTM on point-robot by the prediction error of the reward after 1 episode", "prediction_error_after_1", None, "reward"),
+        ("beat LSTM with S5 with learner.aux=task on point-robot by prediction error", "prediction_error_first_episode", None, "task"),
+    ],
+)  # fmt: skip
+def test_env_steps_to_a_return_and_prediction_errors_are_scores(
+    goal: str, metric: str, parity: str | None, aux: str | None
+) -> None:
+    question = parse_goal(goal)
+    assert (question.metric, question.parity) == (metric, parity)
+    assert [side.fixed.get("learner.aux") for side in question.sides] == [aux, aux]
+    assert parse_question(question.model_dump_json(), "again") == question
+
+
 # Mid-episode changes and test-time adaptation --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("goal", "changes", "challenger", "baseline"),
