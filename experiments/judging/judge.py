@@ -483,13 +483,9 @@ def _scores(claim: ClaimContent, rows: Sequence[ConfirmationRow], seeds: Sequenc
     scores = {
         arm: np.array([found[arm, seed] for seed in sorted(set(seeds) & set(claim.seeds_of(arm)))]) for arm in ARMS
     }
-    metric = parse_metric(claim.metric)
-    if (
-        metric.level is not None and claim.equal_time is not None and claim.equal_time.alone
-    ):  # in the env steps that the baseline does in that time
-        scores = {
-            arm: values * (claim.lengths("baseline")[0] / claim.lengths(arm)[0]) for arm, values in scores.items()
-        }
+    metric, timed = parse_metric(claim.metric), claim.equal_time is not None and claim.equal_time.alone
+    if timed and metric.level is not None:  # in the env steps that the baseline does in that time
+        scores["challenger"] *= claim.lengths("baseline")[0] / claim.lengths("challenger")[0]
     if metric.worst:
         scores = {arm: np.sort(values, axis=1)[:, : worst_tenth(claim.num_tasks)] for arm, values in scores.items()}
     return scores
