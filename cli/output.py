@@ -120,12 +120,14 @@ def _plain_data(value: Any) -> Any:
 
 
 def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:
-    """The table without columns that say the same in every row, and those in words."""
+    """The table without columns that say the same in every row, and those in words; nor those that a row's name TASK.MODEL has said."""
     from experiments.tables import cell
 
     kept, common = [], []
     for index, name in enumerate(columns):
         values = {str(row[index]) for row in rows}
+        if index and rows and all(isinstance(row[index], str) and row[index] in str(row[0]).split(".") for row in rows):
+            continue
         if index and len(rows) > 1 and len(values) == 1:
             if rows[0][index] is not None:
                 common.append(f"{name} {cell(rows[0][index])}")

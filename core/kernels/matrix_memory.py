@@ -73,7 +73,7 @@ def memory_scan_backward(
     batch, time, heads, values = v.shape
     keys, shared = q.shape[3], q.shape[2] == 1
     qt, kt = np.empty(keys, v.dtype), np.empty(keys, v.dtype)
-    dq, dk = np.empty(keys, v.dtype), np.empty(keys, v.dtype)
+    dq, dk, da = np.empty(keys, v.dtype), np.empty(keys, v.dtype), np.empty(keys, v.dtype)
     trail = np.empty((time + 1, values, keys), v.dtype)
     errors = np.empty((time, values), v.dtype)
     flow = np.empty((values, keys), v.dtype)
@@ -87,6 +87,7 @@ def memory_scan_backward(
             for t in range(time):
                 for j in range(keys):
                     kt[j] = k[i, t, own, j]
+                    dq[j] = f32(0)
                 decay, strength = a[i, t, n], b[i, t, n]
                 for r in range(values):
                     error = v[i, t, n, r]
@@ -97,17 +98,22 @@ def memory_scan_backward(
                         error -= decay * known
                     errors[t, r] = error
                     write = strength * error
+                    gy = grad_y[i, t, n, r]
                     for j in range(keys):
-                        trail[t + 1, r, j] = decay * trail[t, r, j] + write * kt[j]
+                        m = decay * trail[t, r, j] + write * kt[j]
+                        trail[t + 1, r, j] = m
+                        dq[j] += gy * m
+                for j in range(keys):
+                    grad_q[i, t, own, j] += dq[j]
             for s in range(time):
                 t = time - 1 - s
                 for j in range(keys):
                     qt[j] = q[i, t, own, j]
                     kt[j] = k[i, t, own, j]
-                    dq[j] = f32(0)
                     dk[j] = f32(0)
+                    da[j] = f32(0)
                 decay, strength = a[i, t, n], b[i, t, n]
-                d_decay = d_strength = f32(0)
+                d_strength = f32(0)
                 for r in range(values):
                     gy, error = grad_y[i, t, n, r], errors[t, r]
                     d_write = f32(0)
@@ -115,29 +121,30 @@ def memory_scan_backward(
                         f = flow[r, j] + gy * qt[j]
                         flow[r, j] = f
                         d_write += f * kt[j]
-                    for j in range(keys):
-                        dq[j] += gy * trail[t + 1, r, j]
                     d_strength += d_write * error
                     d_error = strength * d_write
                     grad_v[i, t, n, r] = d_error
                     write = strength * error
-                    for j in range(keys):
-                        dk[j] += write * flow[r, j]
+                    # <F, M> - c <de, M k> is <F - c de k^T, M>: what flows on, against the matrix before.
                     if corrects:
                         back = decay * d_error
                         for j in range(keys):
-                            dk[j] -= back * trail[t, r, j]
+                            f, m = flow[r, j], trail[t, r, j]
+                            dk[j] += write * f - back * m
+                            f -= d_error * kt[j]
+                            da[j] += f * m
+                            flow[r, j] = decay * f
+                    else:
                         for j in range(keys):
-                            flow[r, j] -= d_error * kt[j]
-                    # <F, M> - c <de, M k> is <F - c de k^T, M>: what flows on, against the matrix before.
-                    for j in range(keys):
-                        d_decay += flow[r, j] * trail[t, r, j]
-                    for j in range(keys):
-                        flow[r, j] *= decay
-                grad_a[i, t, n], grad_b[i, t, n] = d_decay, d_strength
+                            f = flow[r, j]
+                            dk[j] += write * f
+                            da[j] += f * trail[t, r, j]
+                            flow[r, j] = decay * f
+                d_decay = f32(0)
                 for j in range(keys):
-                    grad_q[i, t, own, j] += dq[j]
+                    d_decay += da[j]
                     grad_k[i, t, own, j] += dk[j]
+                grad_a[i, t, n], grad_b[i, t, n] = d_decay, d_strength
             for r in range(values):
                 for j in range(keys):
                     grad_state[i, n, r, j] = flow[r, j]

@@ -31,6 +31,8 @@ def test_a_table_is_its_records_as_json_and_words_to_a_person(capsys, monkeypatc
 
 def test_a_narrow_terminal_hears_once_what_is_the_same_in_all_rows(capsys, monkeypatch) -> None:
     assert narrowed(VIEW.columns, VIEW.rows) == (["run", "score"], [["r-0001", -1.5], ["r-0002", 12345.0]], "in all rows: task x")  # fmt: skip
+    said = narrowed(("preset", "task", "model", "tuned"), (("x.lstm", "x", "lstm", True), ("y.s5", "y", "s5", False)))
+    assert said == (["preset", "tuned"], [["x.lstm", True], ["y.s5", False]], "")
     monkeypatch.setenv("COLUMNS", "80")
     Output().table(VIEW)
     assert "in all rows: task x; two" in capsys.readouterr().out
