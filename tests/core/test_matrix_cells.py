@@ -292,6 +292,35 @@ def test_the_stabiliser_is_the_largest_of_what_is_kept_and_what_is_new_and_of_ze
     assert torch.equal(m, torch.stack([log_f + before, log_i, torch.zeros_like(m)]).amax(0))
 
 
+# --------------------------------------------------------------------------------------------------------------- learning
+def told_and_asked(generator: torch.Generator, count: int = 4, batch: int = 64) -> tuple[Tensor, Tensor]:
+    """Every key with a value that is drawn anew, then every key alone; and the values that are asked for, (B, count)."""
+    keys, order = (torch.rand(batch, count, generator=generator).argsort(1) for _ in range(2))
+    values = torch.randint(0, count, (batch, count), generator=generator)
+    one = torch.eye(count)
+    told = torch.cat([one[keys], one[values]], 2)
+    asked = torch.cat([one[keys.gather(1, order)], torch.zeros(batch, count, count)], 2)
+    return torch.cat([told, asked], 1), values.gather(1, order)
+
+
+@pytest.mark.parametrize(("kind", "learns"), [*((kind, True) for kind in KINDS), ("lstm", False)])
+def test_a_matrix_learns_in_eighty_steps_to_return_the_value_of_a_key_as_a_vector_does_not(
+    kind: str, learns: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(parse_model_config({"kind": kind, "num_layers": 1, "hidden_dim": 32}), 8, 4)
+    optimizer, right = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(80):
+        x, values = told_and_asked(generator)
+        logits = model(x)[0][:, 4:]
+        loss = F.cross_entropy(logits.flatten(0, 1), values.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right.append(float((logits.argmax(-1) == values).float().mean()))
+    assert (np.mean(right[-5:]) > 0.95) == learns
+
+
 # -------------------------------------------------------------------------------------------------------------- bad input
 @kinds
 def test_a_matrix_that_cannot_be_is_refused_in_words(kind: str) -> None:
