@@ -109,33 +109,38 @@ class _MinGRU(Fused):
 class GatedRecurrence(SequenceModel):
     """Layers y, h = layer(u, h, keep, W, b) on each other, with nothing between; an output map where widths differ.
 
-    hidden is h of each layer side by side, (B, num_layers * hidden_dim). Subclasses say how many widths W has (`parts`), the
-    layer's reference, and which biases the time constants start.
+    hidden is each layer's state side by side, (B, num_layers * states * hidden_dim); mostly `states` is 1 and the state is h.
+    Subclasses say how many widths W has (`parts`), the layer's reference, and which biases the time constants start.
     """
 
     parts: int
+    states = 1
     reference: Callable[..., tuple[Tensor, Tensor]]
 
-    def __init__(
-        self, config: TimeConstantsConfig, input_dim: int, output_dim: int, *, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: Any, input_dim: int, output_dim: int, *, generator: torch.Generator) -> None:
         super().__init__(config, input_dim, output_dim)
         width, count = config.hidden_dim, config.num_layers
-        self.width, self.hidden_size = width, width * count
+        self.width, self.hidden_size = width, self.states * width * count
         self.layers = nn.ModuleList(
             linear(width if layer else input_dim, self.parts * width, generator) for layer in range(count)
         )
         with torch.no_grad():
-            for _, bias in self.weights():
-                self._start(bias.view(self.parts, width), gate_biases(width, config.tau_min, config.tau_max, generator))
+            self._draw(config, generator)
         self.decoder = None if output_dim == width else linear(width, output_dim, generator)
+
+    def _draw(self, config: Any, generator: torch.Generator) -> None:
+        """What a layer has besides W, and the biases."""
+        for layer in self.layers:
+            bias, gate = layer.bias, gate_biases(self.width, config.tau_min, config.tau_max, generator)
+            assert isinstance(bias, Tensor)
+            self._start(bias.view(self.parts, self.width), gate)
 
     def _start(self, biases: Tensor, gate: Tensor) -> None:
         """Fill the biases (parts, H), zeros so far, such that the share of the new input is s(gate)."""
         raise NotImplementedError
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """W and b of each layer."""
+    def weights(self) -> Iterator[tuple[Tensor, ...]]:
+        """What the reference takes of each layer: W, b and what `_draw` added."""
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             yield layer.weight, layer.bias
@@ -146,7 +151,7 @@ class GatedRecurrence(SequenceModel):
 
     def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         run, states = self._layer(x), []
-        for weights, h in zip(self.weights(), hidden.split(self.width, 1), strict=True):
+        for weights, h in zip(self.weights(), hidden.split(self.states * self.width, 1), strict=True):
             x, h = run(x, h, keep, *weights)
             states.append(h)
         return x if self.decoder is None else self.decoder(x), torch.cat(states, 1)

@@ -13,6 +13,7 @@ kernel must lie in it.
     selective       Mamba's convolution and selective scan
     gated           minGRU's layer, and a policy's memory of such layers
     matrix_memory   matrices written by outer products: mLSTM's, Mamba-2's and the gated delta rule's
+    feedback        recurrences that are nonlinear in their state, unit by unit
     attention       one step over a rolling cache
     layout          sizes, places and buffers of a policy in flat memory, by name
     policy          encoder and heads

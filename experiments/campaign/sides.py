@@ -22,12 +22,16 @@ from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 SSM_KINDS = ("mingru", "s5", "lru", "s4d")
 """The linear recurrences that train compiled, the default first: the best at the lengths that a campaign of half an hour reaches."""
+RECURRENT_KINDS = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
+"""The recurrences that are nonlinear in their state, which no scan computes: a loop over time, in training too."""
 MODEL_ALIASES = {
     "ssms": "ssm",
     "state space model": "ssm",
     "state space models": "ssm",
     "state-space model": "ssm",
     "state-space models": "ssm",
+    "rnn": "recurrent",
+    "rnns": "recurrent",
     "attention": "transformer",
     "transformers": "transformer",
     "feedforward": "mlp",
@@ -111,8 +115,12 @@ def no_ledger(run: str) -> Recorded:
 
 
 def model_families() -> dict[str, tuple[str, ...]]:
-    """Every name of models that a goal may use, with their kinds: each registered kind, and `ssm` for the linear recurrences."""
-    return {kind: (kind,) for kind in MODELS} | {"ssm": tuple(kind for kind in SSM_KINDS if kind in MODELS)}
+    """Every name of models that a goal may use, with their kinds: each registered kind, `ssm` for the linear recurrences and `recurrent` for
+    the nonlinear ones."""
+    families = {"ssm": SSM_KINDS, "recurrent": RECURRENT_KINDS}
+    return {kind: (kind,) for kind in MODELS} | {
+        name: tuple(kind for kind in kinds if kind in MODELS) for name, kinds in families.items()
+    }
 
 
 def side_words() -> list[str]:

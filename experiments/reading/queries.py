@@ -345,11 +345,11 @@ def list_registered(what: str) -> TableView:
         return TableView(columns=columns, rows=rows, note=note.rstrip())
     if what == "models":
         from core.sequence_model import MODELS, default_config
-        from experiments.campaign.sides import SSM_KINDS
+        from experiments.campaign.sides import RECURRENT_KINDS, SSM_KINDS
         from experiments.presets import effort
 
         rows = tuple((kind, type(default_config(kind)).__doc__ or "", effort("", kind)) for kind in MODELS)
-        note = f"ssm in a goal means {', '.join(SSM_KINDS)}. {MODELS.failures_in_words()}"
+        note = f"ssm in a goal means {', '.join(SSM_KINDS)}; recurrent means {', '.join(RECURRENT_KINDS)}. {MODELS.failures_in_words()}"
         return TableView(columns=("model", "what it is", "tuning of the default"), rows=rows, note=note.rstrip())
     if what == "learners":
         from meta_rl.learner import LEARNERS

@@ -300,7 +300,7 @@ def test_parameter_groups_hold_every_parameter_once(kind: str) -> None:
     groups = model.parameter_groups()
     ids = [id(parameter) for group in groups.values() for parameter in group]
     assert len(ids) == len(set(ids)) == len(list(model.parameters()))
-    marked = ("s4d", "s5", "lru", "mamba", "rg-lru", "ssd", "gated-deltanet", "hybrid")
+    marked = ("s4d", "s5", "lru", "mamba", "rg-lru", "rtu", "rtu-tanh", "ssd", "gated-deltanet", "hybrid")
     assert bool(groups["dynamics"]) == (kind in marked)
 
 

@@ -21,6 +21,7 @@ from experiments.spec import set_fields
 from meta_rl.learner import LEARNERS
 
 SSM = ("mingru", "s5", "lru", "s4d")
+RECURRENT = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ SSM = ("mingru", "s5", "lru", "s4d")
         ("compare S5 and LSTM on halfcheetah-dir", "compare", ("s5",), ("lstm",), "halfcheetah-dir"),
         ("S5 vs. LRU on point-robot", "compare", ("s5",), ("lru",), "point-robot"),
         ("find the best SSM on halfcheetah-vel", "best", SSM, ("mingru",), "halfcheetah-vel"),
+        ("beat recurrent models with an SSM on point-robot", "beat", SSM, RECURRENT, "point-robot"),
+        ("find the best RNN on halfcheetah-vel", "best", RECURRENT, ("lstm",), "halfcheetah-vel"),
+        ("beat mingru with diag-gru on t-maze", "beat", ("diag-gru",), ("mingru",), "t-maze"),
         ("tune lstm for point-robot", "best", ("lstm",), ("lstm",), "point-robot"),
         ("improve LRU on halfcheetah-vel by 10 %", "improve", ("lru",), ("lru",), "halfcheetah-vel"),
         ("improve the LRU model by 5 percent on point-robot", "improve", ("lru",), ("lru",), "point-robot"),
