@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import Field, model_validator
@@ -26,6 +27,9 @@ from torch import Tensor, nn
 
 from core.cells.mingru import GatedRecurrence, TimeConstantsConfig
 from core.config import search
+from core.fused.autograd import Fused, fused_allowed
+from core.kernels.jit import as_numpy, f32
+from core.kernels.slstm import slstm_scan, slstm_scan_backward
 from core.sequence_model import register_model
 
 
@@ -82,6 +86,46 @@ def slstm_reference(
     return torch.stack(outputs, 1), state
 
 
+class _SLSTM(Fused):
+    """`slstm_reference` with one compiled loop each way."""
+
+    reference = staticmethod(slstm_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        u, state, keep, weight, bias, mixing, exponential = inputs
+        batch, time, _ = u.shape
+        width = state.shape[1] // 4
+        gates = torch.mm(u.reshape(batch * time, -1), weight.T).view(batch, time, 4 * width)
+        ctx.mask = np.ones((batch, time), f32) if keep is None else as_numpy(keep)
+        stays, states = torch.empty(batch, time, width), torch.empty(batch, time, 4 * width)
+        slstm_scan(
+            gates.numpy(), as_numpy(bias), as_numpy(mixing), as_numpy(state), ctx.mask, exponential, stays.numpy(), states.numpy()
+        )  # fmt: skip
+        _SLSTM.keep_inputs(ctx, inputs, gates, stays, states)
+        return states[:, :, 3 * width :].clone(), states[:, -1].clone()
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        """dp by `core.kernels.slstm.slstm_scan_backward`; p = u W^T:  dW = dp^T u,  du = dp W."""
+        u, state, _, weight, bias, mixing, _ = inputs
+        gates, stays, states = saved
+        grad, grad_last = grads
+        grad = torch.zeros(stays.shape) if grad is None else grad
+        carried = (
+            torch.zeros(state.shape) if grad_last is None else grad_last.clone(memory_format=torch.contiguous_format)
+        )
+        slopes, grad_bias, grad_mixing = torch.empty(gates.shape), torch.zeros_like(bias), torch.zeros(mixing.shape)
+        slstm_scan_backward(
+            gates.numpy(), stays.numpy(), states.numpy(), as_numpy(mixing), as_numpy(state), ctx.mask, as_numpy(grad),
+            carried.numpy(), slopes.numpy(), grad_bias.numpy(), grad_mixing.numpy(),
+        )  # fmt: skip
+        flat = slopes.flatten(0, 1)
+        grad_u = torch.mm(flat, weight).view(u.shape) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.mm(flat.T, u.reshape(len(flat), -1))
+        return grad_u, carried, None, grad_weight, grad_bias, grad_mixing, None
+
+
 @register_model("slstm", SLSTMConfig)
 class SLSTM(GatedRecurrence):
     """hidden is [c | n | m | h] of each layer side by side, (B, 4 * num_layers * hidden_dim); an output map where widths differ."""
@@ -103,3 +147,6 @@ class SLSTM(GatedRecurrence):
         """W, b and R of each layer, and whether the forget gate is an exponential."""
         for weights, mixing in zip(super().weights(), self.mixing, strict=True):
             yield *weights, mixing, self.exponential
+
+    def _layer(self, x: Tensor) -> Callable[..., Any]:
+        return _SLSTM.apply if fused_allowed(x) else slstm_reference

@@ -14,6 +14,7 @@ kernel must lie in it.
     gated           minGRU's layer, and a policy's memory of such layers
     matrix_memory   matrices written by outer products: mLSTM's, Mamba-2's and the gated delta rule's
     feedback        recurrences that are nonlinear in their state, unit by unit
+    slstm           sLSTM's layer
     attention       one step over a rolling cache
     layout          sizes, places and buffers of a policy in flat memory, by name
     policy          encoder and heads

@@ -12,13 +12,14 @@ import torch
 
 from core.cells.diag_gru import _DiagGRU, diag_gru_reference
 from core.cells.rtu import RTU, _TanhRing, tanh_ring_reference
-from core.cells.slstm import SLSTM
+from core.cells.slstm import _SLSTM, SLSTM, slstm_reference
 from core.kernels.feedback import (
     diag_gru_scan,
     diag_gru_scan_backward,
     tanh_ring_scan,
     tanh_ring_scan_backward,
 )
+from core.kernels.slstm import slstm_scan, slstm_scan_backward
 from core.sequence_model import build_model, parse_model_config
 
 TIME, WIDTH, INPUT = 12, 6, 5
@@ -179,11 +180,49 @@ def test_the_rings_hand_written_gradient_equals_autograd_in_double_precision() -
         assert np.abs(got - value.numpy()).max() < 1e-10
 
 
+@pytest.mark.parametrize("exponential", [False, True])
+def test_slstms_hand_written_gradient_equals_autograd_in_double_precision(exponential: bool) -> None:
+    p, bias, mixing = draw(3, TIME, 4 * WIDTH), draw(4 * WIDTH, seed=1), draw(2, 3, 12, seed=2)
+    grad, last = draw(3, TIME, WIDTH, seed=4), draw(3, 4 * WIDTH, seed=5)
+    eye = torch.eye(4 * WIDTH, dtype=torch.float64)
+    state = slstm_reference(draw(3, 4, 4 * WIDTH, seed=3), torch.zeros(3, 4 * WIDTH).double(), None, eye, bias, mixing, exponential)[1]  # fmt: skip
+    wanted = [value.detach().requires_grad_() for value in (p, bias, mixing, state)]
+    p, bias, mixing, state = wanted
+    states, gates, stays = [state], [], []
+    for t in range(TIME):  # step by step, for what the kernel keeps
+        before = states[-1] * KEEP[:, t, None]
+        states.append(slstm_reference(p[:, t : t + 1], before, None, eye, bias, mixing, exponential)[1])
+        heard = torch.einsum("bhd,hdge->bghe", before[:, 3 * WIDTH :].view(3, 2, 3), mixing.view(2, 3, 4, 3))
+        z, i, f, o = (p[:, t] + bias + heard.reshape(3, -1)).chunk(4, -1)
+        m = states[-1][:, 2 * WIDTH : 3 * WIDTH]
+        slope = torch.ones_like(f) if exponential else torch.sigmoid(-f)
+        gates.append(torch.cat([z.tanh(), (i - m).exp(), slope, o.sigmoid()], 1))
+        kept = before[:, 2 * WIDTH : 3 * WIDTH] + (f if exponential else torch.nn.functional.logsigmoid(f))
+        stays.append((kept - m).clamp_max(0).exp())
+    kept_states, kept_gates, kept_stays = (torch.stack(v, 1).detach().numpy() for v in (states[1:], gates, stays))
+    out, end = slstm_reference(p, state, KEEP, eye, bias, mixing, exponential)
+    truth = torch.autograd.grad((out * grad).sum() + (end * last).sum(), wanted)
+    arrays = [value.detach().numpy() for value in (bias, mixing, state, KEEP)]
+    forward, found = p.detach().numpy().copy(), [np.empty((3, TIME, WIDTH)), np.empty((3, TIME, 4 * WIDTH))]
+    slstm_scan(forward, *arrays, exponential, *found)
+    for got, value in zip((forward, *found), (kept_gates, kept_stays, kept_states), strict=True):
+        assert np.abs(got - value).max() < 1e-5  # the kernels' exponential is a rational one
+    slopes, carried = np.empty_like(forward), last.numpy().copy()
+    grad_bias, grad_mixing = np.zeros(4 * WIDTH), np.zeros((2, 3, 12))
+    slstm_scan_backward(
+        kept_gates, kept_stays, kept_states, *arrays[1:], grad.numpy(), carried, slopes, grad_bias, grad_mixing
+    )  # fmt: skip
+    for got, value in zip((slopes, grad_bias, grad_mixing, carried), truth, strict=True):
+        assert np.abs(got - value.numpy()).max() < 1e-10
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize(
     ("run", "reference", "shapes"),
     [
         (_DiagGRU.apply, diag_gru_reference, [(3, TIME, INPUT), (3, WIDTH), None, (3 * WIDTH, INPUT), (3 * WIDTH,), (3, WIDTH)]),
+        (_SLSTM.apply, slstm_reference, [(3, TIME, INPUT), "zeros", None, (4 * WIDTH, INPUT), (4 * WIDTH,), (2, 3, 12), False]),
+        (_SLSTM.apply, slstm_reference, [(3, TIME, INPUT), "zeros", None, (4 * WIDTH, INPUT), (4 * WIDTH,), (2, 3, 12), True]),
         (_TanhRing.apply, tanh_ring_reference, [(WIDTH,), (3, TIME, WIDTH), (3, WIDTH), None]),
     ],
 )  # fmt: skip
@@ -193,11 +232,15 @@ def test_the_compiled_loops_equal_their_references_forwards_and_backwards(
     results = []
     for function, dtype in ((run, torch.float32), (reference, torch.float64)):
         keep = KEEP.to(dtype) if reset else None
-        drawn = [keep if s is None else draw(*s, seed=i).to(dtype).requires_grad_() for i, s in enumerate(shapes)]
+        drawn: list[Any] = [
+            draw(*s, seed=i).to(dtype).requires_grad_() if isinstance(s, tuple)
+            else {None: keep, "zeros": torch.zeros(3, 4 * WIDTH, dtype=dtype)}.get(s, s)
+            for i, s in enumerate(shapes)
+        ]  # fmt: skip
         outputs = function(*drawn)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = sum((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + y.square().sum() for y in outputs)
-        results.append([*outputs, *torch.autograd.grad(loss, [v for v, s in zip(drawn, shapes, strict=True) if s])])  # pyright: ignore
+        results.append([*outputs, *torch.autograd.grad(loss, [v for v in drawn if getattr(v, "requires_grad", False)])])  # pyright: ignore
     for found, wanted in zip(*results, strict=True):
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-6
 
