@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from core.config import search
 from core.errors import bad_value, unknown_name
+from core.fused.bounded_block import bounded_block
 from core.fused.discretization import discretize, split
 from core.fused.linear_cells import channel_system, dense_system
 from core.fused.ssm_block import ssm_block
@@ -50,8 +51,11 @@ class SSMConfig(SequenceModelConfig):
 
     state_dim: int = Field(default=64, ge=2, le=65536, json_schema_extra=search(choices=(32, 64, 128)))
     """Real numbers of state a layer carries (two for each complex state)."""
-    gating: Literal["none", "half", "full"] = "full"
-    """After the cell: none (SiLU only), half (y * sigmoid(W y)) or full (GLU with both halves mixed)."""
+    gating: Literal["none", "half", "full", "bounded"] = Field(
+        default="full", json_schema_extra=search(choices=("full", "bounded"), since=3)
+    )
+    """After the cell: none (SiLU only), half (y * sigmoid(W y)), full (GLU with both halves mixed), each added to the block's input, or
+    bounded (sigmoid(W u) * tanh(y), and no residual)."""
     norm: Literal["none", "layer", "rms"] = "none"
     """Normalisation in front of each cell; none is usual in reinforcement learning."""
 
@@ -290,7 +294,7 @@ CELLS = {"s5": S5Cell, "lru": LRUCell, "s4d": S4DCell}
 @BLOCKS.register("lru")
 @BLOCKS.register("s5")
 class SSMBlock(nn.Module):
-    """Residual block: x + GLU(SiLU(cell(norm(x)))), the block of S4, S5 and LRU.
+    """Residual block: x + GLU(SiLU(cell(norm(x)))), the block of S4, S5 and LRU; or with a bounded output as `core.fused.bounded_block`.
 
     They use GELU; SiLU has its shape and costs a fifth on CPU. The norm is optional.
     """
@@ -313,6 +317,10 @@ class SSMBlock(nn.Module):
         residual = None if self.norm is None else x
         weight, bias = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
         cell = self.cell
+        if self.gating == "bounded":
+            assert weight is not None
+            assert bias is not None
+            return bounded_block(cell.form, cell.method, u, state, keep, cell.D, weight, bias, *cell.parameters_for())
         return ssm_block(cell.form, cell.method, u, residual, state, keep, cell.D, weight, bias, *cell.parameters_for())
 
     def prepare_step(self) -> tuple[Tensor | None, ...]:
@@ -336,6 +344,8 @@ class SSMBlock(nn.Module):
         else:
             both = torch.mm(torch.cat([state, u], 1), first)
             state, y = both.tensor_split((self.state_size,), 1)
+        if self.gating == "bounded":
+            return torch.addmm(bias, u, weight).sigmoid_().mul_(y.tanh()), state
         y = F.silu(y)
         if weight is None:
             return x + y, state

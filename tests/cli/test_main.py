@@ -115,10 +115,10 @@ WRONG_FIELDS = (
     ),
     ({"policy.model.sate_dim": 3}, ["policy.model.sate_dim, got 3: no such field. Did you mean 'state_dim'?"]),
     ({"policy.model.state_dim": "many"}, ["policy.model.state_dim, got 'many'", "valid integer"]),
-    ({"policy.model.gating": "maybe"}, ["policy.model.gating, got 'maybe'", "'none', 'half' or 'full'"]),
+    ({"policy.model.gating": "maybe"}, ["policy.model.gating, got 'maybe'", "'none', 'half', 'full' or 'bounded'"]),
     (
         {"policy.model.kind": "s6"},
-        ["policy.model", "unknown model 's6'. Did you mean 's5'? Allowed: gated-deltanet, gru"],
+        ["policy.model", "unknown model 's6'. Did you mean 's5'? Allowed: diag-gru, gated-deltanet, gru"],
     ),
     ({"learner.gamma": 3, "learner.lr": 1}, ["learner.gamma, got 3", "less than or equal to 1", "learner.lr, got 1"]),
     ({"learner.kind": "r2"}, ["unknown learner 'r2'. Did you mean 'rl2'?"]),

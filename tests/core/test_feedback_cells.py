@@ -245,9 +245,10 @@ def test_the_compiled_loops_equal_their_references_forwards_and_backwards(
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("kind", ["diag-gru", "rtu", "rtu-tanh", "slstm"])
+@pytest.mark.parametrize("kind", ["diag-gru", "rtu", "rtu-tanh", "slstm", "s5", "lru", "s4d"])
 def test_every_output_is_bounded_whatever_it_reads(kind: str) -> None:
-    model = build_model(parse_model_config({"kind": kind, "hidden_dim": 8, "num_layers": 4}), 8, 8)
+    form = {"state_dim": 16, "gating": "bounded"} if kind in ("s5", "lru", "s4d") else {}
+    model = build_model(parse_model_config({"kind": kind, "hidden_dim": 8, "num_layers": 4, **form}), 8, 8)
     output, hidden = model(1e6 * draw(2, 50, 8).float())
     assert output.abs().max() <= 1
     assert hidden.isfinite().all()

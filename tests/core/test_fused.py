@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from core.fused.autograd import fused_allowed
+from core.fused.bounded_block import BoundedBlock, bounded_reference
 from core.fused.ssm_block import FusedBlock, block_reference
 from core.sequence_model import build_model, parse_model_config
 from core.ssm import StateSpaceModel
 
-FORMS = list(itertools.product(("s5", "lru", "s4d"), ("none", "half", "full"), ("none", "rms")))
+KINDS = ("s5", "lru", "s4d")
+FORMS = [*itertools.product(KINDS, ("none", "half", "full"), ("none", "rms")), *((k, "bounded", "none") for k in KINDS)]
 
 
 @pytest.mark.parametrize(("kind", "gating", "norm"), FORMS)
@@ -35,10 +37,13 @@ def test_the_fused_block_equals_the_reference_forwards_and_backwards(
     weight, bias = (None, None) if gate is None else (gate.weight, gate.bias)  # pyright: ignore
     cell = block.cell  # pyright: ignore
     parameters = cell.parameters_for()  # pyright: ignore
-    inputs = (cell.form, cell.method, u, residual, state, keep, cell.D, weight, bias, *parameters)  # pyright: ignore
+    runs, added = (FusedBlock.apply, block_reference), (residual,)
+    if gating == "bounded":
+        runs, added = (BoundedBlock.apply, bounded_reference), ()
+    inputs = (cell.form, cell.method, u, *added, state, keep, cell.D, weight, bias, *parameters)  # pyright: ignore
     wanted = [value for value in inputs if isinstance(value, torch.Tensor) and value.requires_grad]
     results = []
-    for run in (FusedBlock.apply, block_reference):
+    for run in runs:
         output, last = run(*inputs)
         upstream = torch.linspace(-1, 1, output.numel()).view_as(output)
         slopes = torch.autograd.grad((output * upstream).sum() + last.square().sum(), wanted)

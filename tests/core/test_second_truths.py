@@ -15,6 +15,7 @@ from core.mamba import MambaBlock, MambaConfig
 from core.recurrent import _GRU, GRU, LSTM, _NativeGRU, gru_reference
 from core.sequence_model import build_model, parse_model_config
 from core.ssm import (
+    DiagonalCell,
     LRUConfig,
     S4DCell,
     S4DConfig,
@@ -122,6 +123,20 @@ def test_the_gate_is_what_it_says(gating: str) -> None:
         left, right = gate(value).chunk(2, -1)
         wanted = left * torch.sigmoid(right)
     assert torch.allclose(block_output(blocks[1], u), u + wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["s5", "lru"])
+def test_a_bounded_output_is_a_gate_of_the_input_times_a_squashed_reading_of_the_state(kind: str) -> None:
+    config = parse_model_config({"kind": kind, "hidden_dim": WIDTH, "state_dim": 8, "gating": "bounded"})
+    block = SSMBlock(config, generator())  # pyright: ignore[reportArgumentType]
+    assert isinstance(block.cell, DiagonalCell)
+    assert block.gate is not None
+    matrix, u, state = block.cell.step_matrix(), torch.randn(2, TIME, WIDTH, generator=generator(1)), torch.zeros(2, 8)
+    wanted = []
+    for t in range(TIME):
+        state, y = (torch.cat([state, u[:, t]], 1) @ matrix).split((8, WIDTH), 1)
+        wanted.append(torch.sigmoid(block.gate(u[:, t])) * torch.tanh(y))
+    assert torch.allclose(block_output(block, u), torch.stack(wanted, 1), atol=1e-5)
 
 
 def test_mamba_is_algorithm_2_step_by_step() -> None:

@@ -391,6 +391,7 @@ def test_a_question_without_changes_is_recorded_as_before_there_were_any() -> No
     assert "changes" not in content
     before = Question.model_validate(content)
     assert before.changes == EnvOptions()
-    old, new = ({p.name for p in space_of(before, before.challenger, marks).parameters} for marks in (1, 2))
+    old, new, present = ({p.name for p in space_of(before, before.challenger, marks).parameters} for marks in (1, 2, 3))
+    assert present - new == {"model.gating"}
     assert not {name for name in new if name.startswith(("adaptation.", "changes."))}
     assert new - old == {"learner.aux", "learner.aux_weight"}
