@@ -91,7 +91,24 @@ class SSMConfig(SequenceModelConfig):
         return max(1, round(self.state_dim * width / self.hidden_dim / multiple)) * multiple
 
 
-class S5Config(SSMConfig):
+class DenseConfig(SSMConfig):
+    """What S5 and LRU share."""
+
+    integrators: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        json_schema_extra=search(choices=(0.0, 0.125, 0.25), since=3),
+        exclude_if=lambda share: share == 0,
+    )
+    """Share of the states that only add, a = 1 exactly, and are not trained to do otherwise: sums forget nothing, and grow."""
+
+    def integrator_count(self) -> int:
+        """How many of the state_dim / 2 complex states; at least one stays on the ring."""
+        return round(self.integrators * (self.state_dim // 2))
+
+
+class S5Config(DenseConfig):
     """S5: dense B and C around one complex diagonal state, HiPPO-LegS initialisation."""
 
     kind: Literal["s5"] = "s5"
@@ -129,7 +146,7 @@ class S4DConfig(SSMConfig):
         return 2 * hidden_dim
 
 
-class LRUConfig(SSMConfig):
+class LRUConfig(DenseConfig):
     """LRU: eigenvalues on a ring inside the unit circle, stable by construction, inputs normalised by gamma."""
 
     kind: Literal["lru"] = "lru"
@@ -173,6 +190,10 @@ class DiagonalCell(nn.Module):
     form = "dense"
     dynamics: tuple[str, str, str]
     method: str
+    integrators: int
+    """The last of the states, which only add. They share the gain of the slowest state that the ring may start with, gamma = sqrt(1 - |a|^2):
+    no gain makes the variance of a sum stand still, but with this one white noise brings it to one, where the other states are,
+    after 1 / gamma^2 steps (about that state's time constant), and to t gamma^2 after t."""
 
     B: nn.Parameter
     C: nn.Parameter
@@ -212,14 +233,18 @@ class S5Cell(DiagonalCell):
         c = torch.randn(width, blocks, block, generator=generator) / math.sqrt(config.state_dim)
         b = (v.conj().T @ b.to(torch.complex64)).reshape(count, width)
         c = (c.to(torch.complex64) @ v).reshape(width, count)
-        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-np.real(eigenvalues))).float())
-        self.frequency = nn.Parameter(torch.from_numpy(np.imag(eigenvalues)).float())
-        self.log_dt = nn.Parameter(log_uniform((count,), config.dt_min, config.dt_max, generator))
+        self.integrators = config.integrator_count()
+        ring = count - self.integrators
+        self.log_decay = nn.Parameter(torch.from_numpy(np.log(-np.real(eigenvalues[:ring]))).float())
+        self.frequency = nn.Parameter(torch.from_numpy(np.imag(eigenvalues[:ring])).float())
+        log_dt = log_uniform((count,), config.dt_min, config.dt_max, generator)
+        log_dt[ring:] = 0.5 * math.log(-math.expm1(-config.dt_min))  # |a| = exp(-dt / 2) of the slowest
+        self.log_dt = nn.Parameter(log_dt)
         self.method, self.state_size = config.discretization, config.state_dim
         if config.normalize_input:
             with torch.no_grad():
-                a, gain = discretize(self.log_decay, self.frequency, self.log_dt, self.method)
-                b = b * ((1 - a.abs().square()).sqrt() / gain.abs()).unsqueeze(1)
+                a, gain = discretize(self.log_decay, self.frequency, self.log_dt[:ring], self.method)
+                b[:ring] *= ((1 - a.abs().square()).sqrt() / gain.abs()).unsqueeze(1)
         self.B = nn.Parameter(split(b, 0))
         # y = 2 Re(C h): the factor of the conjugate pair and the sign of i * i live in the stored matrix.
         self.C = nn.Parameter(2 * torch.cat([c.real, -c.imag], 1))
@@ -243,9 +268,13 @@ class LRUCell(DiagonalCell):
             low, high = math.log(-math.log(config.r_max)), math.log(-math.log(max(config.r_min, 1e-3)))
             nu = torch.exp(low + (high - low) * draw)
         theta = config.max_phase * torch.rand(count, generator=generator).clamp_min(1e-4)
-        self.log_nu = nn.Parameter(nu.log())
-        self.log_theta = nn.Parameter(theta.log())
-        self.log_gamma = nn.Parameter(0.5 * torch.log1p(-torch.exp(-2 * nu)))
+        self.integrators = config.integrator_count()
+        ring = count - self.integrators
+        self.log_nu = nn.Parameter(nu[:ring].log())
+        self.log_theta = nn.Parameter(theta[:ring].log())
+        log_gamma = 0.5 * torch.log1p(-torch.exp(-2 * nu))
+        log_gamma[ring:] = 0.5 * math.log1p(-(config.r_max**2))
+        self.log_gamma = nn.Parameter(log_gamma)
         self.B = nn.Parameter(torch.randn(2 * count, width, generator=generator) / math.sqrt(2 * width))
         self.C = nn.Parameter(torch.randn(width, 2 * count, generator=generator) / math.sqrt(count))
         self.D = nn.Parameter(torch.randn(width, generator=generator))
@@ -259,6 +288,7 @@ class S4DCell(nn.Module):
     """
 
     form = "channel"
+    integrators = 0
     dynamics = ("log_decay", "frequency", "log_dt")
 
     def __init__(self, config: S4DConfig, generator: torch.Generator) -> None:

@@ -20,7 +20,13 @@ def discretize(log_decay: Tensor, frequency: Tensor, third: Tensor, method: str)
     zoh: a = exp(lambda dt), b = (a - 1) / lambda, dt = exp(third) (S4D, section 2.2; S5, equation 6).
     bilinear: a = (1 + lambda dt / 2) / (1 - lambda dt / 2), b = dt / (1 - lambda dt / 2). For both w = frequency.
     exponential (LRU, section 3): a = exp(lambda), w = exp(frequency), b = exp(third).
+    Where `third` is longer than the others the rest are exact integrators: lambda = 0, so that a = 1 and b = exp(third) by every method.
     """
+    count = log_decay.shape[-1]
+    if third.shape[-1] > count:
+        a, b = discretize(log_decay, frequency, third[:count], method)
+        added = third[count:].exp()
+        return torch.cat([a, torch.ones_like(added)]), torch.cat([b, added.to(b.dtype)])
     decay, scale = -log_decay.exp(), third.exp()
     if method == "exponential":
         return torch.complex(decay, frequency.exp()).exp(), torch.complex(scale, torch.zeros_like(scale))
@@ -47,6 +53,15 @@ def discretize_arrays(log_decay: Array, frequency: Array, third: Array, method: 
     in the last bit of six numbers in ten), and what was trained by either must stay what it was: hence both, around the
     same `partial_derivatives`.
     """
+    count = log_decay.shape[-1]
+    if third.shape[-1] > count:
+        ring, added = discretize_arrays(log_decay, frequency, third[:count], method), np.exp(third[count:])
+
+        def pull_back_ring(grad_a: Array, grad_b: Array) -> tuple[Array, ...]:
+            *grads, grad_third = ring.pull_back(grad_a[:count], grad_b[:count])
+            return *grads, np.concatenate([grad_third, grad_b[count:].real * added])
+
+        return Discretized(np.concatenate([ring.a, 1 + 0j * added]), np.concatenate([ring.b, added]), pull_back_ring)
     decay, scale = np.exp(log_decay), np.exp(third)
     if method == "exponential":
         w = np.exp(frequency)

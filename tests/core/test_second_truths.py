@@ -139,6 +139,48 @@ def test_a_bounded_output_is_a_gate_of_the_input_times_a_squashed_reading_of_the
     assert torch.allclose(block_output(block, u), torch.stack(wanted, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"kind": "s5"}, {"kind": "s5", "discretization": "bilinear"}, {"kind": "lru"}], ids=str
+)
+def test_an_integrator_adds_and_forgets_nothing_and_training_leaves_it_one(fields: dict[str, str]) -> None:
+    model = build_model(
+        parse_model_config(
+            {**fields, "hidden_dim": 64, "state_dim": 64, "num_layers": 1, "integrators": 0.25, "gating": "none"}
+        ),
+        64,
+        64,
+    )
+    assert isinstance(model, StateSpaceModel)
+    cell = model.blocks[0].cell
+    assert isinstance(cell, DiagonalCell)
+    sums = torch.tensor([*range(24, 32), *range(56, 64)])  # real and imaginary parts of the last eight of 32
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    model(torch.randn(4, 20, 64, generator=generator()))[0].square().sum().backward()
+    optimizer.step()
+    held = torch.randn(1, 64, generator=generator(1))
+    kept = model(torch.zeros(1, 1000, 64), held)[1]
+    assert torch.equal(kept[:, sums], held[:, sums])
+    assert (kept - held).abs().max() > 0.01  # the others fade
+    with torch.no_grad():
+        kept = model(torch.zeros(1, 64), held)[1]
+    assert torch.equal(kept[:, sums], held[:, sums])
+    third = getattr(cell, cell.dynamics[2]).detach().exp()[24:]
+    weights = torch.cat([third, third]).unsqueeze(1) * cell.B.detach()[sums]
+    x = torch.randn(3, 50, 64, generator=generator(2))
+    assert torch.allclose(model(x)[1][:, sums], x.sum(1) @ weights.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["s5", "lru"])
+def test_a_sum_of_white_noise_reaches_unit_variance_with_the_slowest_state(kind: str) -> None:
+    fields = {"kind": kind, "hidden_dim": 64, "state_dim": 256, "num_layers": 1, "integrators": 0.5}
+    model = build_model(parse_model_config(fields), 64, 64)
+    gain = -math.expm1(-0.01) if kind == "s5" else 1 - 0.995**2  # gamma^2 by the default dt_min and r_max
+    with torch.no_grad():
+        hidden = model(torch.randn(64, round(1 / gain), 64, generator=generator()))[1].view(64, 2, 2, 64)
+    ring, sums = hidden.square().mean((0, 1, 3))
+    assert float(sums) == pytest.approx(float(ring), rel=0.25)
+
+
 def test_mamba_is_algorithm_2_step_by_step() -> None:
     config = MambaConfig(hidden_dim=WIDTH, expand=1.5, states_per_channel=3, conv_width=4, norm="rms")
     block = MambaBlock(config, generator())

@@ -22,11 +22,14 @@ MODELS = {
     "s4d-bilinear": {"kind": "s4d", "hidden_dim": 16, "state_dim": 32, "discretization": "bilinear", "num_layers": 1},
     "normed": {"kind": "lru", "hidden_dim": 16, "state_dim": 32, "norm": "layer"},
     "half": {"kind": "s5", "hidden_dim": 16, "state_dim": 12, "gating": "half"},
+    "bounded": {"kind": "lru", "hidden_dim": 16, "state_dim": 32, "gating": "bounded"},
+    "integrators": {"kind": "s5", "hidden_dim": 16, "state_dim": 16, "integrators": 0.25},
     "another width": {"kind": "lru", "hidden_dim": 24, "state_dim": 12},
     "lstm": {"kind": "lstm", "hidden_dim": 16},
     "gru": {"kind": "gru", "hidden_dim": 24},
     "mingru": {"kind": "mingru", "hidden_dim": 16},
     "mingru, wider and deeper": {"kind": "mingru", "hidden_dim": 24, "num_layers": 3},
+    "slstm": {"kind": "slstm", "hidden_dim": 16},
     "transformer": {"kind": "transformer", "hidden_dim": 16},
 }
 
