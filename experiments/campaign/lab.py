@@ -51,7 +51,7 @@ from experiments.search.early_end import why_not_yet
 from experiments.search.side import Value
 from experiments.search.space import ROLES
 from experiments.spec import RunSpec
-from experiments.tables import TableView, rounded
+from experiments.tables import TableView
 from experiments.vocabulary import Pool, Purpose, Stage, readable_id
 
 __all__ = ["Lab", "Paused"]
@@ -217,30 +217,25 @@ class Lab:
             self.economy.buy_rounds()
             return self.evidence.round_view(round_)
 
-    def peek(self) -> TableView:
-        """The runs that are training now."""
-        rows = [
-            (readable_id("r", p.run_id), p.arm, p.env_steps, p.env_steps_planned, rounded(p.train_return))
-            for p in list(self._progress.values())
-            if p.status == "running" and p.purpose in ("baseline", "search")
-        ]
-        return TableView(columns=("run", "arm", "env_steps", "of", "training return"), rows=tuple(rows))
+    def why_not_yet(self) -> str:
+        """Why the search may not end after the rounds that are finished, or "" where it may (`early_end.why_not_yet`)."""
+        best = {a: next((t.score for t in best_first(self.trials.finished(a))), None) for a in self.arms}
+        return why_not_yet(
+            kind=self.question.kind,
+            margin_pct=self.question.improvement_pct,
+            rounds_done=self.round,
+            rounds_planned=self.plan.rounds,
+            challenger=best.get("challenger"),
+            baseline=best.get("baseline", self.trials.default_score()),
+            floor=self.trials.noise_floor(),
+        )
 
     def request_confirmation(self, actor: str, reason: str, evidence: Sequence[str] = ()) -> DecisionView:
         """Ask that the search ends here and the claim is written; `early_end.why_not_yet` decides. Idempotent by round."""
         with self._lock:
             rounds_done = self._present_round()
             self.evidence.check_ids(evidence)
-            best = {a: next((t.score for t in best_first(self.trials.finished(a))), None) for a in self.arms}
-            refused = why_not_yet(
-                kind=self.question.kind,
-                margin_pct=self.question.improvement_pct,
-                rounds_done=rounds_done,
-                rounds_planned=self.plan.rounds,
-                challenger=best.get("challenger"),
-                baseline=best.get("baseline", self.trials.default_score()),
-                floor=self.trials.noise_floor(),
-            )
+            refused = self.why_not_yet()
             text = refused or f"the search ends after {rounds_done} rounds: the claim is written next"
             payload = {"text": text, "granted": not refused, "round": rounds_done, "reason": reason[:800], "evidence": list(evidence)}  # fmt: skip
             asked = [e for e in self.journal.events(["early_end"]) if e.payload["round"] == rounds_done]
@@ -363,7 +358,7 @@ class Lab:
         """InputError where agents have shaped as many rounds as their share allows; both arms of a round count as one."""
         opened = self.journal.opened()
         had = self.trials.shaped_by_agents() - opened - {round_}
-        allowed = int(self.agent_share * self.plan.rounds)
+        allowed = self.plan.rounds_of_agents(self.agent_share)
         if round_ not in opened and len(had) >= allowed:
             raise InputError(
                 f"values: the agents have shaped {len(had)} of {self.plan.rounds} rounds and may shape {allowed}; allowed: "

@@ -40,6 +40,10 @@ AT_ONCE = (
     2  # trials of a side in one round where the budget is in env steps: such a campaign is the same on every machine
 )
 MOST_AT_ONCE = 16  # trials of a side in one round: beyond that a round is a search without looking
+PROPOSING = 2
+"""The present rule of what agents propose. 1: their slices are merged into one configuration, and a search of fewer than four rounds
+is the optimizer's alone. 2: an idea is tried as one change of one configuration, and a search of two rounds has a round of theirs."""
+MOST_IDEAS = 4  # trials of a side in one round that agents may shape: one for each slice of the configuration
 
 
 class Budget(FrozenConfig):
@@ -154,6 +158,8 @@ class Plan(FrozenConfig):
     judging: int = Field(default=1, ge=1, le=JUDGING, exclude_if=lambda rule: rule == 1)
     """The rule by which `experiments.campaign.claims` chooses the test: `JUDGING` in a new plan. Rule 1 is a paired test with
     looks from seven seeds on."""
+    proposing: int = Field(default=1, ge=1, le=PROPOSING, exclude_if=lambda rule: rule == 1)
+    """The rule of what agents propose, and of how much of the search is theirs: `PROPOSING` in a new plan."""
     timed: bool = Field(default=False, exclude_if=lambda timed: not timed)
     """Whether the faster side is confirmed at equal training time too; see `experiments/campaign/design.py`."""
     time_ratio: float | None = Field(default=None, gt=0, exclude_if=lambda ratio: ratio is None)
@@ -191,10 +197,20 @@ class Plan(FrozenConfig):
         """The trials of a search round."""
         return range(round_ * self.trials_at_once, (round_ + 1) * self.trials_at_once)
 
+    def open_trials(self, round_: int) -> range:
+        """The trials of a round that agents may shape: the last half of them, `MOST_IDEAS` at most, by rule 1 the last one alone.
+        The others are the optimizer's, so a round with several shows what each is worth on one seed."""
+        trials = self.trials_of(round_)
+        return trials[-1:] if self.proposing == 1 else trials[-min(max(len(trials) // 2, 1), MOST_IDEAS) :]
+
     def open_trial(self, round_: int) -> int:
-        """The trial of a round that agents may shape: its last one. The others are the optimizer's, so a round with several
-        shows what each is worth on one seed."""
-        return self.trials_of(round_)[-1]
+        """The first of them."""
+        return self.open_trials(round_)[0]
+
+    def rounds_of_agents(self, share: float) -> int:
+        """How many rounds agents may shape of whom `share` of the search is: by rule 2 one of two or more."""
+        least = 1 if self.proposing > 1 and self.rounds > 1 and share > 0 else 0
+        return max(int(share * self.rounds), least)
 
     @property
     def confirmation_seeds(self) -> int:
@@ -319,6 +335,7 @@ def make_plan(
                 suggesting=SUGGESTING,
                 marks=MARKS,
                 judging=JUDGING,
+                proposing=PROPOSING,
                 memory=dict(memory or {}),
                 timed=timed,
                 time_ratio=time_ratio,

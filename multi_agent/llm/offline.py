@@ -172,19 +172,6 @@ def _revise(turn: dict[str, Any]) -> Procedure:
     return " ".join([*said, "The optimizer's suggestion stands."])
 
 
-def _launch(turn: dict[str, Any]) -> Procedure:
-    launched = yield "launch", {}
-    if _get(launched, "error", None):
-        return f"The round could not be launched: {launched['error']}"
-    said = [f"Round {turn['round'] + 1} is measured."]
-    for arm in turn["arms"]:
-        best = yield "ledger_query", {"view": "incumbent", "arm": arm, "limit": 1}
-        ids = _row_ids(best)
-        if ids:
-            said.append(f"Best of {arm}: {ids[0]}.")
-    return " ".join(said)
-
-
 def _report(turn: dict[str, Any]) -> Procedure:
     said = [f"The verdict is {turn['outcome']}."]
     for arm in turn["arms"]:
@@ -202,6 +189,5 @@ PROCEDURES: dict[str, Callable[[dict[str, Any]], Procedure]] = {
     "plan": _plan,
     "propose": _propose,
     "revise": _revise,
-    "launch": _launch,
     "report": _report,
 }

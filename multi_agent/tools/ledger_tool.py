@@ -160,23 +160,6 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> BaseModel:
     return proposals[-1] if proposals else Done(done="no value was named, so nothing is proposed")
 
 
-def launch(context: ToolContext, arguments: NoArguments) -> BaseModel:
-    """Train this round's trial of both arms and return their scores. Slices nobody proposed come from the optimizer."""
-    if context.launched is not None:
-        return context.launched
-    if not context.may_launch:
-        raise InputError("launch: this turn launches nothing; you are asked for it once the specialists have spoken")
-    if context.lab.round > context.round:
-        return Done(done="this round is measured already: read it with ledger_query")
-    context.launched = context.lab.launch()
-    return context.launched
-
-
-def peek(context: ToolContext, arguments: NoArguments) -> BaseModel:
-    """Progress of the runs that are being trained."""
-    return context.lab.peek()
-
-
 def compare_variants(context: ToolContext, first_second: CompareArguments) -> BaseModel:
     """What differs between two search runs, and their difference in score in noise-floor units."""
     return context.lab.compare_variants(first_second.first, first_second.second)
@@ -221,8 +204,6 @@ LEDGER_QUERY = Tool("ledger_query", QueryArguments, ledger_query, measures=True)
 SUGGEST = Tool("suggest", ArmArguments, suggest)
 CHECK_FEASIBILITY = Tool("check_feasibility", CheckArguments, check_feasibility)
 PROPOSE = Tool("propose", ProposeArguments, propose)
-LAUNCH = Tool("launch", NoArguments, launch, measures=True)
-PEEK = Tool("peek", NoArguments, peek, measures=True)
 COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True)
 BUDGET = Tool("budget", NoArguments, budget, measures=True)
 ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True)

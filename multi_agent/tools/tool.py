@@ -68,17 +68,13 @@ class ToolContext:
     emit: Callable[..., object]  # (kind, actor, text, **payload) -> event
     broker: MessageBroker
     memory: SharedMemory
-    round: int = 0  # the round this turn is about
-    owner: RoundOwner = "optimizer"  # whose configuration that round runs
+    owner: RoundOwner = "optimizer"  # whose configuration the present round runs
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
-    may_launch: bool = True  # whether this turn is the one that launches
-    launched: BaseModel | None = None  # result of this turn's launch
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
 
-    def begin_turn(self, round_number: int, owner: RoundOwner, *, may_launch: bool = True) -> None:
+    def begin_turn(self, owner: RoundOwner) -> None:
         """Forget the last turn."""
-        self.round, self.owner, self.may_launch = round_number, owner, may_launch
-        self.interrupt, self.launched, self.heard = None, None, []
+        self.owner, self.interrupt, self.heard = owner, None, []
 
 
 @dataclass(frozen=True)

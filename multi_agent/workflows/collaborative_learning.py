@@ -79,8 +79,8 @@ class CollaborativeLearning:
     """Agents that solve a task together.
 
     agents: the specialists, by name (see `crew_members`) or as specifications, which are used as they are; all
-    registered ones by default. Slices of absent ones come from the optimizer. coordinator: the agent that launches
-    rounds and writes the narrative. llm: as `--llm`. data_dir: where rows go (default: `runs/` in the checkout). Raises
+    registered ones by default. Slices of absent ones come from the optimizer. coordinator: the agent that reviews
+    what is proposed and writes the narrative. llm: as `--llm`. data_dir: where rows go (default: `runs/` in the checkout). Raises
     InputError for an agent that cannot take part.
     """
 

@@ -103,6 +103,7 @@ class Crew:
         self.by_procedure = choice.kind == "offline" or (self.recording is not None and self.recording.by_procedure)
         self.agent_rounds: set[int] = set()
         self.instructed = False  # by a person, since the last round
+        self.asked_to_end = False  # whether the Coordinator was asked, in this sitting, if the search is to end
         self._instructions_read = 0
         self._remember_earlier_sittings()
         approved: ApproveEach = approve_each or introduced.get("approve_each", "none")
@@ -224,7 +225,7 @@ class Crew:
         if self.silent_because:
             return None
         context = self.contexts[name]
-        context.begin_turn(self.lab.round, owner, may_launch=turn["turn"]["kind"] == "launch")
+        context.begin_turn(owner)
         self.model_seconds = 0.0
         self.check_pause(context)
         messages = self.broker.collect(name)[-MESSAGES_A_TURN:]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Literal
 
 from core.errors import unknown_name
-from experiments.campaign.trials import AGENT_SHARE
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
 from multi_agent.communication.message_broker import EVERYONE, MessageBroker
 from multi_agent.tools.tool import RoundOwner
@@ -37,18 +36,15 @@ OWNER_RULES: dict[RoundOwner, str] = {
 }
 
 
-def whose_round(
-    number: int, rounds: int, agent_rounds: Set[int], *, plateau: bool, share: float = AGENT_SHARE
-) -> RoundOwner:
+def whose_round(number: int, rounds: int, agent_rounds: Set[int], *, plateau: bool, allowed: int) -> RoundOwner:
     """Who shapes round `number` (from 0) of `rounds`: the default first, then the agents, then the optimizer.
 
-    Agents have at most `share` of the rounds, the first one included in the count: half of them early, where the
+    Agents have at most `allowed` rounds (`Plan.rounds_of_agents`): half of them early, where the
     optimizer has too few rows to beat a guess, the others when no trial has become better for some rounds (`plateau`).
     The lab refuses more. agent_rounds: the rounds they had so far.
     """
     if number == 0:
         return "default"
-    allowed = int(share * rounds)
     if allowed >= rounds:
         return "agents"
     if number in agent_rounds or number <= math.ceil(allowed / 2) or (plateau and len(agent_rounds) < allowed):

@@ -109,7 +109,7 @@ def _search(crew: Crew) -> None:
 
 
 def _round(crew: Crew, number: int) -> None:
-    """One search round: the specialists propose, the Coordinator launches, and code does what they leave undone."""
+    """One search round: the specialists propose, and code launches what stands then."""
     lab, rounds = crew.lab, crew.lab.plan.rounds
     owner = _owner(crew, number)
     text = f"Search round {number + 1} of {rounds}: {OWNER_NAMES[owner]}."
@@ -121,17 +121,10 @@ def _round(crew: Crew, number: int) -> None:
             owner = "agents"
             lab.open_round(HUMAN)
         _proposals(crew, number, owner, shared)
+    _review(crew, number, owner, shared)
     if lab.ends_early():
         return  # what was proposed for this round is not trained on any arm
-    turn = {"kind": "launch", "round": number, "arms": lab.arms}
-    words = crew.ask(COORDINATOR_NAME, "turn_launch.md", owner=owner, turn=turn, **shared)
-    if lab.ends_early() and lab.round == number:
-        return
-    if lab.round == number:  # whatever the Coordinator did instead
-        crew.announce(f"Code launches round {number + 1}.")
-        crew.announce(f"Round {number + 1}: {summary(lab.launch())}")
-    elif words:
-        crew.broker.post(COORDINATOR_NAME, EVERYONE, words[:MAX_WORDS])
+    crew.announce(f"Round {number + 1}: {summary(lab.launch())}")
     if lab.round == number:
         raise RuntimeError(f"round {number} was launched and is still not measured")
 
@@ -145,7 +138,8 @@ def _owner(crew: Crew, number: int) -> RoundOwner:
     lab = crew.lab
     last_gain = max((int(row[rows.columns.index("trial")] or 0) for row in rows.rows), default=0)
     plateau = number - lab.plan.round_of(last_gain) > PLATEAU_ROUNDS
-    owner = whose_round(number, crew.lab.plan.rounds, crew.agent_rounds, plateau=plateau, share=crew.lab.agent_share)
+    allowed = lab.plan.rounds_of_agents(lab.agent_share)
+    owner = whose_round(number, lab.plan.rounds, crew.agent_rounds, plateau=plateau, allowed=allowed)
     if crew.instructed and number > 0:
         owner, crew.instructed = "agents", False
         crew.lab.open_round(HUMAN)
@@ -169,6 +163,18 @@ def _proposals(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any
             return crew.ask(member.name, prompt, owner=owner, turn=turn, whose=OWNER_RULES[owner], **shared)
 
         crew.work_together(crew.specialists, crew.broker, ask)
+
+
+def _review(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any]) -> None:
+    """The Coordinator's turn over what the agents propose, and the one in which the search may end for the first time."""
+    may_end = not crew.lab.why_not_yet()
+    if crew.by_procedure or not (owner == "agents" or (may_end and not crew.asked_to_end)):
+        return
+    crew.asked_to_end |= may_end
+    turn = {"kind": "review", "round": number, "arms": crew.lab.arms}
+    words = crew.ask(COORDINATOR_NAME, "turn_review.md", owner=owner, turn=turn, **shared)
+    if words:
+        crew.broker.post(COORDINATOR_NAME, EVERYONE, words[:MAX_WORDS])
 
 
 def _selection(crew: Crew) -> None:

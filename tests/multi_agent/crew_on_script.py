@@ -12,7 +12,7 @@ from lab_on_script import lab_on_script
 from model_server import Reply, say, turn_of
 
 from experiments.campaign.lab import Lab
-from experiments.campaign.plan import Design
+from experiments.campaign.plan import PROPOSING, Design
 from experiments.runs.executor import Job
 from multi_agent.agents.agent import crew_members
 from multi_agent.communication.message_broker import MessageBroker
@@ -36,7 +36,7 @@ def design(rounds: int) -> Design:
 
 def crew_lab(folder: Path, rounds: int = 4, **options: Any) -> Lab:
     """A campaign in `folder` of few runs; see `lab_on_script`."""
-    return lab_on_script(folder, design=design(rounds), **options)
+    return lab_on_script(folder, design=design(rounds), **({"proposing": PROPOSING} | options))
 
 
 def run_crew(lab: Lab, folder: Path, llm: LLMChoice | None = None, **options: Any) -> list[CrewEvent]:
@@ -99,7 +99,7 @@ def context_of(lab: Any, name: str = "Meta-Learning", owner: RoundOwner = "agent
         return lab.record_event(kind, actor, {"text": text} | payload)
 
     context = ToolContext(lab, name, MEMBERS[name].slice, emit, MessageBroker(NAMES, emit), SharedMemory(emit))
-    context.begin_turn(lab.round, owner)
+    context.begin_turn(owner)
     return context
 
 

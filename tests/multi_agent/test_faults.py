@@ -162,7 +162,7 @@ def test_a_key_reaches_the_server_and_nothing_that_is_kept(
                 ("remember", {"text": f"key {CANARY}", "evidence": ["r-0001"]}),
                 (f"tool_{CANARY}", {"x": CANARY}),
             )
-        if turn["kind"] == "launch":
+        if turn["kind"] == "review":
             return 401, {"error": {"message": f"Incorrect API key provided: {CANARY}", "type": "error", "code": None}}
         return say(f"My key is {CANARY}.")
 

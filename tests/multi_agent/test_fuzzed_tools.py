@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(template: Path) -> Iterator[Lab]:
-    """One lab for all calls that train nothing."""
+    """One lab for all calls."""
     shutil.copytree(template, template.with_name("shared"))
     lab = open_lab(template.with_name("shared"))
     yield lab
@@ -99,18 +98,6 @@ def open_lab(folder: Path) -> Lab:
     lab = crew_lab(folder, 1_000)
     lab.agent_share = 1.0  # so that it is the turn's owner alone who keeps an agent from proposing
     return lab
-
-
-def check_call(template: Path, lab: Lab, example: Example) -> None:
-    """A call that may launch meets a copy of its own, so that the others stay in one round."""
-    if example[0] != "launch":
-        check_in(lab, example)
-        return
-    with tempfile.TemporaryDirectory(dir=template.parent) as folder:
-        shutil.copytree(template, folder, dirs_exist_ok=True)
-        copy = open_lab(Path(folder))
-        check_in(copy, example)
-        copy.ledger.close()
 
 
 def newest_event(lab: Lab) -> int:
@@ -128,23 +115,15 @@ def check_in(lab: Lab, example: Example) -> None:
     assert context.interrupt is None
     kinds = [event.kind for event in lab.events(after=newest)]
     assert [kind for kind in kinds if kind in ("tool_call", "tool_result")] == ["tool_call", "tool_result"]
-    assert set(kinds) <= {"tool_call", "tool_result", "message", "early_end", "probe", "refused", "launch"}
+    assert set(kinds) <= {"tool_call", "tool_result", "message", "early_end", "probe", "refused"}
     after = [(r.id, r.status, r.score) for r in lab.ledger.runs(lab.number)]
-    assert after[: len(runs)] == runs
     new = {key: p for key, p in proposals_of(lab).items() if key not in before or before[key].id != p.id}
-    launched = tool == "launch" and "error" not in answer
-    if launched:
-        assert lab.round == round_number + 1
-    else:
-        assert (lab.round, after) == (round_number, runs)
-    if "error" in answer or tool not in ("propose", "launch"):
+    assert (lab.round, after) == (round_number, runs)
+    if "error" in answer or tool != "propose":
         assert new == {}
     for (trial, arm, role), row in new.items():
         assert trial == round_number
         assert lab.trials.space(arm).check_values(row.changes, role) == row.changes
-        if launched:
-            assert row.source != "agent"
-            continue
         assert role == MEMBERS[actor].slice
         assert row.source != "agent" or owner == "agents"
         assert all(lab.ledger.get_run(int(name[2:])).pool == "search" for name in row.evidence)
@@ -152,14 +131,12 @@ def check_in(lab: Lab, example: Example) -> None:
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(example=tool_calls())
-def test_no_exception_escapes_a_fuzzed_call_and_no_invalid_row_is_written(
-    template: Path, lab: Lab, example: Example
-) -> None:
-    check_call(template, lab, example)
+def test_no_exception_escapes_a_fuzzed_call_and_no_invalid_row_is_written(lab: Lab, example: Example) -> None:
+    check_in(lab, example)
 
 
 @pytest.mark.slow
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(example=tool_calls())
-def test_the_same_holds_for_ten_thousand_calls(template: Path, lab: Lab, example: Example) -> None:
-    check_call(template, lab, example)
+def test_the_same_holds_for_ten_thousand_calls(lab: Lab, example: Example) -> None:
+    check_in(lab, example)

@@ -42,10 +42,8 @@ def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
             values = [{"name": "learner.learning_rate", "value": 0.00123}]
             text = {"reason": "slower", "predicted_effect": "steadier", "evidence": []}
             return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
-        if turn["kind"] == "launch" and not results:
-            return call(
-                ("launch", {}), ("peek", {}), ("ledger_query", {"view": "sensitivity", "arm": None, "limit": 5})
-            )
+        if turn["kind"] == "review" and not results:
+            return call(("ledger_query", {"view": "sensitivity", "arm": None, "limit": 5}))
         return say("Done.")
 
     lab = open_lab(tmp_path, rounds=4)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from experiments.campaign.plan import DESIGNS, PROPOSING, Budget, Plan
+from experiments.campaign.trials import AGENT_SHARE
 from experiments.ledger.ids import named_rows
 from multi_agent.workflows.honesty import narrative_problem, unknown_number
 from multi_agent.workflows.modes import whose_round
@@ -73,19 +77,25 @@ def test_ids_are_whole_words(text: str, ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("rounds", range(1, 40))
-def test_agents_have_at_most_their_share_of_rounds(rounds: int) -> None:
+def test_agents_have_at_most_their_share_of_rounds_and_one_of_two_or_more(rounds: int) -> None:
+    design = DESIGNS[0].model_copy(update={"rounds": rounds})
+    common: dict[str, Any] = {"budget": Budget(env_steps=1), "design": design, "tuned_arms": 2, "env_steps_full": 2, "env_steps_search": 1, "workers": 1, "steps_per_s": None}  # fmt: skip
+    plan, old = Plan(**common, proposing=PROPOSING), Plan(**common)
+    allowed = plan.rounds_of_agents(AGENT_SHARE)
+    assert old.rounds_of_agents(AGENT_SHARE) == int(AGENT_SHARE * rounds)
     had: set[int] = set()
     for number in range(rounds):
-        mode = whose_round(number, rounds, had, plateau=True)
+        mode = whose_round(number, rounds, had, plateau=True, allowed=allowed)
         assert (mode == "default") == (number == 0)
         if mode == "agents":
             had.add(number)
-    assert len(had) <= 0.3 * rounds
-    assert bool(had) == (rounds >= 4)
+    assert len(had) <= max(0.3 * rounds, 1)
+    assert bool(had) == (rounds >= 2)
 
 
 def test_agents_come_early_and_on_a_plateau() -> None:
-    assert [whose_round(n, 16, set(), plateau=False) for n in range(4)] == ["default", "agents", "agents", "optimizer"]
-    assert whose_round(9, 16, {1, 2}, plateau=True) == "agents"
-    assert whose_round(9, 16, {1, 2, 5, 6}, plateau=True) == "optimizer"
-    assert whose_round(6, 16, {1, 2, 5, 6}, plateau=False) == "agents"  # the same again after a resume
+    first = [whose_round(n, 16, set(), plateau=False, allowed=4) for n in range(4)]
+    assert first == ["default", "agents", "agents", "optimizer"]
+    assert whose_round(9, 16, {1, 2}, plateau=True, allowed=4) == "agents"
+    assert whose_round(9, 16, {1, 2, 5, 6}, plateau=True, allowed=4) == "optimizer"
+    assert whose_round(6, 16, {1, 2, 5, 6}, plateau=False, allowed=4) == "agents"  # the same again after a resume

@@ -179,20 +179,10 @@ def test_other_values_are_refused_in_the_optimizers_round(lab: Lab) -> None:
     assert len(agents_slices(lab)) == 1
 
 
-def test_launching_twice_in_a_turn_trains_once(lab: Lab) -> None:
-    context = context_of(lab, "Coordinator")
-    first, second = use(context, "launch"), use(context, "launch")
-    assert first == second
-    assert [e.payload["round"] for e in lab.events(["launch"])] == [0, 1]
-    context.launched = None  # as after a resume inside the turn's round
-    assert "measured already" in use(context, "launch")["done"]
-    assert [e.payload["round"] for e in lab.events(["launch"])] == [0, 1]
-
-
 def test_a_pause_is_kept_for_the_workflow_and_stops_further_tools(lab: Lab) -> None:
-    context = context_of(lab, "Coordinator")
+    context = context_of(lab)
     lab.stop_event.set()
-    assert "paused" in use(context, "launch")["error"]
+    assert "paused" in use(context, "propose", **proposal())["error"]
     assert isinstance(context.interrupt, Paused)
     assert "paused" in use(context, "budget")["error"]
 

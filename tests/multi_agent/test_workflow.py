@@ -223,7 +223,7 @@ RATE = 0.0012
 
 
 def good_brain(request: dict[str, Any]) -> Reply:
-    """Proposes a learning rate of its own where it may, in parallel calls; launches; reports."""
+    """Proposes a learning rate of its own where it may, in parallel calls; reports."""
     turn, results = turn_of(request), results_of(request)
     if turn["kind"] == "propose" and not results:
         looks = [(name, {"arm": arm}) for name in ("describe_search_space", "suggest") for arm in turn["arms"]]
@@ -233,8 +233,6 @@ def good_brain(request: dict[str, Any]) -> Reply:
         values = [{"name": "learner.learning_rate", "value": RATE}]
         text = {"reason": f"[bold]{best}[/bold] rose late", "predicted_effect": "faster", "evidence": [best]}
         return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
-    if turn["kind"] == "launch" and not results:
-        return call(("launch", {}))
     if turn["kind"] == "report":
         return say(truthful(request))
     return say("Done.")
@@ -254,7 +252,6 @@ def test_a_model_over_http_proposes_launches_and_narrates(good: Worked) -> None:
     assert effect is not None
     narrative = f"The verdict is {outcome}: the effect is {effect:.2f}."
     assert narrative_of(good.lab) == (narrative, "Coordinator (openai:scripted)")
-    assert not any("Code launches" in e.text for e in good.events)
     assert all("strict" not in tool["function"] for r in good.requests for tool in r["tools"])
     tokens = sum(e.payload["input_tokens"] + e.payload["output_tokens"] for e in good.events if e.kind == "llm_call")
     assert tokens == 120 * len(good.requests)
@@ -296,7 +293,7 @@ def test_an_instruction_reaches_every_agent_and_opens_a_round(tmp_path: Path) ->
         events = run_crew(lab, tmp_path, server.choice())
     assert owners(events) == ["default", "agents", "optimizer", "agents"]
     told = [r for r in server.requests if "human: try smaller state sizes" in json.dumps(r)]
-    assert {turn_of(r)["kind"] for r in told} == {"propose", "launch"}
+    assert {turn_of(r)["kind"] for r in told} == {"propose", "review"}
     assert len([e for e in events if e.actor == "human"]) == 1
 
 
@@ -427,7 +424,7 @@ def test_a_model_that_never_answers_is_left_after_the_timeout(tmp_path: Path) ->
         time.sleep(1.0)
         return say("too late")
 
-    worked = run_with(slow, tmp_path, rounds=1, chat={"timeout": 0.2})
+    worked = run_with(slow, tmp_path, rounds=2, chat={"timeout": 0.2})
     assert len(worked.requests) == 3
     assert any("Timeout" in e.payload["error"] for e in worked.events if e.payload.get("failed"))
 
