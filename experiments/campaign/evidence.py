@@ -173,3 +173,14 @@ def runs_table(runs: Sequence[Run], *fields: str, note: str = "") -> TableView:
 def described(values: Mapping[str, Value]) -> str:
     """A configuration on one line."""
     return " ".join(f"{name}={f'{value:.3g}' if isinstance(value, float) else value}" for name, value in values.items())
+
+
+def changed_fields(before: Mapping[str, Value], after: Mapping[str, Value]) -> str:
+    """What differs from one configuration to another, on one line; a field that only one has is named with - for the other."""
+
+    def shown(values: Mapping[str, Value], name: str) -> str:
+        value = values.get(name, "-")
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    names = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {shown(before, name)} -> {shown(after, name)}" for name in names)

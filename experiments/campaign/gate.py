@@ -17,14 +17,15 @@ from pathlib import Path
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.campaign.economy import Economy
+from experiments.campaign.evidence import changed_fields
 from experiments.campaign.journal import Journal
-from experiments.campaign.trials import Trials, slice_of
+from experiments.campaign.trials import Base, Trials, slice_of
 from experiments.campaign.views import FeasibilityView
 from experiments.runs.executor import Ended, Executor, Job, Message
 from experiments.runs.paths import Paths
 from experiments.runs.runner import TIME_LIMIT_S, Paused
 from experiments.search.side import Value
-from experiments.search.sizing import count_parameters
+from experiments.search.sizing import count_parameters, state_size
 from experiments.search.space import NEAR, ROLES, is_near, iteration_steps
 from experiments.spec import RunSpec
 from experiments.vocabulary import PARAMETER_TOLERANCE, readable_id
@@ -58,7 +59,7 @@ class Gate:
         self.executor, self.paths, self.stop = executor, paths, stop
         self._passed: set[int] = set()  # rounds whose suggestions went through
 
-    def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+    def check_feasibility(self, arm: str, values: dict[str, Value], base: Base = "suggestion") -> FeasibilityView:
         """Whether the present round's configuration with `values`, completed as a proposal of them is, can be trained within
         the plan, and at what cost."""
         try:
@@ -66,7 +67,7 @@ class Gate:
             trial = self.trials.plan.open_trial(round_)
             if self.journal.stage == "search" and round_ < self.trials.plan.rounds and not self.journal.ends_early():
                 self.pass_suggestions(trial)
-            return self._feasibility(arm, self.trials.joint(arm, trial, values))
+            return self._feasibility(arm, self.trials.joint(arm, trial, values, base=base))
         except InputError as error:
             return FeasibilityView(
                 feasible=False, problems=(str(error),), parameters=None, expected_s=None, same_as=None
@@ -96,7 +97,15 @@ class Gate:
             expected_s=expected_s,
             same_as=self.same_trial(arm, values, before=plan.trials),
             memory_mb=None if tried is None else tried.memory_mb,
+            configuration=values,
+            difference=self.difference(arm, values),
+            width=spec.policy.model.hidden_dim,
+            state_size=state_size(spec),
         )
+
+    def difference(self, arm: str, values: dict[str, Value]) -> str:
+        """What a configuration changes of the best one of its arm so far."""
+        return changed_fields(self.trials.base_values(arm, 0, "incumbent"), values)
 
     def same_trial(self, arm: str, values: dict[str, Value], *, before: int) -> str | None:
         """The search run of a finished trial numbered below `before` that is the same trial of this arm (see `is_near`), or None;
@@ -114,9 +123,11 @@ class Gate:
                 return f"trial {beside} of this round"
         return None
 
-    def check_proposal(self, arm: str, trial: int, role: str, values: dict[str, Value]) -> None:
-        """InputError, kept as an event, where the round's configuration with one role's `values` may not be trained."""
-        problem = self._examine({arm: self.trials.joint(arm, trial, values, role)}, trial)[arm]
+    def check_proposal(
+        self, arm: str, trial: int, role: str, values: dict[str, Value], configuration: dict[str, Value]
+    ) -> None:
+        """InputError, kept as an event, where the `configuration` that a role's `values` make may not be trained."""
+        problem = self._examine({arm: configuration}, trial)[arm]
         if problem is not None:
             raise InputError(self._refuse(arm, trial, values, problem, source="agent", role=role))
 

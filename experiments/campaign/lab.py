@@ -26,8 +26,9 @@ from experiments.campaign.gate import Gate
 from experiments.campaign.holder import holding
 from experiments.campaign.journal import Journal
 from experiments.campaign.plan import Plan
+from experiments.campaign.proposing.ideas import Expected, Idea, check_grounds, keep, place, standing, unit, withdraw
 from experiments.campaign.question import Question
-from experiments.campaign.trials import AGENT_SHARE, Trials, best_first, slice_of
+from experiments.campaign.trials import AGENT_SHARE, Base, Trials, best_first, slice_of
 from experiments.campaign.views import (
     BudgetView,
     ClaimView,
@@ -49,7 +50,7 @@ from experiments.runs.provenance import require_plugins
 from experiments.runs.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
 from experiments.search.side import Value
-from experiments.search.space import ROLES
+from experiments.search.space import ALL_SLICES, ROLES
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from experiments.vocabulary import Pool, Purpose, Stage, readable_id
@@ -146,20 +147,26 @@ class Lab:
         role: str,
         values: dict[str, Value],
         reason: str,
-        predicted_effect: str = "",
+        base: Base = "suggestion",
+        author: str = "",
+        expected: Expected | None = None,
+        prior: bool = False,
         evidence: Sequence[str] = (),
     ) -> ProposalView:
-        """Set one role's slice of the present round's open trial. A repeated call replaces it until the round is launched.
+        """Change one role's slice (or all) in the present round. A repeated call replaces it until the round is launched.
 
-        What `values` leave open is the suggestion's. Trial 0 is the default configuration of every arm by rule, so other
+        What `values` leave open is the base's. Trial 0 is the default configuration of every arm by rule, so other
         values are refused there. The ledger, not the caller, says whose a slice is: the agent's where it departs from
-        the suggestion, the optimizer's where it does not.
+        the base, the optimizer's where all is as suggested. By rule 2 of the plan (`PROPOSING`) every author's change is an idea of its
+        own (`ideas.py`), by rule 1 the slices of one trial are merged. author: who proposes, its role where empty. expected: the effect
+        that it predicts. prior: whether it rests on no row.
         """
         with self._lock:
             space, trial = self.trials.space(arm), self._open_trial()
             round_ = self.plan.round_of(trial)
-            if role not in ROLES:
-                raise unknown_name("role", role, ROLES)
+            roles = ROLES if self.plan.proposing == 1 else (*ROLES, ALL_SLICES)
+            if role not in roles:
+                raise unknown_name("role", role, roles)
             named = space.check_values(values, role)
             suggestion = self.suggest(arm)
             suggested = slice_of(space, role, suggestion.values)
@@ -167,8 +174,31 @@ class Lab:
             if trial == 0 and wrong:
                 name, value = next(iter(wrong.items()))
                 raise bad_value(name, value, f"{suggested[name]} in round 0: trial 0 is every arm's default")
-            own = slice_of(space, role, self.trials.joint(arm, trial, named, role))
+            configuration = self.trials.joint(arm, trial, named, role, base)
+            own = slice_of(space, role, configuration)
             self.evidence.check_ids(evidence)
+            if self.plan.proposing > 1 and configuration != space.complete(suggestion.values):
+                start = self.trials.base_values(arm, trial, base)
+                best = self.trials.incumbent(arm)
+                idea = Idea(
+                    author=author or role,
+                    arm=arm,
+                    round=round_,
+                    trial=trial,
+                    base=base,
+                    against=None if best is None else readable_id("r", best.run.id),
+                    changes={name: value for name, value in named.items() if start.get(name) != value},
+                    expected=expected,
+                    prior=prior,
+                    reason=reason,
+                    evidence=tuple(evidence),
+                    noise_floor=unit(self.trials),
+                )
+                return self._propose_idea(idea, role, configuration)
+            if self.plan.proposing > 1:
+                withdraw(self.trials, arm, round_, author or role)
+                if (arm, trial) in standing(self.trials):  # a colleague's idea is tried there
+                    return ProposalView(id="", arm=arm, trial=None, role=role, source=suggestion.source, values=own)
             present = next((p.changes for p in self.trials.slices(arm, trial) if p.role == role), None)
             if self.journal.is_launched(round_):  # its run may be half trained already
                 if present not in (own, named):
@@ -179,16 +209,50 @@ class Lab:
             origin = suggestion.source if own == suggested else "agent"
             if origin == "agent":
                 self._check_share(round_)
-                self.gate.check_proposal(arm, trial, role, own)
-            return self.trials.write_proposal(
-                arm, trial, role, own, origin, reason=reason, effect=predicted_effect, evidence=evidence
-            )
+                self.gate.check_proposal(arm, trial, role, own, configuration)
+            if not own and self.plan.proposing > 1:  # a slice without a field
+                return ProposalView(id="", arm=arm, trial=trial, role=role, source=origin, values=own)
+            effect = "" if expected is None or origin != "agent" else str(expected)
+            parts = {role: own} if role in ROLES else {r: slice_of(space, r, configuration) for r in ROLES}
+            written = [
+                self.trials.write_proposal(arm, trial, r, part, origin, reason=reason, effect=effect, evidence=evidence)
+                for r, part in parts.items()
+                if part or r == role
+            ]
+            return written[-1]
 
-    def check_feasibility(self, arm: str, values: dict[str, Value]) -> FeasibilityView:
+    def _propose_idea(self, idea: Idea, role: str, configuration: dict[str, Value]) -> ProposalView:
+        """Keep an idea, in a trial of its round where it is to be tried."""
+        if self.journal.is_launched(idea.round):
+            raise InputError(f"round {idea.round + 1} is launched: its configuration stands. Propose in the next round")
+        if not idea.changes:
+            raise bad_value("changes", "nothing", f"at least one value that is not the {idea.base}'s")
+        self._check_share(idea.round)
+        check_grounds(self.trials, idea)
+        trial = place(self.trials, idea)
+        if trial is not None:
+            own = slice_of(self.trials.space(idea.arm), role, configuration)
+            self.gate.check_proposal(idea.arm, trial, role, own, configuration)
+        keep(self.trials, idea.model_copy(update={"trial": trial}), configuration)
+        rows = [] if trial is None else self.trials.slices(idea.arm, trial)
+        return ProposalView(
+            id=next((readable_id("p", p.id) for p in rows if p.source == "agent"), ""),
+            arm=idea.arm,
+            trial=trial,
+            role=role,
+            source="agent",
+            values=slice_of(self.trials.space(idea.arm), role, configuration),
+        )
+
+    def check_feasibility(self, arm: str, values: dict[str, Value], base: Base = "suggestion") -> FeasibilityView:
         """Whether the present round's configuration with `values`, completed as `propose` completes them, can be trained
         within the plan, and at what cost."""
         with self._lock:
-            return self.gate.check_feasibility(arm, values)
+            return self.gate.check_feasibility(arm, values, base)
+
+    def is_launched(self, round_: int) -> bool:
+        """Whether the runs of a search round were queued, so that its configurations stand."""
+        return self.journal.is_launched(round_)
 
     def prepare_round(self) -> TableView:
         """Complete the present round's configurations, as `launch` would, and show them. Nothing is trained."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sqlalchemy import select, update
@@ -32,6 +32,10 @@ from experiments.vocabulary import FINISHED, POOL_OFFSET, Arm, Pool
 
 AGENT_SHARE = 0.3
 """Of the search rounds may be shaped by agents; the others run what the optimizer suggests."""
+
+
+Base = Literal["incumbent", "suggestion"]
+"""What a proposal changes: the best configuration of its arm so far, or the optimizer's for the same trial."""
 
 
 class FinishedTrial(NamedTuple):
@@ -177,23 +181,41 @@ class Trials:
             merged |= values
         return self.space(arm).complete(merged)
 
-    def joint(self, arm: str, trial: int, values: dict[str, Value], role: str | None = None) -> dict[str, Value]:
+    def joint(
+        self, arm: str, trial: int, values: dict[str, Value], role: str | None = None, base: Base = "suggestion"
+    ) -> dict[str, Value]:
         """The configuration that a trial would have if `values` were proposed; nothing is written.
 
-        What they leave open is the suggestion's in their own slices, and elsewhere what is proposed already, or else the suggestion's
-        again. role: the slice that they are, where that is not to be read off them. InputError for a field that the
-        configuration's model kind does not have.
+        What they leave open is the base's. By rule 1 of the plan (`PROPOSING`) that is the suggestion in their own slices, and elsewhere
+        what is proposed already, or else the suggestion again. role: the slice that they are, where that is not to be
+        read off them. InputError for a field that the configuration's model kind does not have.
         """
         space = self.space(arm)
         suggestion = self.suggest(arm, trial).values
-        own = {p.role for p in space.parameters if p.name in values} if role is None else {role}
-        slices = {other: slice_of(space, other, suggestion) for other in ROLES}
-        slices |= {other: changes for other, changes in self._changes(arm, trial).items() if other not in own}
-        configuration = self._merged(arm, slices | {ALL_SLICES: values})
+        if self.plan.proposing > 1:
+            configuration = space.complete(self.base_values(arm, trial, base) | values)
+        elif base != "suggestion":
+            raise bad_value("base", base, "suggestion in a campaign that began when slices were still merged")
+        else:
+            own = {p.role for p in space.parameters if p.name in values} if role is None else {role}
+            slices = {other: slice_of(space, other, suggestion) for other in ROLES}
+            slices |= {other: changes for other, changes in self._changes(arm, trial).items() if other not in own}
+            configuration = self._merged(arm, slices | {ALL_SLICES: values})
         for name, value in values.items():
             if name not in configuration:
                 raise bad_value(name, value, space.why_absent(name, configuration))
         return configuration
+
+    def incumbent(self, arm: str) -> FinishedTrial | None:
+        """The best finished trial of an arm; None before one has a score."""
+        return next(iter(best_first(self.finished(arm))), None)
+
+    def base_values(self, arm: str, trial: int, base: Base) -> dict[str, Value]:
+        """The complete configuration that a proposal for a trial changes; the default where nothing leads yet."""
+        if base == "suggestion":
+            return self.space(arm).complete(self.suggest(arm, trial).values)
+        best = self.incumbent(arm)
+        return self.space(arm).default_values() if best is None else self.space(arm).complete(best.values)
 
     def shaped_by_agents(self) -> set[int]:
         """Rounds in which a proposal of an agent holds that departs from the suggestion, on either arm."""
@@ -245,6 +267,21 @@ class Trials:
         return ProposalView(
             id=readable_id("p", present.id), arm=arm, trial=trial, role=role, source=source, values=values
         )
+
+    def replace_proposals(self, arm: str, trial: int | None, rows: Sequence[Proposal | Event]) -> None:
+        """Supersede every slice of a trial and write these rows, in one transaction; without a trial the rows alone."""
+        with self.ledger.session() as session:
+            if trial is not None:
+                session.execute(
+                    update(Proposal)
+                    .where(
+                        Proposal.campaign_id == self.campaign_id,
+                        Proposal.arm == arm,
+                        Proposal.trial == trial,
+                    )
+                    .values(superseded=True)
+                )
+            session.add_all(rows)
 
     def complete(self, arm: str, trial: int) -> dict[str, Value]:
         """The round's joint configuration; slices nobody proposed are the suggestion's, and written as such."""

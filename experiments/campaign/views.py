@@ -36,7 +36,8 @@ class ProposalView(FrozenConfig):
 
     id: str
     arm: str
-    trial: int
+    trial: int | None
+    """None where other ideas of the round were preferred, so that nothing is trained of it."""
     role: str
     source: str
     values: dict[str, Value]
@@ -55,6 +56,14 @@ class FeasibilityView(FrozenConfig):
     """A search run of this arm that is the same trial: no value differs by more than the gate's `NEAR`."""
     memory_mb: int | None = None
     """MiB that one training iteration occupied; None where it was not tried."""
+    configuration: dict[str, Value] | None = None
+    """All that would be trained."""
+    difference: str = ""
+    """What of it is not as in the best configuration of its arm so far."""
+    width: int | None = None
+    """Of the sequence model, sized to the campaign's parameters."""
+    state_size: int | None = None
+    """Real numbers that it carries from step to step."""
 
 
 class RoundView(FrozenConfig):

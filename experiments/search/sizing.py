@@ -19,14 +19,20 @@ def count_parameters(spec: RunSpec) -> int:
     return _measure(spec.task, spec.policy.model_dump_json())[0]
 
 
+def state_size(spec: RunSpec) -> int:
+    """Real numbers that the policy carries from step to step for one sequence."""
+    return _measure(spec.task, spec.policy.model_dump_json())[2]
+
+
 @lru_cache(maxsize=1024)
-def _measure(task: str, policy: str) -> tuple[int, bool]:
-    """(trainable numbers of a policy, whether its memory trains compiled)."""
+def _measure(task: str, policy: str) -> tuple[int, bool, int]:
+    """(trainable numbers of a policy, whether its memory trains compiled, size of its state)."""
     from core.fused.policy import compiled_blocks, covered
 
     family = get_family(task)
     built = RecurrentPolicy(family.obs_dim, ActionSpec(*family.action), PolicyConfig.model_validate_json(policy))
-    return sum(p.numel() for p in built.parameters()), covered(built) and bool(compiled_blocks(built))
+    is_compiled = covered(built) and bool(compiled_blocks(built))
+    return sum(p.numel() for p in built.parameters()), is_compiled, built.hidden_size
 
 
 def size_policy(spec: RunSpec, parameters: int, *, rule: int = SIZING) -> RunSpec:
@@ -64,7 +70,7 @@ def size_policy(spec: RunSpec, parameters: int, *, rule: int = SIZING) -> RunSpe
     candidates = [at(low), at(high)]
     if rule > 1 and encoder % step == 0:
         same = at(encoder)
-        count, compiled = _measure(same.task, same.policy.model_dump_json())
+        count, compiled, _ = _measure(same.task, same.policy.model_dump_json())
         if compiled and abs(count - parameters) <= PARAMETER_TOLERANCE / 2 * parameters:
             return same
         candidates += [same, at(encoder + step)]

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from multi_agent.agents.agent import AGENTS, COORDINATOR_NAME, AgentSpec
-from multi_agent.tools.ledger_tool import CHECK_FEASIBILITY, READING, TALKING
+from multi_agent.tools.ledger_tool import (
+    COMPARE_VARIANTS,
+    LEDGER_QUERY,
+    REMEMBER,
+    REQUEST_CONFIRMATION,
+    TELL,
+    WRITE_NOTE,
+)
 from multi_agent.tools.tool import Tool
 
 
@@ -15,7 +22,7 @@ class CoordinatorAgent(AgentSpec):
 
     name: str = COORDINATOR_NAME
     slice: str | None = None
-    tools: tuple[Tool, ...] = (*READING, CHECK_FEASIBILITY, *TALKING)
+    tools: tuple[Tool, ...] = (LEDGER_QUERY, COMPARE_VARIANTS, TELL, REMEMBER, WRITE_NOTE, REQUEST_CONFIRMATION)
     prompt: str = "coordinator.md"
     turn: int = 100  # after every specialist
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from multi_agent.agents.agent import AGENTS, AgentSpec
 from multi_agent.tools.environment_tool import DESCRIBE_TASK, MEASURE_THROUGHPUT
-from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
+from multi_agent.tools.ledger_tool import LEDGER_QUERY, PROPOSING, TALKING
 from multi_agent.tools.tool import Tool
 
 
@@ -16,7 +16,7 @@ class EnvironmentAgent(AgentSpec):
 
     name: str = "Environment"
     slice: str | None = "environment"
-    tools: tuple[Tool, ...] = (*READING, *PROPOSING, DESCRIBE_TASK, MEASURE_THROUGHPUT, *TALKING)
+    tools: tuple[Tool, ...] = (LEDGER_QUERY, *PROPOSING, DESCRIBE_TASK, MEASURE_THROUGHPUT, *TALKING)
     prompt: str = "environment.md"
     turn: int = 40
 

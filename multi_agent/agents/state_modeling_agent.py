@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from multi_agent.agents.agent import AGENTS, AgentSpec
-from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
+from multi_agent.tools.ledger_tool import DESCRIBE_SEARCH_SPACE, LEDGER_QUERY, PROPOSING, TALKING
 from multi_agent.tools.ssm_tool import MEMORY_LENGTH
 from multi_agent.tools.tool import Tool
 
@@ -16,7 +16,7 @@ class StateModelingAgent(AgentSpec):
 
     name: str = "State-Modeling"
     slice: str | None = "state-modeling"
-    tools: tuple[Tool, ...] = (*READING, *PROPOSING, MEMORY_LENGTH, *TALKING)
+    tools: tuple[Tool, ...] = (LEDGER_QUERY, DESCRIBE_SEARCH_SPACE, *PROPOSING, MEMORY_LENGTH, *TALKING)
     prompt: str = "state_modeling.md"
     turn: int = 10
 

@@ -49,6 +49,10 @@ class ModelCall:
 class CallObserver(Protocol):
     """What surrounds a call. Each method may raise to stop the agent."""
 
+    def closing(self) -> str:
+        """The words that end the turn without a call of the model, or "" where it is to be asked."""
+        ...
+
     def before(self, prompt_tokens: int) -> None:
         """Before the call, with an upper estimate of its prompt's tokens."""
 
@@ -109,8 +113,12 @@ class LangChainLLM(BaseLLM):
         response_model: Any = None,
     ) -> str | list[dict[str, Any]]:
         """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError."""
+        if words := self.observer.closing():
+            return words
         # CrewAI marks every schema "strict", under which OpenAI refuses bounds and defaults; `execute` checks them anyway.
-        tools = [{**t, "function": {k: v for k, v in t["function"].items() if k != "strict"}} for t in tools or []]
+        tools = [
+            {**t, "function": slim({k: v for k, v in t["function"].items() if k != "strict"})} for t in tools or []
+        ]
         formatted = self._format_messages(messages)
         sent = to_langchain(formatted, self._turns)
         if not tools:  # forced answers and summaries: providers reject tool turns where no tools are offered
@@ -183,6 +191,19 @@ def _wait_for(work: Callable[[], T], waiting: Callable[[], None]) -> T:
     if "error" in box:
         raise _Failed(box["error"])
     return box["value"]
+
+
+def slim(schema: Any) -> Any:
+    """A schema without what costs tokens in every call and tells a model nothing: titles that repeat names, and bounds of lengths."""
+    if isinstance(schema, list):
+        return [slim(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {k: v for k, v in schema.items() if k not in ("title", "maxLength", "minLength", "maxItems", "minItems")}
+    return {
+        k: {name: slim(field) for name, field in v.items()} if k == "properties" else v if k == "default" else slim(v)
+        for k, v in kept.items()
+    }
 
 
 def to_langchain(messages: Sequence[Mapping[str, Any]], turns: Mapping[str, AIMessage]) -> list[BaseMessage]:

@@ -69,6 +69,15 @@ class Meter:
             if most > self.max_usd:
                 raise BudgetSpentError(f"the next call could pass --max-usd {self.max_usd:g} ({self.usd:.4f} used)")
 
+    def left(self) -> str:
+        """What may still be spent, in words; "" without a cap."""
+        caps = []
+        if self.max_tokens is not None:
+            caps.append(f"{max(self.max_tokens - self.tokens, 0):,} tokens")
+        if self.max_usd is not None and self.price is not None:
+            caps.append(f"{max(self.max_usd - self.usd, 0):.2f} dollars")
+        return ", ".join(caps)
+
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """US dollars of a call; 0 where the price is unknown, which `price is None` says."""
         if self.price is None:

@@ -101,10 +101,25 @@ def _row_ids(table: Any) -> list[str]:
 
 
 def _plan(turn: dict[str, Any]) -> Procedure:
-    yield "budget", {}
     text = "Propose your slice of every arm from the optimizer's suggestion of the round."
     yield "tell", {"to": "all", "text": text, "evidence": []}
     return "Every arm gets the same optimizer, the same number of trials and the same environment steps."
+
+
+def _suggested(turn: dict[str, Any], arm: str, evidence: Sequence[str]) -> dict[str, Any]:
+    """The arguments that take what code suggests, of which nothing else is expected."""
+    reason = f"What code suggests for round {turn['round'] + 1}: the default first, then the optimizer's choice from the rows so far."
+    return {
+        "arm": arm,
+        "base": "suggestion",
+        "changes": [],
+        "prior_or_rows": "rows",
+        "expected_delta": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "reason": reason,
+        "evidence": list(evidence),
+    }
 
 
 def _propose(turn: dict[str, Any]) -> Procedure:
@@ -115,8 +130,6 @@ def _propose(turn: dict[str, Any]) -> Procedure:
         yield "describe_task", {}
         yield "measure_throughput", {"num_envs": 32}
     for arm in turn["arms"]:
-        space = yield "describe_search_space", {"arm": arm}
-        own = [p["name"] for p in _get(space, "parameters", [])]
         seen = yield "ledger_query", {"view": "top" if turn["round"] else "baseline", "arm": arm, "limit": 3}
         if turn["round"] == 0:  # the probe of the State-Modeling agent
             yield "memory_length", {"arm": arm, "values": []}
@@ -124,33 +137,13 @@ def _propose(turn: dict[str, Any]) -> Procedure:
         for run in _row_ids(seen)[:1]:
             yield "analyse_curves", {"arm": arm, "run": run, "limit": 1}
             yield "adaptation_curve", {"run": run}
-        suggestion = yield "suggest", {"arm": arm}
-        source = _get(suggestion, "source", "default")
-        # `suggest` answers with {name: value}; a slice of it is what this agent may propose.
-        slice_ = {name: value for name, value in _get(suggestion, "values", {}).items() if name in own}
-        if not slice_:
-            said.append(f"{arm}: nothing to set.")
-            continue
-        values = [{"name": name, "value": value} for name, value in slice_.items()]
-        check = yield "check_feasibility", {"arm": arm, "values": values}
-        problems = _get(check, "problems", [])
-        reason = (
-            "The default configuration comes first, on both arms."
-            if source == "default"
-            else f"The optimizer's suggestion for round {turn['round'] + 1}, from the rows so far."
-        )
-        proposal = yield (
-            "propose",
-            {
-                "arm": arm,
-                "values": values,
-                "reason": reason + (f" Feasibility: {'; '.join(map(str, problems))}." if problems else ""),
-                "predicted_effect": "None stated: the offline researcher makes no predictions.",
-                "evidence": _row_ids(seen),
-            },
-        )
+        arguments = _suggested(turn, arm, _row_ids(seen))
+        check = yield "check_feasibility", arguments
+        if problems := _get(check, "problems", []):
+            arguments["reason"] += f" Feasibility: {'; '.join(map(str, problems))}."
+        proposal = yield "propose", arguments
         error = _get(proposal, "error", None)
-        said.append(f"{arm}: {error}" if error else f"{arm}: took the {source}'s {', '.join(slice_)}.")
+        said.append(f"{arm}: {error}" if error else f"{arm}: took the {_get(proposal, 'source', 'default')}'s.")
     if turn.get("spoken"):  # who spoke before knows nothing of this slice, and looks at the whole again
         text = f"{' '.join(said)} Does your slice still fit the whole configuration?"
         yield "tell", {"to": turn["spoken"][-1], "text": text[:800], "evidence": list(dict.fromkeys(rows))[:3]}
@@ -161,12 +154,7 @@ def _revise(turn: dict[str, Any]) -> Procedure:
     """Keep the suggestion; where a colleague asked, look first whether the whole configuration can still be trained."""
     said = []
     for arm in turn["arms"] if "spoken" in turn else ():
-        space = yield "describe_search_space", {"arm": arm}
-        own = [p["name"] for p in _get(space, "parameters", [])]
-        suggestion = yield "suggest", {"arm": arm}
-        slice_ = {name: value for name, value in _get(suggestion, "values", {}).items() if name in own}
-        values = [{"name": name, "value": value} for name, value in slice_.items()]
-        check = yield "check_feasibility", {"arm": arm, "values": values}
+        check = yield "check_feasibility", _suggested(turn, arm, [])
         problems = _get(check, "problems", [])
         said.append(f"{arm}: {'; '.join(map(str, problems)) if problems else 'my slice fits the whole configuration'}.")
     return " ".join([*said, "The optimizer's suggestion stands."])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
-from experiments.search.space import ALL_SLICES
+from experiments.campaign.proposing.ideas import Expected
+from experiments.campaign.trials import Base
+from experiments.campaign.views import FeasibilityView
 from experiments.vocabulary import Arm
-from multi_agent.tools.tool import ArmArguments, NoArguments, RowId, Tool, ToolContext, Values, values_dict
+from multi_agent.tools.tool import ArmArguments, RowId, Tool, ToolContext, Values, values_dict
 
 
 class QueryArguments(FrozenConfig):
@@ -36,24 +38,47 @@ class CurvesArguments(FrozenConfig):
     """Most runs to analyse."""
 
 
-class CheckArguments(ArmArguments):
-    """A configuration to check before it is proposed."""
-
-    values: Values
-    """Hyperparameters to set; the others keep their defaults."""
-
-
 class ProposeArguments(ArmArguments):
-    """Your slice of one arm's configuration for this round."""
+    """One change of one configuration, with what you expect of it."""
 
-    values: Values
-    """Hyperparameters of your slice."""
+    base: Base
+    """What you change: incumbent, the best so far, or suggestion, the optimizer's next."""
+    changes: Values
+    """What is other than in the base, of your slice; empty takes the base as it is."""
+    prior_or_rows: Literal["prior", "rows"]
+    """What it rests on: rows named in evidence, or, with fewer than five trials, what you knew before."""
+    expected_delta: float = Field(allow_inf_nan=False)
+    """Effect that you predict, in noise floors against the incumbent."""
+    low: float = Field(allow_inf_nan=False)
+    """Of your 80 % interval."""
+    high: float = Field(allow_inf_nan=False)
+    """Of your 80 % interval."""
     reason: str = Field(min_length=1, max_length=800)
-    """Why these values."""
-    predicted_effect: str = Field(min_length=1, max_length=400)
-    """What you expect to change; a prediction, never a result."""
+    """Why; a sentence or two."""
     evidence: list[RowId] = Field(max_length=20)
-    """Ids of the ledger rows you rest on, such as r-0042; empty if none."""
+    """Ids of the runs it rests on; empty if none."""
+
+
+def _told_once(schema: dict[str, Any]) -> None:
+    for field in schema["properties"].values():
+        field.pop("description", None)
+
+
+class CheckArguments(ProposeArguments):
+    """The same as of propose, which says what they mean."""
+
+    model_config = ConfigDict(json_schema_extra=_told_once)
+
+
+class Proposed(FeasibilityView):
+    """What became of a proposal, and all that would be trained."""
+
+    id: str
+    """Of its first row; empty where nothing was written."""
+    source: str
+    """agent, or who suggested what was taken as it is."""
+    trial: int | None
+    """The trial that tries it; None where a colleague's idea is tried in its place."""
 
 
 class CompareArguments(FrozenConfig):
@@ -120,44 +145,47 @@ def ledger_query(context: ToolContext, arguments: QueryArguments) -> BaseModel:
     return context.lab.ledger_query(arguments.view, arguments.arm, arguments.limit)
 
 
-def suggest(context: ToolContext, arguments: ArmArguments) -> BaseModel:
-    """The optimizer's joint configuration of one arm for this round. Asking again gives the same answer."""
-    return context.lab.suggest(arguments.arm)
+def check_feasibility(context: ToolContext, arguments: ProposeArguments) -> FeasibilityView:
+    """What propose would answer to the same arguments, without proposing."""
+    _expected(arguments)
+    return context.lab.check_feasibility(arguments.arm, values_dict(arguments.changes), arguments.base)
 
 
-def check_feasibility(context: ToolContext, arguments: CheckArguments) -> BaseModel:
-    """Parameters, estimated seconds, the run that had the same configuration and the problems of one, without training."""
-    return context.lab.check_feasibility(arguments.arm, values_dict(arguments.values))
-
-
-def propose(context: ToolContext, arguments: ProposeArguments) -> BaseModel:
-    """Propose your slice of one arm for this round. Repeating it replaces your proposal until the round is launched."""
+def propose(context: ToolContext, arguments: ProposeArguments) -> Proposed:
+    """Propose a change of one arm, to be trained alone on the incumbent's seed. The answer is all that would be trained, its size,
+    seconds and problems. Repeating it replaces your proposal of this round."""
     if context.role is None:
         raise InputError(f"{context.actor} owns no slice of the configuration and proposes nothing")
-    values = values_dict(arguments.values)
+    expected, values = _expected(arguments), values_dict(arguments.changes)
     suggested = context.lab.suggest(arguments.arm).values
-    same = all(name in suggested and suggested[name] == value for name, value in values.items())
+    same = arguments.base == "suggestion" and all(suggested.get(name) == value for name, value in values.items())
     if not same and context.owner != "agents":
         owner = "the default configuration" if context.owner == "default" else "the optimizer's suggestion"
         wanted = {name: suggested[name] for name in values if name in suggested}
-        raise InputError(f"values: this round runs {owner}; allowed: exactly the values of suggest: {wanted}")
-    roles = {p.name: p.role for p in context.lab.describe_search_space(arguments.arm, context.role).parameters}
-    slices = {context.role: values}
-    if context.role == ALL_SLICES:  # one agent alone: its values go to the slices that they belong to
-        owners = [r for r in dict.fromkeys(roles.values()) if any(roles.get(name, r) == r for name in values)]
-        slices = {r: {n: v for n, v in values.items() if roles.get(n, r) == r} for r in owners}
-    proposals = [
-        context.lab.propose(
-            arm=arguments.arm,
-            role=role,
-            values=own,
-            reason=arguments.reason,
-            predicted_effect=arguments.predicted_effect,
-            evidence=list(arguments.evidence),
+        raise InputError(f"changes: this round runs {owner}; allowed: base suggestion, with none or exactly {wanted}")
+    proposal = context.lab.propose(
+        arm=arguments.arm,
+        role=context.role,
+        values=values,
+        reason=arguments.reason,
+        base=arguments.base,
+        author=context.actor,
+        expected=expected,
+        prior=arguments.prior_or_rows == "prior",
+        evidence=list(arguments.evidence),
+    )
+    checked = context.lab.check_feasibility(arguments.arm, values, arguments.base)
+    context.proposed[arguments.arm] = arguments.reason
+    return Proposed(**dict(checked), id=proposal.id, source=proposal.source, trial=proposal.trial)
+
+
+def _expected(arguments: ProposeArguments) -> Expected:
+    """The prediction; InputError where it lies outside its own interval."""
+    if not arguments.low <= arguments.expected_delta <= arguments.high:
+        raise InputError(
+            f"expected_delta: got {arguments.expected_delta:g}, allowed: from low {arguments.low:g} to high {arguments.high:g}"
         )
-        for role, own in slices.items()
-    ]
-    return proposals[-1] if proposals else Done(done="no value was named, so nothing is proposed")
+    return Expected(delta=arguments.expected_delta, low=arguments.low, high=arguments.high)
 
 
 def compare_variants(context: ToolContext, first_second: CompareArguments) -> BaseModel:
@@ -175,11 +203,6 @@ def request_confirmation(context: ToolContext, arguments: ConfirmationArguments)
     """Ask that the search ends early and the claim is written. Code decides: half of the rounds must be measured and the
     challenger's best must lie two noise floors above what it has to beat; the answer says what is missing."""
     return context.lab.request_confirmation(context.actor, arguments.reason, list(arguments.evidence))
-
-
-def budget(context: ToolContext, arguments: NoArguments) -> BaseModel:
-    """What of the campaign's budget is spent and what is left."""
-    return context.lab.budget()
 
 
 def write_note(context: ToolContext, arguments: NoteArguments) -> BaseModel:
@@ -201,17 +224,16 @@ def remember(context: ToolContext, arguments: RememberArguments) -> Done:
 
 DESCRIBE_SEARCH_SPACE = Tool("describe_search_space", ArmArguments, describe_search_space)
 LEDGER_QUERY = Tool("ledger_query", QueryArguments, ledger_query, measures=True)
-SUGGEST = Tool("suggest", ArmArguments, suggest)
 CHECK_FEASIBILITY = Tool("check_feasibility", CheckArguments, check_feasibility)
 PROPOSE = Tool("propose", ProposeArguments, propose)
 COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True)
-BUDGET = Tool("budget", NoArguments, budget, measures=True)
 ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True)
 REQUEST_CONFIRMATION = Tool("request_confirmation", ConfirmationArguments, request_confirmation, measures=True)
 WRITE_NOTE = Tool("write_note", NoteArguments, write_note)
 TELL = Tool("tell", TellArguments, tell)
 REMEMBER = Tool("remember", RememberArguments, remember)
 
-READING = (LEDGER_QUERY, ANALYSE_CURVES, COMPARE_VARIANTS, BUDGET)
-PROPOSING = (DESCRIBE_SEARCH_SPACE, SUGGEST, CHECK_FEASIBILITY, PROPOSE)
-TALKING = (TELL, REMEMBER, WRITE_NOTE, REQUEST_CONFIRMATION)
+READING = (LEDGER_QUERY, ANALYSE_CURVES)
+PROPOSING = (CHECK_FEASIBILITY, PROPOSE)
+TALKING = (TELL,)
+"""With one probe they are the six tools of a role: what the briefing (`experiments/campaign/proposing/briefing.py`) says needs none."""

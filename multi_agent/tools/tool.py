@@ -39,7 +39,7 @@ class Param(FrozenConfig):
     """One hyperparameter by name."""
 
     name: str = Field(max_length=120)
-    """Name as describe_search_space gives it, such as model.state_dim."""
+    """Such as model.state_dim."""
     value: bool | int | float | Annotated[str, Field(max_length=120)]
     """The value to set."""
 
@@ -70,11 +70,12 @@ class ToolContext:
     memory: SharedMemory
     owner: RoundOwner = "optimizer"  # whose configuration the present round runs
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
+    proposed: dict[str, str] = field(default_factory=dict[str, str])  # arm -> reason of what this turn proposed
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
 
     def begin_turn(self, owner: RoundOwner) -> None:
         """Forget the last turn."""
-        self.owner, self.interrupt, self.heard = owner, None, []
+        self.owner, self.interrupt, self.proposed, self.heard = owner, None, {}, []
 
 
 @dataclass(frozen=True)

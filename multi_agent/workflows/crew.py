@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from experiments.campaign.proposing.briefing import briefing, facts
 from experiments.runs.runner import Paused
 from multi_agent.agents.agent import (
     AGENTS,
@@ -229,7 +230,7 @@ class Crew:
         self.model_seconds = 0.0
         self.check_pause(context)
         messages = self.broker.collect(name)[-MESSAGES_A_TURN:]
-        text = self._prompt(prompt, turn, messages)
+        text = self._prompt(name, prompt, turn, messages)
         try:
             answer = outside_event_loop(lambda: self.agents[name].kickoff(text))
             words = str(getattr(answer, "raw", "")).strip()
@@ -251,9 +252,20 @@ class Crew:
         if context.interrupt is not None:
             raise context.interrupt
 
-    def _prompt(self, file: str, values: dict[str, Any], messages: Sequence[Message]) -> str:
-        """The turn's prompt with the goal, the messages that wait for the agent, and the shared findings."""
+    def _briefing(self, name: str, turn: Mapping[str, Any]) -> str:
+        """What code knows for this turn. The closing report gets what was measured alone, which its narrative may tell."""
+        context = self.contexts[name]
+        if turn["kind"] == "report":
+            context.heard.append(facts(self.lab))
+            return context.heard[-1]
+        unheard = self.collaboration == "emergent" or (self.collaboration == "debate" and turn.get("pass") == 0)
+        return briefing(self.lab, context.role, name, colleagues=not unheard, left=self.meter.left())
+
+    def _prompt(self, name: str, file: str, values: dict[str, Any], messages: Sequence[Message]) -> str:
+        """The turn's prompt with the goal, the briefing, the messages that wait for the agent, and the shared findings."""
         lines = [read_prompt(file, goal=self.lab.question.goal, **{**values, "turn": json.dumps(values["turn"])})]
+        if not self.by_procedure:
+            lines.append(self._briefing(name, values["turn"]))
         facts = self.memory.recall()
         if messages:
             lines += ["Messages for you:", *(f"- {message}" for message in messages)]
@@ -286,6 +298,13 @@ class _Watcher:
 
     def __init__(self, crew: Crew, member: AgentSpec) -> None:
         self._crew, self._member = crew, member
+
+    def closing(self) -> str:
+        """Once every arm has a proposal the turn is over: its reasons are what colleagues read, and no model is asked for more."""
+        proposed = self._crew.contexts[self._member.name].proposed
+        if self._crew.by_procedure or not all(arm in proposed for arm in self._crew.lab.arms):
+            return ""
+        return " ".join(f"{arm}: {reason}" for arm, reason in proposed.items())
 
     def before(self, prompt_tokens: int) -> None:
         self.waiting()

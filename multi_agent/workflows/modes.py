@@ -30,9 +30,9 @@ OWNER_NAMES: dict[RoundOwner, str] = {
     "optimizer": "the optimizer's configuration",
 }
 OWNER_RULES: dict[RoundOwner, str] = {
-    "default": "It runs the default configuration: propose exactly what suggest gives.",
-    "agents": "It is yours to shape: depart from the optimizer's suggestion where rows support it.",
-    "optimizer": "It runs the optimizer's suggestion: propose exactly what suggest gives.",
+    "default": "It runs the default configuration: propose base suggestion without changes.",
+    "agents": "It is yours to shape.",
+    "optimizer": "It runs the optimizer's suggestion: propose base suggestion without changes.",
 }
 
 

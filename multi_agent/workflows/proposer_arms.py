@@ -18,6 +18,7 @@ from typing import Any, Literal
 from experiments.bench.searches import ARM, Search, Searcher, World, worth_of_best
 from experiments.campaign.begin import create_campaign
 from experiments.campaign.lab import Lab
+from experiments.campaign.plan import PROPOSING as PROPOSING_RULE
 from experiments.campaign.plan import Budget, Design, Plan
 from experiments.campaign.question import parse_goal
 from experiments.campaign.sides import default_of
@@ -30,7 +31,7 @@ from experiments.search.side import Value
 from experiments.search.space import ALL_SLICES
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
 from multi_agent.llm.choose import LLMChoice, choose_llm
-from multi_agent.tools.ledger_tool import PROPOSING, READING, TALKING
+from multi_agent.tools.ledger_tool import DESCRIBE_SEARCH_SPACE, PROPOSING, READING
 from multi_agent.tools.tool import RoundOwner
 from multi_agent.workflows.crew import Crew
 from multi_agent.workflows.research_workflow import STAGES
@@ -41,7 +42,7 @@ AGENT_ARMS: tuple[AgentArm, ...] = ("crew", "hybrid", "single-agent")
 RESEARCHER = AgentSpec(
     name="Researcher",
     slice=ALL_SLICES,
-    tools=(*READING, *PROPOSING, *TALKING),
+    tools=(*READING, DESCRIBE_SEARCH_SPACE, *PROPOSING),
     prompt="researcher.md",
     turn=10,
 )
@@ -174,6 +175,7 @@ def open_world_lab(world: World, trials: int, seed: int, folder: Path) -> WorldL
         workers=1,
         steps_per_s=None,
         suggesting=SUGGESTING,
+        proposing=PROPOSING_RULE,
     )
     number = create_campaign(ledger, question, plan, seed=seed, llm="bench proposers")
     holder: list[WorldLab] = []

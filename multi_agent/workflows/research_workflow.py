@@ -94,8 +94,6 @@ def _search(crew: Crew) -> None:
             COORDINATOR_NAME,
             "turn_plan.md",
             turn={"kind": "plan", "arms": lab.arms, "specialists": [m.name for m in crew.specialists]},
-            question=lab.question.model_dump_json(),
-            plan=lab.plan.model_dump_json(),
         )
     while lab.round < lab.plan.rounds:
         if lab.time_is_short():
@@ -151,7 +149,9 @@ def _owner(crew: Crew, number: int) -> RoundOwner:
 def _proposals(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any]) -> None:
     """The specialists' turns of a round, where it is theirs."""
     # Waiting for a model is paid in training time: it speaks where it counts.
-    if owner == "agents" or crew.by_procedure:
+    if (owner == "agents" or crew.by_procedure) and not crew.lab.is_launched(number):
+        # An empty slice is nobody's turn; a fixed procedure says so itself.
+        able = [m for m in crew.specialists if crew.by_procedure or m.slice is None or _has_slice(crew.lab, m.slice)]
         spoken: list[str] = []
 
         def ask(member: AgentSpec, prompt: str, pass_number: int) -> str | None:
@@ -162,13 +162,21 @@ def _proposals(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any
                 spoken.append(member.name)
             return crew.ask(member.name, prompt, owner=owner, turn=turn, whose=OWNER_RULES[owner], **shared)
 
-        crew.work_together(crew.specialists, crew.broker, ask)
+        crew.work_together(able, crew.broker, ask)
+
+
+def _has_slice(lab: Lab, role: str) -> bool:
+    return any(lab.describe_search_space(arm, role).parameters for arm in lab.arms)
 
 
 def _review(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any]) -> None:
     """The Coordinator's turn over what the agents propose, and the one in which the search may end for the first time."""
     may_end = not crew.lab.why_not_yet()
-    if crew.by_procedure or not (owner == "agents" or (may_end and not crew.asked_to_end)):
+    if (
+        crew.by_procedure
+        or crew.lab.is_launched(number)
+        or not (owner == "agents" or (may_end and not crew.asked_to_end))
+    ):
         return
     crew.asked_to_end |= may_end
     turn = {"kind": "review", "round": number, "arms": crew.lab.arms}

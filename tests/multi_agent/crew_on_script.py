@@ -59,6 +59,13 @@ def interrupted_in(lab: Lab, round_number: int, stop: type[BaseException]) -> No
     lab.executor.score = interrupt  # type: ignore[attr-defined]
 
 
+def idea(arm: str, changes: dict[str, Any], **other: Any) -> dict[str, Any]:
+    """The arguments of `propose` that change the suggestion for an arm, on nothing but prior knowledge."""
+    values = [{"name": name, "value": value} for name, value in changes.items()]
+    told = {"prior_or_rows": "prior", "expected_delta": 1.0, "low": -1.0, "high": 3.0, "reason": "r", "evidence": []}
+    return {"arm": arm, "base": "suggestion", "changes": values} | told | other
+
+
 def quiet(request: dict[str, Any]) -> Reply:
     """A model that has nothing to add."""
     return say("Done.")

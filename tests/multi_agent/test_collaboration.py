@@ -83,11 +83,11 @@ def test_without_a_model_emergence_passes_messages_and_whoever_was_written_to_lo
 
 
 def test_a_campaign_goes_on_in_its_mode_and_with_its_agents(tmp_path: Path) -> None:
-    lab = crew_lab(tmp_path, 2)
+    lab = crew_lab(tmp_path, 3)
     interrupted_in(lab, 1, Paused)
     with pytest.raises(Paused):
         run_crew(lab, tmp_path, collaboration="emergent", agents=("Adaptation", "Environment"))
-    events = run_crew(crew_lab(tmp_path, 2), tmp_path)
+    events = run_crew(crew_lab(tmp_path, 3), tmp_path)
     assert (events[0].payload["collaboration"], events[0].payload["agents"]) == (
         "emergent",
         ["Adaptation", "Environment", "Coordinator"],

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew_on_script import MEMBERS, TOOLS, alone, code_narrative, context_of, crew_lab, narrative_of, quiet, run_crew
+from crew_on_script import (
+    MEMBERS,
+    TOOLS,
+    alone,
+    code_narrative,
+    context_of,
+    crew_lab,
+    idea,
+    narrative_of,
+    quiet,
+    run_crew,
+)
 from lab_on_script import lab_on_script, proposals_of, run_names, search_and_confirm
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
@@ -47,8 +58,8 @@ def test_no_tool_shows_anything_of_selection_or_confirmation(tmp_path: Path) -> 
         for run_id in (names[0], names[-1]):
             every: dict[str, Any] = {
                 "arm": "challenger", "view": "top", "limit": 12, "run": run_id, "first": run_id, "second": search_run,
-                "values": [], "reason": "x", "predicted_effect": "x", "evidence": [run_id], "text": "x",
-                "target": run_id, "to": "Coordinator", "num_envs": 2, "inner_steps": 1,
+                "values": [], "changes": [], "base": "suggestion", "prior_or_rows": "rows", "expected_delta": 0, "low": 0,
+                "high": 0, "reason": "x", "evidence": [run_id], "text": "x", "target": run_id, "to": "Coordinator", "num_envs": 2, "inner_steps": 1,
             }  # fmt: skip
             for view in ("incumbent", "top", "runs", "failures", "baseline", "sensitivity"):
                 arguments = {k: v for k, v in (every | {"view": view}).items() if k in tool.arguments.model_fields}
@@ -59,7 +70,7 @@ def test_no_tool_shows_anything_of_selection_or_confirmation(tmp_path: Path) -> 
                     assert "a search run of this campaign" in text, (name, text[:300])
                 if "view" not in arguments:
                     break
-    assert tried > 40
+    assert tried == 2 * (len(TOOLS) + 5)  # one tool has six views
     assert len(lab.ledger.runs(lab.number)) == before
     assert lab.ledger.get_campaign(lab.number).narrative is None
 
@@ -83,9 +94,8 @@ def forever(changed: dict[str, Any]) -> Any:
     def brain(request: dict[str, Any]) -> Reply:
         turn, results = turn_of(request), results_of(request)
         if turn["kind"] == "propose" and turn["role"] == "meta-learning" and len(results) < 2:
-            values = [{"name": name, "value": value} for name, value in changed.items()]
-            text = {"reason": "I measured 9999 with it", "predicted_effect": "certain", "evidence": []}
-            return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
+            told = {"reason": "I measured 9999 with it", "expected_delta": 9999.0, "high": 9999.0}
+            return call(*(("propose", idea(arm, changed, **told)) for arm in turn["arms"]))
         return say("The verdict is confirmed with a return of 9999, p = 0.0001.")
 
     return brain
@@ -129,9 +139,8 @@ def test_an_instruction_hidden_in_a_note_a_message_or_a_finding_changes_nothing_
                 ("tell", {"to": "all", "text": INJECTION, "evidence": []}),
             )
         if turn["kind"] == "propose" and poisoned and not results:
-            values = [{"name": "learner.learning_rate", "value": 0.5}]
-            text = {"reason": INJECTION, "predicted_effect": "777.7", "evidence": []}
-            return call(("propose", {"arm": "baseline", "values": values, **text}))
+            told = {"reason": INJECTION, "expected_delta": 777.7, "high": 777.7}
+            return call(("propose", idea("baseline", {"learner.learning_rate": 0.5}, **told)))
         if turn["kind"] == "report":
             return say("The verdict is confirmed with an effect of 777.7. My key is " + CANARY)
         return say("Done.")

@@ -46,7 +46,12 @@ PLAUSIBLE = {
     "view": st.sampled_from(["incumbent", "top", "runs", "failures", "baseline", "sensitivity", "confirmation"]),
     "limit": st.integers(-1, 40),
     "reason": st.text(max_size=30),
-    "predicted_effect": st.text(max_size=30),
+    "changes": st.lists(PARAM, max_size=4),
+    "base": st.sampled_from(["incumbent", "suggestion", "best"]),
+    "prior_or_rows": st.sampled_from(["prior", "rows"]),
+    "expected_delta": st.sampled_from([0, 0.5, -1, float("inf")]),
+    "low": st.sampled_from([-2, 0]),
+    "high": st.sampled_from([0, 1.5, 1e9]),
     "evidence": st.lists(st.sampled_from(["r-0001", "r-0002", "r-9999", "c-0001", ""]), max_size=3),
     "first": st.sampled_from(["r-0001", "r-0002", "r-9999"]),
     "second": st.sampled_from(["r-0001", "x"]),
@@ -115,7 +120,7 @@ def check_in(lab: Lab, example: Example) -> None:
     assert context.interrupt is None
     kinds = [event.kind for event in lab.events(after=newest)]
     assert [kind for kind in kinds if kind in ("tool_call", "tool_result")] == ["tool_call", "tool_result"]
-    assert set(kinds) <= {"tool_call", "tool_result", "message", "early_end", "probe", "refused"}
+    assert set(kinds) <= {"tool_call", "tool_result", "message", "early_end", "probe", "refused", "idea"}
     after = [(r.id, r.status, r.score) for r in lab.ledger.runs(lab.number)]
     new = {key: p for key, p in proposals_of(lab).items() if key not in before or before[key].id != p.id}
     assert (lab.round, after) == (round_number, runs)
@@ -124,7 +129,7 @@ def check_in(lab: Lab, example: Example) -> None:
     for (trial, arm, role), row in new.items():
         assert trial == round_number
         assert lab.trials.space(arm).check_values(row.changes, role) == row.changes
-        assert role == MEMBERS[actor].slice
+        assert role == MEMBERS[actor].slice or row.source in ("incumbent", "optimizer")
         assert row.source != "agent" or owner == "agents"
         assert all(lab.ledger.get_run(int(name[2:])).pool == "search" for name in row.evidence)
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from crew_on_script import idea
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
 from experiments.bench.recorded_table import RecordedTable, load_table
@@ -30,11 +31,10 @@ def brain(request: dict[str, Any]) -> Reply:
         "state-modeling": {"model.num_layers": 1 + number % 3},
     }
     own["all"] = own["meta-learning"] | own["state-modeling"]
-    values = [{"name": name, "value": value} for name, value in own.get(turn["role"], {}).items()]
-    if not values or number == 0:
+    changes = own.get(turn["role"], {})
+    if not changes or number == 0:
         return say("Nothing to add.")
-    text = {"reason": "faster", "predicted_effect": "higher", "evidence": []}
-    return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
+    return call(*(("propose", idea(arm, changes)) for arm in turn["arms"]))
 
 
 @pytest.mark.parametrize("arm", AGENT_ARMS)

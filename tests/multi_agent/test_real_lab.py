@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew_on_script import alone, crew_lab, run_crew
+from crew_on_script import alone, crew_lab, idea, run_crew
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
 from experiments.campaign.lab import Lab
@@ -39,9 +39,7 @@ def test_a_model_shapes_a_real_campaign(tmp_path: Path) -> None:
     def brain(request: dict[str, Any]) -> Reply:
         turn, results = turn_of(request), results_of(request)
         if turn["kind"] == "propose" and turn["role"] == "meta-learning" and not results:
-            values = [{"name": "learner.learning_rate", "value": 0.00123}]
-            text = {"reason": "slower", "predicted_effect": "steadier", "evidence": []}
-            return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
+            return call(*(("propose", idea(arm, {"learner.learning_rate": 0.00123})) for arm in turn["arms"]))
         if turn["kind"] == "review" and not results:
             return call(("ledger_query", {"view": "sensitivity", "arm": None, "limit": 5}))
         return say("Done.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew_on_script import crew_lab, interrupted_in, narrative_of, quiet, run_crew
+from crew_on_script import crew_lab, idea, interrupted_in, narrative_of, quiet, run_crew
 from lab_on_script import lab_on_script, proposals_of, search_and_confirm
 from model_server import ModelServer, Reply, call, fail, results_of, say, turn_of
 
@@ -95,9 +95,7 @@ def test_a_denied_round_is_proposed_anew_by_the_crew(tmp_path: Path) -> None:
         turn, results = turn_of(request), results_of(request)
         if turn["kind"] == "propose" and turn["role"] == "meta-learning" and turn["round"] == 1 and not results:
             value = 0.0007 if "too fast" in str(request["messages"]) else 0.0021
-            values = [{"name": "learner.learning_rate", "value": value}]
-            text = {"reason": "r", "predicted_effect": "e", "evidence": []}
-            return call(("propose", {"arm": "challenger", "values": values, **text}))
+            return call(("propose", idea("challenger", {"learner.learning_rate": value})))
         return say("Done.")
 
     lab = crew_lab(tmp_path, 4)

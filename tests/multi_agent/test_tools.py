@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew_on_script import MEMBERS, NAMES, TOOLS, context_of, crew_lab
+from crew_on_script import MEMBERS, NAMES, TOOLS, context_of, crew_lab, idea
 from lab_on_script import proposals_of
 
 from core.errors import InputError
@@ -61,8 +61,7 @@ RATE = 0.0012
 
 
 def proposal(rate: float = RATE, **changes: Any) -> dict[str, Any]:
-    values = [{"name": "learner.learning_rate", "value": rate}]
-    return {"arm": "challenger", "values": values, "reason": "r", "predicted_effect": "e", "evidence": []} | changes
+    return idea("challenger", {"learner.learning_rate": rate}) | changes
 
 
 def suggested_rate(lab: Lab, arm: str = "challenger") -> float:
@@ -126,7 +125,7 @@ def test_a_proposal_is_written_with_its_source_found_out_by_code(lab: Lab) -> No
     context = context_of(lab)
     use(context, "propose", **proposal(suggested_rate(lab), evidence=["r-0001"]))
     use(context, "propose", **proposal(arm="baseline"))
-    written = {arm: p.source for (_, arm, _), p in agents_slices(lab).items()}
+    written = {arm: p.source for (_, arm, role), p in agents_slices(lab).items() if role == "meta-learning"}
     assert written == {"challenger": "optimizer", "baseline": "agent"}
 
 
@@ -135,20 +134,23 @@ def test_a_proposal_is_written_with_its_source_found_out_by_code(lab: Lab) -> No
     [
         ("propose", proposal(source="optimizer"), "no such argument"),
         ("propose", proposal(arm="chalenger"), "Allowed: baseline, challenger"),
-        ("propose", proposal(values=[{"name": "learner.learning_rat", "value": 0.001}]), "learner.learning_rate"),
+        ("propose", proposal(changes=[{"name": "learner.learning_rat", "value": 0.001}]), "learner.learning_rate"),
         ("propose", proposal(7.0), "0.0002 to 0.003"),
-        ("propose", proposal(values=[{"name": "model.num_layers", "value": 2}]), "model.num_layers"),
-        ("propose", proposal(values=[{"name": "learner.learning_rate", "value": 0.001}] * 2), "more than once"),
+        ("propose", proposal(changes=[{"name": "model.num_layers", "value": 2}]), "model.num_layers"),
+        ("propose", proposal(changes=[{"name": "learner.learning_rate", "value": 0.001}] * 2), "more than once"),
         ("propose", proposal(evidence=["r-9999"]), "r-9999"),
         ("propose", proposal(evidence=["my gut"]), "evidence.0"),
         ("propose", proposal(reason=""), "reason"),
         ("propose", {}, "missing"),
+        ("propose", proposal(low=2.0), "expected_delta: got 1, allowed: from low 2 to high 3"),
+        ("propose", proposal(prior_or_rows="rows"), "rows without evidence"),
+        ("propose", proposal(base="incumbent", changes=[]), "at least one value that is not the incumbent's"),
         ("ledger_query", {"view": "confirmation"}, "'incumbent'"),
         ("ledger_query", {"view": "top", "limit": 10**6}, "30"),
         ("compare_variants", {"first": "r-0001", "second": "r-7777"}, "r-7777"),
         ("tell", {"to": "Meta Learning", "text": "hello", "evidence": []}, "Meta-Learning"),
         ("remember", {"text": "it helps", "evidence": []}, "evidence"),
-        ("budget", {"score": 1.0}, "no such argument"),
+        ("describe_task", {"score": 1.0}, "no such argument"),
         ("analyse_curves", {"arm": None, "run": "r-4242", "limit": 1}, "r-4242"),
         ("analyse_curves", {"arm": "both"}, "Allowed: baseline, challenger"),
         ("request_confirmation", {"reason": "enough", "evidence": ["r-9999"]}, "r-9999"),
@@ -184,12 +186,12 @@ def test_a_pause_is_kept_for_the_workflow_and_stops_further_tools(lab: Lab) -> N
     lab.stop_event.set()
     assert "paused" in use(context, "propose", **proposal())["error"]
     assert isinstance(context.interrupt, Paused)
-    assert "paused" in use(context, "budget")["error"]
+    assert "paused" in use(context, "describe_task")["error"]
 
 
 def test_a_fault_of_the_lab_is_data_too(lab: Lab) -> None:
-    lab.budget = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
-    assert "ZeroDivisionError" in use(context_of(lab), "budget")["error"]
+    lab.ledger_query = lambda *arguments: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    assert "ZeroDivisionError" in use(context_of(lab), "ledger_query", view="top")["error"]
 
 
 def test_the_memory_probe_measures_real_cells(shared: Lab) -> None:

@@ -17,6 +17,7 @@ from crew_on_script import (
     alone,
     code_narrative,
     crew_lab,
+    idea,
     interrupted_in,
     narrative_of,
     owners,
@@ -226,13 +227,12 @@ def good_brain(request: dict[str, Any]) -> Reply:
     """Proposes a learning rate of its own where it may, in parallel calls; reports."""
     turn, results = turn_of(request), results_of(request)
     if turn["kind"] == "propose" and not results:
-        looks = [(name, {"arm": arm}) for name in ("describe_search_space", "suggest") for arm in turn["arms"]]
+        looks = [("ledger_query", {"view": "top", "arm": arm, "limit": 3}) for arm in turn["arms"]]
         return call(*looks, ("ledger_query", {"view": "top", "arm": None, "limit": 3}))
-    if turn["kind"] == "propose" and len(results) == 5 and turn["role"] == "meta-learning":
+    if turn["kind"] == "propose" and len(results) == 3 and turn["role"] == "meta-learning":
         best = json.loads(results[-1])["rows"][0][0]
-        values = [{"name": "learner.learning_rate", "value": RATE}]
-        text = {"reason": f"[bold]{best}[/bold] rose late", "predicted_effect": "faster", "evidence": [best]}
-        return call(*(("propose", {"arm": arm, "values": values, **text}) for arm in turn["arms"]))
+        told = {"prior_or_rows": "rows", "reason": f"[bold]{best}[/bold] rose late", "evidence": [best]}
+        return call(*(("propose", idea(arm, {"learner.learning_rate": RATE}, **told)) for arm in turn["arms"]))
     if turn["kind"] == "report":
         return say(truthful(request))
     return say("Done.")
@@ -266,7 +266,7 @@ def test_parallel_calls_run_in_their_order(good: Worked) -> None:
     mine = [e for e in good.events if e.actor == "Meta-Learning" and e.kind in ("tool_call", "tool_result")]
     assert [e.kind for e in mine] == ["tool_call", "tool_result"] * (len(mine) // 2)
     arms = [e.payload["arguments"]["arm"] for e in mine if e.kind == "tool_call"]
-    assert arms == ["challenger", "baseline", "challenger", "baseline", None, "challenger", "baseline"]
+    assert arms == ["challenger", "baseline", None, "challenger", "baseline"]
 
 
 def test_text_of_a_model_is_handed_on_as_it_is(good: Worked) -> None:
@@ -319,8 +319,8 @@ def constantly(reply: Reply) -> Brain:
 FAULTS: dict[str, Brain] = {
     "prose instead of calls": constantly(say("I would suggest a learning rate of 0.5 and claim a return of +9000.")),
     "empty answers": constantly(say("")),
-    "malformed arguments": constantly(call(("suggest", '{"arm": "chal'))),
-    "arguments that are no object": constantly(call(("suggest", "[1, 2]"))),
+    "malformed arguments": constantly(call(("propose", '{"arm": "chal'))),
+    "arguments that are no object": constantly(call(("propose", "[1, 2]"))),
     "wrong arguments": constantly(call(("ledger_query", {"view": "everything", "score": 1.0}))),
     "oversized arguments": constantly(call(("write_note", {"text": "x" * 300_000, "target": None}))),
     "an unknown tool": constantly(call(("judge", {"outcome": "confirmed"}))),
@@ -333,8 +333,7 @@ FAULTS: dict[str, Brain] = {
     "markup and control characters": constantly(say("[red]x[/red] \x00 \x1b[31m {$turn} " + "\u202e" * 5)),
     "a lone surrogate": constantly(call(("write_note", '{"text": "\\ud800 oops", "target": null}'))),
     "infeasible proposals": lambda request: call(
-        ("propose", {"arm": "challenger", "values": [{"name": "model.num_layers", "value": 10**9}], "reason": "more",
-                     "predicted_effect": "more", "evidence": []})),
+        ("propose", idea("challenger", {"model.num_layers": 10**9}))),
 }  # fmt: skip
 
 
@@ -367,9 +366,7 @@ def test_the_model_cannot_set_values_in_the_optimizers_rounds(tmp_path: Path) ->
     def stubborn(request: dict[str, Any]) -> Reply:
         turn, tried = turn_of(request), len(results_of(request))
         if turn["kind"] == "propose" and tried < 3:
-            values = [{"name": "learner.learning_rate", "value": 0.002 + 0.0001 * turn["round"]}]
-            text = {"reason": "mine", "predicted_effect": "best", "evidence": []}
-            return call(("propose", {"arm": "challenger", "values": values, **text}))
+            return call(("propose", idea("challenger", {"learner.learning_rate": 0.002 + 0.0001 * turn["round"]})))
         return say("Done.")
 
     worked = run_with(stubborn, tmp_path, rounds=4)
@@ -481,9 +478,9 @@ def test_replaying_what_is_not_there_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_a_token_cap_is_held_before_each_call(tmp_path: Path) -> None:
-    lab, events, requests, _ = run_with(good_brain, tmp_path, max_tokens=13_100)
+    lab, events, requests, _ = run_with(good_brain, tmp_path, max_tokens=10_800)
     spent = sum(e.payload["input_tokens"] + e.payload["output_tokens"] for e in events if e.kind == "llm_call")
-    assert 0 < spent <= 13_100
+    assert 0 < spent <= 10_800
     assert any("--max-tokens" in e.text for e in events)
     with ModelServer(good_brain).running() as server:  # a new sitting counts what the earlier one spent
         lab.set_stage("verdict")

@@ -1,0 +1,1 @@
+"""What agents know when they propose, what they propose, and what came of it."""
