@@ -76,7 +76,10 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
 def test_it_says_what_was_understood_that_no_model_is_in_use_and_ends_in_a_verdict(campaign: tuple) -> None:
     _, _, output = campaign
     flat = " ".join(output.split())
-    assert "Understood: Does SSM (mingru, s5, lru, s4d) reach a higher return than LSTM on point-robot" in flat
+    assert (
+        "Understood: Does SSM (mingru, s5, lru, s4d, mlstm, ssd, gated-deltanet) reach a higher return than LSTM on point-robot"
+        in flat
+    )
     assert "No language model is in use" in flat
     assert "--llm openai:... | anthropic:... | ollama:..." in flat
     assert any(word in output for word in ("CONFIRMED", "REFUTED", "EQUIVALENT", "INCONCLUSIVE"))

@@ -20,7 +20,7 @@ from experiments.search.side import Recorded
 from experiments.spec import set_fields
 from meta_rl.learner import LEARNERS
 
-SSM = ("mingru", "s5", "lru", "s4d")
+SSM = ("mingru", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
 RECURRENT = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
 
 
@@ -32,7 +32,7 @@ RECURRENT = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
         ("show that a state space model beats LSTM on the halfcheetah-vel task", "beat", SSM, ("lstm",), "halfcheetah-vel"),
         ("please make LRU do better than the LSTM policy on point-robot.", "beat", ("lru",), ("lstm",), "point-robot"),
         ("beat lstm with s4d on ant-dir", "beat", ("s4d",), ("lstm",), "ant-dir"),
-        ("beat s5 on point-robot", "beat", ("mingru", "lru", "s4d"), ("s5",), "point-robot"),
+        ("beat s5 on point-robot", "beat", tuple(kind for kind in SSM if kind != "s5"), ("s5",), "point-robot"),
         ("compare S5 and LSTM on halfcheetah-dir", "compare", ("s5",), ("lstm",), "halfcheetah-dir"),
         ("S5 vs. LRU on point-robot", "compare", ("s5",), ("lru",), "point-robot"),
         ("find the best SSM on halfcheetah-vel", "best", SSM, ("mingru",), "halfcheetah-vel"),

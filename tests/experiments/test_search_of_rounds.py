@@ -464,7 +464,10 @@ def test_a_challenger_that_one_of_several_beats_is_refuted_and_one_that_beats_so
     lab = _three("beat LSTM and GRU on point-robot", tmp_path / "refuted", lstm=-15.0, gru=-1.0)
     search_and_confirm(lab)
     verdict = lab.judge()
-    assert (verdict.outcome, verdict.reason) == ("refuted", "GRU beats SSM (mingru, s5, lru, s4d)")
+    assert (verdict.outcome, verdict.reason) == (
+        "refuted",
+        "GRU beats SSM (mingru, s5, lru, s4d, mlstm, ssd, gated-deltanet)",
+    )
     lab = _three("beat LSTM and GRU on point-robot", tmp_path / "open", lstm=-15.0, gru=-5.0)
     search_and_confirm(lab)
     assert "beats 1 of the 2 sides" in lab.judge().reason
