@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from core.config import search
 from core.errors import bad_value, unknown_name
-from core.fused.bounded_block import bounded_block
+from core.fused.bounded_block import bounded_block, bounded_output
 from core.fused.discretization import discretize, split
 from core.fused.linear_cells import channel_system, dense_system
-from core.fused.ssm_block import ssm_block
+from core.fused.ssm_block import block_output, ssm_block
+from core.scan import split_scan
 from core.sequence_model import (
     MODELS,
     SequenceModelConfig,
@@ -37,6 +38,9 @@ from core.sequence_model import (
     register_model,
 )
 from core.stack import BLOCKS, BlockStack, LayerNorm
+
+SLOWEST = 1e-6
+"""Least pace of a selective state: slower is standing still in single precision, and a logarithm is taken of it."""
 
 
 def check_time_steps(config: Any) -> None:
@@ -98,10 +102,23 @@ class DenseConfig(SSMConfig):
         default=0.0,
         ge=0,
         le=0.5,
-        json_schema_extra=search(choices=(0.0, 0.125, 0.25), since=3),
+        json_schema_extra=search(choices=(0.0, 0.125, 0.25), since=3, only_if=("selective", (False,))),
         exclude_if=lambda share: share == 0,
     )
     """Share of the states that only add, a = 1 exactly, and are not trained to do otherwise: sums forget nothing, and grow."""
+
+    selective: bool = Field(
+        default=False,
+        json_schema_extra=search(choices=(False, True), since=3),
+        exclude_if=lambda selective: not selective,
+    )
+    """Whether the input sets the pace of each state: what is read stretches or shortens the step, so that a state may keep what it has."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> DenseConfig:
+        if self.selective and self.integrators:
+            raise ValueError("a selective model has no integrators: those have no step to stretch; set one of the two")
+        return self
 
     def integrator_count(self) -> int:
         """How many of the state_dim / 2 complex states; at least one stays on the ring."""
@@ -199,6 +216,36 @@ class DiagonalCell(nn.Module):
     C: nn.Parameter
     D: nn.Parameter
     state_size: int
+    pace: nn.Linear | None
+
+    def add_pace(self, config: DenseConfig, generator: torch.Generator) -> None:
+        """For a selective model the map from u to the pace of each state, one where u is zero: softplus(ln(e - 1)) = 1."""
+        self.pace = None
+        if config.selective:
+            self.pace = linear(config.hidden_dim, config.state_dim // 2, generator)
+            nn.init.constant_(self.pace.bias, math.log(math.e - 1))
+
+    def selective(self, u: Tensor, state: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y (B, T, H) and the last state (B, S) where the step depends on the input (after Mamba, arXiv 2312.00752, section 3.2):
+
+        p_t = softplus(W_p u_t + b_p),   a_t = exp(lambda dt p_t),   h_t = k_t a_t h_{t-1} + gain_t B u_t,   y_t = C h_t
+
+        S5: gain_t is that of a step of dt p_t (zoh, or with a_t bilinear). LRU, where dt = 1: gain_t = gamma sqrt((1 - |a_t|^2) / (1 - |a|^2)), as
+        RG-LRU has it. Both fall to zero with p_t and stay bounded where it is large; at p_t = 1 this is the model without selection.
+        """
+        assert self.pace is not None
+        first, second, third = (getattr(self, name) for name in self.dynamics)
+        pace = F.softplus(self.pace(u)).clamp_min(SLOWEST)
+        if self.method == "exponential":
+            twice = 2 * first.exp()
+            share = (torch.expm1(-twice * pace) / torch.expm1(-twice)).clamp_min(SLOWEST)
+            a, gain = discretize(first + pace.log(), second + pace.log(), third + 0.5 * share.log(), self.method)
+        else:
+            a, gain = discretize(first, second, third + pace.log(), self.method)
+        re, im = F.linear(u, self.B).chunk(2, -1)
+        drive = torch.cat([gain.real * re - gain.imag * im, gain.real * im + gain.imag * re], -1)
+        states = split_scan(split(a), drive, state, keep, is_complex=True)
+        return F.linear(states, self.C), states[:, -1]
 
     def parameters_for(self) -> tuple[Tensor, ...]:
         """What the fused block takes."""
@@ -249,6 +296,7 @@ class S5Cell(DiagonalCell):
         # y = 2 Re(C h): the factor of the conjugate pair and the sign of i * i live in the stored matrix.
         self.C = nn.Parameter(2 * torch.cat([c.real, -c.imag], 1))
         self.D = nn.Parameter(torch.randn(width, generator=generator))
+        self.add_pace(config, generator)
 
 
 class LRUCell(DiagonalCell):
@@ -279,6 +327,7 @@ class LRUCell(DiagonalCell):
         self.C = nn.Parameter(torch.randn(width, 2 * count, generator=generator) / math.sqrt(count))
         self.D = nn.Parameter(torch.randn(width, generator=generator))
         self.method, self.state_size = "exponential", config.state_dim
+        self.add_pace(config, generator)
 
 
 class S4DCell(nn.Module):
@@ -288,7 +337,7 @@ class S4DCell(nn.Module):
     """
 
     form = "channel"
-    integrators = 0
+    integrators, pace = 0, None
     dynamics = ("log_decay", "frequency", "log_dt")
 
     def __init__(self, config: S4DConfig, generator: torch.Generator) -> None:
@@ -347,6 +396,13 @@ class SSMBlock(nn.Module):
         residual = None if self.norm is None else x
         weight, bias = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
         cell = self.cell
+        if isinstance(cell, DiagonalCell) and cell.pace is not None:
+            y, state = cell.selective(u, state, keep)
+            if self.gating == "bounded":
+                assert weight is not None
+                assert bias is not None
+                return bounded_output(y, u, cell.D, weight, bias), state
+            return block_output(y, u, x, cell.D, weight, bias), state
         if self.gating == "bounded":
             assert weight is not None
             assert bias is not None
@@ -355,12 +411,17 @@ class SSMBlock(nn.Module):
 
     def prepare_step(self) -> tuple[Tensor | None, ...]:
         """What one step needs and only parameters decide: computed once, kept until a parameter changes."""
+        if self.cell.pace is not None:
+            return ()
         weight, bias = (None, None) if self.gate is None else (self.gate.weight.T, self.gate.bias)
         system = self.cell.step_system() if isinstance(self.cell, S4DCell) else (self.cell.step_matrix(),)
         return weight, bias, *system
 
     def step(self, x: Tensor, state: Tensor, prepared: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """x (B, H), state (B, S): one step without gradients, in as few operations as can be."""
+        if not prepared:
+            y, state = self.forward(x.unsqueeze(1), state, None)
+            return y.squeeze(1), state
         u = x if self.norm is None else self.norm(x)
         weight, bias, first, *rest = prepared
         if rest:

@@ -36,7 +36,8 @@ def covered(policy: RecurrentPolicy) -> bool:
 
 
 def compiled_blocks(policy: RecurrentPolicy) -> list[SSMBlock]:
-    """The memory's blocks where they can as well: state space blocks with a full gate, no norm and no integrators, as wide as the encoder.
+    """The memory's blocks where they can as well: plain state space blocks (a full gate, no norm, no integrators, not selective), as wide
+    as the encoder.
 
     Nothing where one of them cannot.
     """
@@ -44,7 +45,10 @@ def compiled_blocks(policy: RecurrentPolicy) -> list[SSMBlock]:
     if not isinstance(memory, StateSpaceModel) or memory.encoder is not None or memory.decoder is not None:
         return []
     blocks = [block for block in memory.blocks if isinstance(block, SSMBlock)]
-    plain = all(block.gating == "full" and block.norm is None and not block.cell.integrators for block in blocks)
+    plain = all(
+        block.gating == "full" and block.norm is None and not block.cell.integrators and block.cell.pace is None
+        for block in blocks
+    )
     return blocks if plain and len(blocks) == len(memory.blocks) else []
 
 

@@ -65,14 +65,20 @@ def block_reference(
 ) -> tuple[Tensor, Tensor]:
     """`ssm_block` in plain operations."""
     y, last = CELLS[form].reference(u, state, keep, method, *parameters)
+    return block_output(y, u, u if residual is None else residual, skip, weight, bias), last
+
+
+def block_output(
+    y: Tensor, u: Tensor, residual: Tensor, skip: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """What is made of a cell's y, in plain operations."""
     value = F.silu(torch.addcmul(y, u, skip))
-    residual = u if residual is None else residual
     if weight is None:
-        return residual + value, last
+        return residual + value
     mixed = F.linear(value, weight, bias)
     if mixed.shape[-1] == value.shape[-1]:
-        return residual + value * torch.sigmoid(mixed), last
-    return residual + F.glu(mixed), last
+        return residual + value * torch.sigmoid(mixed)
+    return residual + F.glu(mixed)
 
 
 class FusedBlock(Fused):

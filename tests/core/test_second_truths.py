@@ -181,6 +181,89 @@ def test_a_sum_of_white_noise_reaches_unit_variance_with_the_slowest_state(kind:
     assert float(sums) == pytest.approx(float(ring), rel=0.25)
 
 
+SELECTIVE = [{"kind": "s5"}, {"kind": "s5", "discretization": "bilinear"}, {"kind": "lru"}]
+
+
+def selective_pair(fields: dict[str, str], gating: str = "full") -> list[StateSpaceModel]:
+    """A selective model and the one without selection that has the same other parameters."""
+    sizes = {"hidden_dim": WIDTH, "state_dim": 8, "num_layers": 2, "gating": gating}
+    chosen, plain = (
+        build_model(parse_model_config({**fields, **sizes, "selective": selective}), 5, 3)
+        for selective in (True, False)
+    )
+    plain.load_state_dict({n: v for n, v in chosen.state_dict().items() if "pace" not in n})
+    assert isinstance(chosen, StateSpaceModel)
+    assert isinstance(plain, StateSpaceModel)
+    return [chosen, plain]
+
+
+def paces(model: StateSpaceModel) -> list[torch.nn.Linear]:
+    return [block.cell.pace for block in model.blocks if block.cell.pace is not None]
+
+
+@pytest.mark.parametrize("fields", SELECTIVE, ids=str)
+@pytest.mark.parametrize("gating", ["full", "half", "none", "bounded"])
+def test_a_selective_model_at_a_pace_of_one_is_the_model_without_selection(fields: dict[str, str], gating: str) -> None:
+    chosen, plain = selective_pair(fields, gating)
+    for pace in paces(chosen):
+        torch.nn.init.zeros_(pace.weight)
+    x = torch.randn(2, TIME, 5, generator=generator())
+    assert torch.allclose(chosen(x)[0], plain(x)[0], atol=1e-5)
+    assert torch.allclose(chosen(x)[1], plain(x)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", SELECTIVE, ids=str)
+def test_a_selective_model_stops_its_time_where_its_pace_is_zero_and_gives_one_step_at_a_time_what_it_gives_at_once(
+    fields: dict[str, str],
+) -> None:
+    chosen, _ = selective_pair(fields)
+    x = torch.randn(2, TIME, 5, generator=generator())
+    resets = torch.rand(2, TIME, generator=generator(4)) < 0.3
+    whole, last = chosen(x, None, resets)
+    hidden, steps = None, []
+    with torch.no_grad():
+        for t in range(TIME):
+            y, hidden = chosen(x[:, t], hidden, resets[:, t])
+            steps.append(y)
+    assert hidden is not None
+    assert torch.allclose(torch.stack(steps, 1), whole, atol=1e-5)
+    assert torch.allclose(hidden, last, atol=1e-5)
+    for pace in paces(chosen):
+        torch.nn.init.zeros_(pace.weight)
+        torch.nn.init.constant_(pace.bias, -30.0)
+    assert torch.allclose(chosen(x, hidden)[1], hidden, atol=0.02)  # LRU's gain falls with the root of the pace
+
+
+@pytest.mark.parametrize("fields", SELECTIVE, ids=str)
+def test_a_selective_state_is_the_recurrence_of_its_equations(fields: dict[str, str]) -> None:
+    chosen, _ = selective_pair(fields)
+    cell = chosen.blocks[0].cell
+    assert isinstance(cell, DiagonalCell)
+    assert cell.pace is not None
+    u = torch.randn(1, TIME, WIDTH, generator=generator(1))
+    first, frequency, third = (getattr(cell, name).detach().double().numpy() for name in cell.dynamics)
+    paced = torch.nn.functional.softplus(cell.pace(u))[0].detach().double().numpy()
+    re, im = (u[0] @ cell.B.T).detach().double().numpy().reshape(TIME, 2, -1).transpose(1, 0, 2)
+    h, states = np.zeros(len(first), dtype=complex), []
+    for t in range(TIME):
+        if cell.method == "exponential":
+            rate = -np.exp(first) + 1j * np.exp(frequency)
+            a, whole = np.exp(rate * paced[t]), np.exp(rate)
+            gain = np.exp(third) * np.sqrt((1 - np.abs(a) ** 2) / (1 - np.abs(whole) ** 2))
+        else:
+            rate = -np.exp(first) + 1j * frequency
+            step = np.exp(third) * paced[t]
+            if cell.method == "zoh":
+                a = np.exp(rate * step)
+                gain = (a - 1) / rate
+            else:
+                a, gain = (1 + rate * step / 2) / (1 - rate * step / 2), step / (1 - rate * step / 2)
+        h = a * h + gain * (re[t] + 1j * im[t])
+        states.append(np.concatenate([h.real, h.imag]))
+    _, last = cell.selective(u, torch.zeros(1, 8), None)
+    assert np.allclose(last[0].detach().numpy(), states[-1], atol=1e-4)
+
+
 def test_mamba_is_algorithm_2_step_by_step() -> None:
     config = MambaConfig(hidden_dim=WIDTH, expand=1.5, states_per_channel=3, conv_width=4, norm="rms")
     block = MambaBlock(config, generator())

@@ -392,6 +392,6 @@ def test_a_question_without_changes_is_recorded_as_before_there_were_any() -> No
     before = Question.model_validate(content)
     assert before.changes == EnvOptions()
     old, new, present = ({p.name for p in space_of(before, before.challenger, marks).parameters} for marks in (1, 2, 3))
-    assert present - new == {"model.gating", "model.integrators"}
+    assert present - new == {"model.gating", "model.integrators", "model.selective"}
     assert not {name for name in new if name.startswith(("adaptation.", "changes."))}
     assert new - old == {"learner.aux", "learner.aux_weight"}

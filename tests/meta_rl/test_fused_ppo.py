@@ -24,6 +24,7 @@ MODELS = {
     "half": {"kind": "s5", "hidden_dim": 16, "state_dim": 12, "gating": "half"},
     "bounded": {"kind": "lru", "hidden_dim": 16, "state_dim": 32, "gating": "bounded"},
     "integrators": {"kind": "s5", "hidden_dim": 16, "state_dim": 16, "integrators": 0.25},
+    "selective": {"kind": "s5", "hidden_dim": 16, "state_dim": 12, "selective": True},
     "another width": {"kind": "lru", "hidden_dim": 24, "state_dim": 12},
     "lstm": {"kind": "lstm", "hidden_dim": 16},
     "gru": {"kind": "gru", "hidden_dim": 24},
