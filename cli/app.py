@@ -54,6 +54,7 @@ for _command in (
         reading.runs,
         reading.campaigns,
         reading.strategies,
+        reading.transcript,
         reading.show,
         reading.status,
         reading.compare,

@@ -90,6 +90,27 @@ def strategies(campaign: str | None = None, *, found: Flag = False, options: Led
     options.output.table(strategies_table(ledger, numbers, found_alone=found), header=True)
 
 
+def transcript(campaign: str = "@last", *, options: LedgerOptions = LedgerOptions()) -> None:
+    """Print what the crew of a campaign said: plans, ideas with their reasons in full, messages, refusals, words of people.
+
+    Parameters
+    ----------
+    campaign
+        Its id, such as c-0007 or @last.
+    """
+    from experiments.reading.crew import talk
+    from experiments.reading.crew import transcript as written
+
+    ledger = options.read()
+    number = ledger.resolve(campaign, "campaign")
+    if options.output.json:
+        options.output.result(
+            [{"event": e.id, "kind": e.kind, "actor": e.actor, **e.payload} for e in talk(ledger, number)]
+        )
+        return
+    options.output.result(None, written(ledger, number))
+
+
 def show(id: str, *, options: LedgerOptions = LedgerOptions()) -> None:
     """Show one run, campaign, claim or verdict with everything recorded about it.
 

@@ -296,7 +296,9 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
 
 
 def _describe_campaign(ledger: Ledger, number: int) -> dict[str, Any]:
-    campaign = ledger.get_campaign(number)
+    from experiments.reading.crew import ideas_table, predictions_table
+
+    campaign, ideas = ledger.get_campaign(number), ideas_table(ledger, number)
     with ledger.session() as session:
         statuses = session.execute(
             select(Run.purpose, Run.status, func.count())
@@ -313,6 +315,9 @@ def _describe_campaign(ledger: Ledger, number: int) -> dict[str, Any]:
         "claim": readable_id("k", claim.id) if claim else None,
         "verdict": verdict.content if verdict else None,
         "narrative": campaign.narrative,
+        **(
+            {"predictions": predictions_table(ledger, number).records(), "ideas": ideas.records()} if ideas.rows else {}
+        ),
         "question": campaign.question,
         "plan": campaign.plan,
         "provenance": campaign.provenance,

@@ -33,8 +33,10 @@ from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Ru
 from experiments.ledger.store import Ledger, readable_id
 from experiments.ledger.waste import count_waste
 from experiments.numbers import format_count, format_seconds
+from experiments.reading.crew import ideas_table, predictions_table
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths
+from experiments.tables import TableView
 from experiments.vocabulary import ARMS, FINISHED
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -123,6 +125,10 @@ class ReportData:
     notes: tuple[tuple[str, str], ...]
     events: dict[str, int]
     steering: tuple[HumanWord, ...]
+    ideas: TableView
+    """What agents proposed, expected and got."""
+    predictions: TableView
+    """The same by agent."""
 
 
 def write_report(ledger: Ledger, campaign_id: int, paths: Paths) -> tuple[Path, Path]:
@@ -203,6 +209,8 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         notes=tuple(notes),
         events=events,
         steering=steering,
+        ideas=ideas_table(ledger, campaign_id),
+        predictions=predictions_table(ledger, campaign_id),
     )
 
 

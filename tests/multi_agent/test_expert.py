@@ -12,6 +12,9 @@ from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
 from experiments.campaign.lab import Lab
 from experiments.campaign.proposing.ideas import measured
+from experiments.reading.crew import ideas_table, predictions_table, transcript
+from experiments.reading.queries import describe_row
+from experiments.reading.report import write_report
 from experiments.runs.executor import Job
 
 STACK = {"model.num_layers": 1}
@@ -88,3 +91,32 @@ def test_every_turn_is_briefed_by_code(worked: Worked) -> None:
     heard = [r["messages"][1]["content"] for r in worked.requests if turn_of(r).get("role") == "environment"]
     assert "State-Modeling on challenger: the incumbent with model.num_layers=1, expects +90 [+50, +200] nf" in heard[0]
     assert " tokens" in heard[0].rsplit("Left: ", 1)[1]
+
+
+def test_the_report_the_page_and_show_hold_what_was_expected_against_what_was_measured(worked: Worked) -> None:
+    lab = worked.lab
+    (done,) = measured(lab.trials)
+    (mine, optimizer) = predictions_table(lab.ledger, lab.number).records()
+    assert (mine["agent"], mine["ideas"], mine["tried"], mine["in interval"]) == ("State-Modeling", 1, 1, "1 of 1")
+    assert mine["error"] == pytest.approx(abs(90.0 - (done.effect or 0)), abs=0.01)
+    assert mine["gain over the optimizer"] == pytest.approx(mine["measured"] - optimizer["measured"], abs=0.02)
+    (row,) = ideas_table(lab.ledger, lab.number).records()
+    assert (row["change"], row["run"], row["rests on"]) == ("incumbent: model.num_layers=1", "done", "prior")
+    page, markdown = write_report(lab.ledger, lab.number, lab.paths)
+    for text in (page.read_text(), markdown.read_text()):
+        assert "What the agents expected" in text
+        assert "incumbent: model.num_layers=1" in text
+        assert "50 to 200" in text
+    assert describe_row(lab.ledger, lab.campaign_id)["predictions"][0] == mine
+
+
+def test_the_transcript_tells_who_proposed_what_with_the_reason_in_full_at_80_columns(worked: Worked) -> None:
+    lab = worked.lab
+    text = transcript(lab.ledger, lab.number)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    said = " ".join(text.split())
+    assert "State-Modeling proposes challenger, trial 3: the incumbent with model.num_layers=1; expects +90 [+50, +200] noise floors. One wide layer trains faster." in said  # fmt: skip
+    assert (
+        said.count("One wide layer trains faster.") == 2
+    )  # the idea, and the end of the turn, which is not told again as a message
+    assert "Search round 2 of 3: the agents' configuration." in said
