@@ -23,7 +23,7 @@ from experiments.bench.searches import RULES, ArmResult, RealWorld, Searcher, Ta
 from experiments.campaign.question import parse_goal, parse_task
 from experiments.campaign.sides import parse_model
 from experiments.search.sizing import count_parameters
-from experiments.search.space import SearchSpace
+from experiments.search.space import MARKS, SearchSpace
 from meta_rl.learner import DEFAULT_LEARNER
 
 AgentArms = Callable[[argparse.Namespace, Sequence[str], Callable[[str], None]], Mapping[str, Searcher]]
@@ -63,12 +63,12 @@ def main(arguments: Sequence[str], agent_arms: AgentArms | None = None, agent_ar
     else:
         trials = options.trials if options.trials is not None else 8
         task, model = parse_task(options.task), parse_model(options.model)
-        space = SearchSpace(model, task, learner=DEFAULT_LEARNER)
+        space = SearchSpace(model, task, learner=DEFAULT_LEARNER, marks=MARKS)
     if options.on == "landscape":
         say(f"Random hills over the space of {model.name} on {task}; a score's noise has standard deviation 1.")
         world = lambda search: Landscape(space, search)  # noqa: E731
     elif options.on == "real":
-        rival = SearchSpace(parse_goal(f"beat LSTM on {task}").baseline, task, learner=DEFAULT_LEARNER)
+        rival = SearchSpace(parse_goal(f"beat LSTM on {task}").baseline, task, learner=DEFAULT_LEARNER, marks=MARKS)
         size = count_parameters(rival.spec({}, env_steps=1, seed=0, parameters=None))
         steps = options.env_steps or SIZES["env_steps"]
         say(f"Every trial trains {model.name} on {task} for {steps:,} env steps.")

@@ -146,20 +146,30 @@ def near(
         shifted: dict[str, Value] = dict(centre)
         for parameter, move, is_picked in zip(space.parameters, moves, picked, strict=True):
             if is_picked and parameter.name in centre:
-                shifted[parameter.name] = shift(parameter, centre[parameter.name], radius * (2 * move - 1))
+                by = radius * (2 * move - 1)
+                shifted[parameter.name] = shift(parameter, centre[parameter.name], by, halves=space.marks >= 3)
         values = space.complete(shifted)
         if not any(is_near(space.parameters, other, values) for other in known):
             break
     return values, radius
 
 
-def shift(parameter: Parameter, value: Value, by: float) -> Value:
+def shift(parameter: Parameter, value: Value, by: float, *, halves: bool = True) -> Value:
     """A parameter's value moved by a share of its range, kept inside. A choice or a whole number moves from the middle of its
-    share of the range, so that a step shorter than half of that changes nothing; choices without an order go round."""
+    share of the range, so that a step shorter than half of that changes nothing; choices without an order go round.
+
+    halves: of choices without an order the present one has half of the range, as if there were two: how soon it is left then does not
+    depend on how many there are. Searches of before these were seven models left one of many sooner.
+    """
     if parameter.kind == "float":
         return parameter.from_unit(min(max(parameter.to_unit(value) + by, 0.0), 1.0))
     if parameter.kind == "choice":
         count = len(parameter.choices or ())
+        if halves and not parameter.ordered and count > 1:
+            if abs(by) < 0.25:
+                return value
+            others = [choice for choice in parameter.choices or () if choice != value]
+            return others[min(int((by % 1.0 - 0.25) * 2 * len(others)), len(others) - 1)]
         place = (round(parameter.to_unit(value) * max(count - 1, 1)) + 0.5) / count + by
         return parameter.from_unit(min(max(place, 0.0), 1.0 - 1e-9) if parameter.ordered else place % 1.0)
     low, high = int(parameter.low or 0), int(parameter.high or 0)

@@ -120,6 +120,11 @@ def test_a_shifted_value_stays_in_its_range_and_a_short_step_leaves_a_choice_alo
             assert parameter.check(shift(parameter, parameter.default, by)) is not None
         if parameter.kind != "float":
             assert shift(parameter, parameter.default, 0.01) == parameter.default
+        if parameter.choices and not parameter.ordered:  # however many there are, and every other one is reached
+            assert shift(parameter, parameter.default, 0.24) == parameter.default
+            reached = {shift(parameter, parameter.default, by / 1000) for by in range(250, 750)}
+            assert reached == set(parameter.choices) - {parameter.default}
+            assert shift(parameter, parameter.default, -0.24) == parameter.default
     number = next(p for p in SearchSpace(goal.challenger, goal.task, learner="rl2").parameters if p.kind == "float")
     assert number.to_unit(shift(number, number.default, 0.05)) == pytest.approx(
         number.to_unit(number.default) + 0.05, abs=1e-3
