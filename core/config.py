@@ -26,6 +26,7 @@ def search(
     family: str | None = None,
     only_if: tuple[str, tuple[Any, ...]] | None = None,
     since: int = 1,
+    slots: int = 0,
 ) -> dict[str, Any]:
     """Marks a field as tunable: `Field(default=64, json_schema_extra=search(choices=(32, 64, 128)))`.
 
@@ -33,9 +34,10 @@ def search(
     where it is not the usual one of the configuration it stands in. family: what it is about, where that is not the
     whole subject of the role; a search that has stopped gaining changes one family at a time. only_if: another field of the
     configuration and the values of it with which this one has an effect. since: the generation of marks that it came with;
-    a search that began with an earlier one goes on without it, so that what it suggests does not change.
+    a search that began with an earlier one goes on without it, so that what it suggests does not change. slots: of a field that is a
+    list of choices the most that are searched; each place is a choice of its own, which may stay empty but for the first.
     """
-    own = {"low": low, "high": high, "log": log, "choices": choices, "role": role, "family": family}
+    own = {"low": low, "high": high, "log": log, "choices": choices, "role": role, "family": family, "slots": slots}
     return {"search": {**own, "only_if": only_if, "since": since}}
 
 

@@ -11,13 +11,15 @@ A block's norm, where it has one, is `LayerNorm` below or torch's RMSNorm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from core.config import search
 from core.registry import Registry
 from core.sequence_model import (
     MODELS,
@@ -27,6 +29,7 @@ from core.sequence_model import (
     linear,
     register_model,
     transforms_active,
+    width_multiple,
 )
 
 BLOCKS: Registry[Callable[[Any, torch.Generator], nn.Module]] = Registry("block")
@@ -101,7 +104,7 @@ def _side_by_side(states: list[Tensor]) -> Tensor:
 
 
 # ------------------------------------------------------------------------------- stacks of different blocks
-BlockKind = Literal["s5", "lru", "s4d", "mamba", "attention", "mlp"]
+BlockKind = Literal["s5", "lru", "s4d", "mamba", "rg-lru", "mlstm", "ssd", "gated-deltanet", "attention", "mlp"]
 
 
 class HybridConfig(SequenceModelConfig):
@@ -110,7 +113,12 @@ class HybridConfig(SequenceModelConfig):
     kind: Literal["hybrid"] = "hybrid"
     num_layers: int = Field(default=1, ge=1, le=32)
     """How often the list of blocks is repeated."""
-    blocks: tuple[BlockKind, ...] = Field(default=("lru", "attention", "mlp"), min_length=1, max_length=32)
+    blocks: tuple[BlockKind, ...] = Field(
+        default=("lru", "attention", "mlp"),
+        min_length=1,
+        max_length=32,
+        json_schema_extra=search(choices=get_args(BlockKind), slots=6, since=3),
+    )
     """Block kinds in order; attention looks back over a sliding window of `context` steps."""
     state_dim: int = Field(default=128, ge=2, le=65536)
     """Real numbers of state of each s5, lru and s4d block; with s4d a multiple of 2 * hidden_dim."""
@@ -127,6 +135,12 @@ class HybridConfig(SequenceModelConfig):
     states_per_channel: int = Field(default=8, ge=1, le=256)
     """States of each channel of a mamba block."""
 
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _written_as_a_sum(cls, blocks: Any) -> Any:
+        """A list may be written in one word: s5/attention."""
+        return tuple(part.strip() for part in blocks.split("/")) if isinstance(blocks, str) else blocks
+
     @model_validator(mode="after")
     def _every_block_is_valid(self) -> HybridConfig:
         for kind in set(self.blocks):
@@ -142,12 +156,14 @@ class HybridConfig(SequenceModelConfig):
         """The configuration of one block: this one's values for all fields that its kind has."""
         config_type = MODELS["transformer" if kind == "attention" else kind].config_type
         own = {name: getattr(self, name) for name in type(self).model_fields if name in config_type.model_fields}
+        if kind == "rg-lru" and self.norm == "none":  # which always has one
+            del own["norm"]
         return config_type.model_validate({**own, "kind": config_type.model_fields["kind"].default, "num_layers": 1})
 
     @property
     def width_multiple(self) -> int:
         """The width must be a multiple of this."""
-        return self.num_heads if "attention" in self.blocks else 1
+        return math.lcm(*(width_multiple(self.block_config(kind)) for kind in self.blocks))
 
     def state_dim_for_width(self, width: int) -> int:
         """The state size that keeps the present ratio to hidden_dim at another width."""

@@ -18,7 +18,7 @@ from core.words.commands import command
 from experiments.presets import named_preset
 from experiments.search.side import Recorded, Side, Value
 from experiments.spec import WorldChanges
-from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
+from meta_rl.learner import DEFAULT_LEARNER, LEARNERS, LearnerConfig
 
 SSM_KINDS = ("mingru", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
 """The linear recurrences that `ssm` in a goal means, gated, time-invariant and matrix-valued; the default first: the best at the lengths that a
@@ -69,7 +69,7 @@ IN_TRAINING = (
     "the switch",
 )
 """What "trained with ..." may be followed by, to have the goal's mid-episode changes in training too."""
-ANY_MODEL = ("model", "models", "architecture", "architectures", "sequence model", "memory", "cell", "kind of memory")
+ANY_MODEL = ("model", "models", "sequence model", "memory", "cell", "kind of memory")
 ANY_LEARNER = ("learner", "learners", "learning algorithm", "algorithm", "meta-learner", "meta-learning algorithm")
 _JOINER = re.compile(
     r"\s+(?:with|plus|using|for|trained\s+(?:by|with))\s+|\s+(?=(?:without|no)\s)|\s*\+\s*", re.IGNORECASE
@@ -274,6 +274,8 @@ def _known(name: str) -> Named | None:
     family = MODEL_ALIASES.get(name, name)
     if family in families:
         return Named(family, families[family], (), {}, None)
+    if name in ("architecture", "architectures"):
+        return Named("architecture", (*LearnerConfig.models, "mingru", "hybrid"), (), {}, None)
     if name in ANY_MODEL:
         return Named("model", (), (), {}, None)
     if name in ANY_LEARNER:

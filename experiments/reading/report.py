@@ -289,9 +289,9 @@ def _as_trained(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     sections = {**run.spec, "model": run.spec["policy"]["model"]}
     trained = {}
     for name in values:
-        section, field = name.split(".", 1)
+        section, field, *place = name.split(".")
         if field in sections.get(section, {}):
-            trained[name] = sections[section][field]
+            trained[f"{section}.{field}"] = "/".join(sections[section][field]) if place else sections[section][field]
     return trained
 
 

@@ -242,7 +242,7 @@ def tpe(
             chosen[p.name] = trial.suggest_int(p.name, int(p.low or 0), int(p.high or 0), log=p.log)
         else:
             chosen[p.name] = trial.suggest_float(p.name, p.low or 0.0, p.high or 0.0, log=p.log)
-    return chosen
+    return space.complete(chosen)  # less what a later choice left without an effect
 
 
 # ---- the plateau rule -------------------------------------------------------------------

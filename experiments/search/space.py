@@ -44,6 +44,8 @@ this: numbers by 2 % of their range, in logarithms on a log scale, and every cho
 MARKS = 3
 """The present generation of search marks (`core.config.search`): 2 has test-time adaptation, training with the changes, learned
 inner rates and auxiliary losses, 3 the forms of state space blocks. Campaigns and tables that began before go on without them."""
+EMPTY = "empty"
+"""What stands in a place of a list that is not used."""
 ALL_SLICES = "all"  # in the place of a role: every parameter
 FAMILY_OF_ROLE: dict[Role, str] = {
     "state-modeling": "architecture",
@@ -78,6 +80,11 @@ class Parameter(FrozenConfig):
     since: int = Field(default=1, exclude_if=lambda since: since == 1)
     """The generation of its mark."""
     description: str = ""
+
+    @property
+    def field(self) -> str:
+        """Dotted name of the field, of which a place in a list is a part."""
+        return ".".join(self.name.split(".")[:2])
 
     def distribution(self) -> BaseDistribution:
         if self.kind == "choice":
@@ -218,7 +225,7 @@ class SearchSpace:
             able = [(n, s) for n, s in specs if s.adaptation.is_on or s.learner.why_no_adaptation is None]
             own = [(n, _tunable(s.adaptation, "adaptation", "adaptation") if (n, s) in able else []) for n, s in specs]
             parameters += _of_several(own, "only_with")
-        return tuple(p for p in parameters if p.name not in self.side.fixed and self._can_matter(p))
+        return tuple(p for p in parameters if p.field not in self.side.fixed and self._can_matter(p))
 
     def _can_matter(self, parameter: Parameter) -> bool:
         """Whether a parameter is of the side's generation, and what the side fixes leaves it an effect."""
@@ -292,7 +299,9 @@ class SearchSpace:
             own |= {
                 p.name: p.default for p in _tunable(self.default(kind, learner).learner, "learner", "meta-learning")
             }
-        return {p.name: values.get(p.name, own.get(p.name, p.default)) for p in self.parameters if self.has(p, values)}
+        return _close_up(
+            {p.name: values.get(p.name, own.get(p.name, p.default)) for p in self.parameters if self.has(p, values)}
+        )
 
     def to_unit(self, values: dict[str, Value]) -> Float[ndarray, " D"]:
         """Unit coordinates of a complete configuration, one a parameter; NaN where its kinds have no such field."""
@@ -316,8 +325,11 @@ class SearchSpace:
             data[section] = getattr(self.default(kind, learner), section).model_dump(mode="json")
         sections = {**data, "model": data["policy"]["model"]}
         for name, value in values.items():
-            if not name.endswith(".kind"):
-                section, field = name.split(".", 1)
+            section, field, *place = name.split(".")
+            if place:  # of a list: they come in order
+                before = sections[section][field] if place != ["1"] else []
+                sections[section][field] = [*before, value] if value != EMPTY else before
+            elif field != "kind":
                 sections[section][field] = value
         try:
             learned = parse_learner_config(data["learner"])
@@ -415,6 +427,9 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
         if marked is None:
             continue
         default = getattr(config, name)
+        if marked.get("slots"):
+            parameters += _places(f"{section}.{name}", default, marked, role, field.description or "")
+            continue
         if marked["choices"] is not None:
             kind = "choice"
         else:
@@ -441,6 +456,41 @@ def _tunable(config: FrozenConfig, section: str, role: Role) -> list[Parameter]:
             )
         )
     return parameters
+
+
+def _places(name: str, default: Sequence[str], marked: Mapping[str, Any], role: Role, words: str) -> list[Parameter]:
+    """A choice for each place of a list; a list that is longer than what is searched stays as it is."""
+    if len(default) > marked["slots"]:
+        return []
+    found = []
+    for place in range(marked["slots"]):
+        here = default[place] if place < len(default) else EMPTY
+        found.append(
+            Parameter(
+                name=f"{name}.{place + 1}",
+                role=marked["role"] or role,
+                family=marked["family"] or FAMILY_OF_ROLE[marked["role"] or role],
+                kind="choice",
+                choices=marked["choices"] if place == 0 else (EMPTY, *marked["choices"]),
+                default=here,
+                since=marked["since"],
+                description=f"Place {place + 1} of: {words}".replace("\n", " "),
+            )
+        )
+    return found
+
+
+def _close_up(values: dict[str, Value]) -> dict[str, Value]:
+    """With the empty places of lists last, so that one list is written in one way."""
+    lists: dict[str, list[str]] = {}
+    for name in values:
+        field, _, place = name.rpartition(".")
+        if place.isdigit():
+            lists.setdefault(field, []).append(name)
+    for names in lists.values():
+        filled = [values[name] for name in names if values[name] != EMPTY]
+        values |= dict(zip(names, [*filled, *[EMPTY] * (len(names) - len(filled))], strict=True))
+    return values
 
 
 def is_near(parameters: Sequence[Parameter], first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:

@@ -117,7 +117,7 @@ MODELS_OF = {name: LEARNERS[name].config_type.models for name in ("rl2", "maml-p
         ("compare maml and first-order maml on halfcheetah-dir", "compare", {"learners": ("maml-ppo",), "fixed": {"learner.first_order": False}}, {"learners": ("maml-ppo",), "fixed": {"learner.first_order": True}}, "return_as_trained"),
         ("beat maml with FOMAML on point-robot after five gradient steps", "beat", {"learners": ("maml-ppo",), "fixed": {"learner.first_order": True}}, {"learners": ("maml-ppo",), "fixed": {"learner.first_order": False}}, "return_after_5"),
         ("which learner is best on point-robot", "best", {"learners": ("rl2", "maml-ppo")}, {"learners": ("rl2",), "kinds": ("lstm",)}, "return_as_trained"),
-        ("find the best architecture for RL2 on t-maze", "best", {"kinds": MODELS_OF["rl2"], "learners": ("rl2",)}, {"kinds": ("lstm",), "learners": ("rl2",)}, "return_first_episode"),
+        ("find the best architecture for RL2 on t-maze", "best", {"kinds": (*MODELS_OF["rl2"], "mingru", "hybrid"), "learners": ("rl2",)}, {"kinds": ("lstm",), "learners": ("rl2",)}, "return_first_episode"),
         ("find the best model on halfcheetah-vel", "best", {"kinds": MODELS_OF["rl2"]}, {"kinds": ("lstm",)}, "return_first_episode"),
         ("find the best of S5, LRU and GRU on point-robot", "best", {"kinds": ("s5", "lru", "gru")}, {"kinds": ("s5",)}, "return_first_episode"),
         ("which is better, S5 or LSTM, on point-robot", "compare", {"kinds": ("s5",)}, {"kinds": ("lstm",)}, "return_first_episode"),

@@ -11,6 +11,7 @@ import pytest
 from core.errors import InputError
 from core.policy import PolicyConfig
 from core.sequence_model import with_width
+from core.stack import HybridConfig
 from experiments.campaign.begin import create_campaign
 from experiments.campaign.gate import static_problems
 from experiments.campaign.plan import Budget, Plan, make_plan
@@ -20,7 +21,7 @@ from experiments.campaign.trials import Trials, space_of
 from experiments.ledger import Ledger
 from experiments.search.optimizer import Tried, suggest
 from experiments.search.sizing import SIZING, count_parameters, size_policy
-from experiments.search.space import ROLES, SearchSpace, iteration_steps, plan_unit
+from experiments.search.space import EMPTY, ROLES, SearchSpace, iteration_steps, plan_unit
 from experiments.spec import RunSpec, parse_spec, set_fields
 from experiments.vocabulary import PARAMETER_TOLERANCE
 from meta_rl.learner import parse_learner_config
@@ -320,3 +321,33 @@ def test_changes_and_adapters_that_do_not_fit_are_refused_by_the_specification(
 ) -> None:
     with pytest.raises(InputError, match=words):
         set_fields(_spec(), fields)
+
+
+# A list of blocks --------------------------------------------------------------------------------------------------------
+def test_a_stack_is_searched_place_by_place_and_trained_as_the_list_of_its_filled_places() -> None:
+    question = parse_goal("beat LSTM with hybrid on point-robot")
+    space = space_of(question, question.challenger)
+    places = [p for p in space.parameters if p.field == "model.blocks"]
+    assert [p.default for p in places] == ["lru", "attention", "mlp", EMPTY, EMPTY, EMPTY]
+    assert EMPTY not in (places[0].choices or ())
+    values = space.default_values() | {"model.blocks.2": EMPTY, "model.blocks.6": "mlstm"}
+    closed = space.complete(values)
+    assert [closed[p.name] for p in places] == ["lru", "mlp", "mlstm", EMPTY, EMPTY, EMPTY]
+    given = {"env_steps": 10_000, "seed": 0, "parameters": 50_000, "sizing": 2}
+    model = space.spec(values, **given).policy.model
+    assert isinstance(model, HybridConfig)
+    assert model.blocks == ("lru", "mlp", "mlstm")
+    for rng in map(np.random.default_rng, range(8)):  # any list can be built, at the parameter count
+        drawn = space.from_unit(rng.random(len(space.parameters)))
+        spec = space.spec(drawn, **given)
+        assert space.complete(drawn) == drawn
+        assert count_parameters(spec) == pytest.approx(50_000, rel=0.1)
+
+
+def test_a_stack_that_a_side_names_is_not_searched() -> None:
+    question = parse_goal("beat LSTM with hybrid with blocks=s5/mlp on point-robot")
+    space = space_of(question, question.challenger)
+    assert not [p for p in space.parameters if p.field == "model.blocks"]
+    model = space.spec(space.default_values(), env_steps=1, seed=0, parameters=None).policy.model
+    assert isinstance(model, HybridConfig)
+    assert model.blocks == ("s5", "mlp")
