@@ -255,7 +255,7 @@ def test_other_questions_too_have_the_same_numbers_when_they_are_killed_and_resu
     for folder in (data, other):
         folder.parent.mkdir()
     process = _start(data, tmp_path / "home", goal, steps)
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     _kill_and_resume(other, _start(other, tmp_path / "home", goal, steps))
     for query in NUMBERS:
@@ -281,7 +281,7 @@ def _kill_and_resume(data: Path, process: subprocess.Popen[str]) -> None:
         assert _rows(data, "select 1 from runs group by config_hash, pool, arm having count(*) > 1") == []
         kept = rows
         process = subprocess.Popen(_command(data, "resume", "c-0001"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
 
 
