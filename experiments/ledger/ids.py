@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import func, select
@@ -152,31 +152,43 @@ def _marked(session: Session, value: str, letter: str | None, word: str, kinds: 
 
 
 def _best_run(session: Session) -> int:
-    """The highest score on the task of the newest run that has one (returns of other tasks are other units)."""
+    """The highest score among runs that are scored as the newest one with a score is: on its task, in its worlds, by its metric (anything
+    else is another unit)."""
     runs, campaigns = archived(session)
     shown = [SCORE.is_not(None), Run.id.not_in(runs), Run.campaign_id.is_(None) | Run.campaign_id.not_in(campaigns)]
-    task = session.scalar(select(Run.task).where(*shown).order_by(Run.id.desc()).limit(1))
-    if task is None:
+    newest = session.execute(select(Run.task, Run.spec).where(*shown).order_by(Run.id.desc()).limit(1)).first()
+    if newest is None:
         raise InputError(f"the ledger has no run with a score yet. List them: {command('runs')}")
-    best = session.scalar(select(Run.id).where(*shown, Run.task == task).order_by(SCORE.desc(), Run.id).limit(1))
-    assert best is not None
-    return best
+    task, spec = newest
+    falling = select(Run.id, Run.spec).where(*shown, Run.task == task).order_by(SCORE.desc(), Run.id)
+    return next(number for number, other in session.execute(falling) if _scored_alike(other, spec))
+
+
+def _scored_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two specifications, or two questions, have scores in one unit."""
+
+    def scored(content: Mapping[str, Any]) -> list[Any]:
+        changes = {name: value for name, value in content.get("changes", {}).items() if name != "in_training"}
+        return [content.get("scored_by"), content.get("metric"), changes]
+
+    return scored(one) == scored(other)
 
 
 def _best_campaign(session: Session) -> int:
-    """Whose better side has the highest held-out mean, among judged campaigns on the newest judged one's task."""
+    """Whose better side has the highest held-out mean, among judged campaigns on the newest judged one's task, by its metric."""
     _, put_away = archived(session)
     query = select(Campaign.id, Campaign.question, Verdict.content).join(Claim, Claim.campaign_id == Campaign.id)
     query = query.join(Verdict, Verdict.claim_id == Claim.id).where(Campaign.id.not_in(put_away)).order_by(Campaign.id)
-    judged: list[tuple[float, int, str]] = []
+    judged: list[tuple[float, int, dict[str, Any]]] = []
     for number, question, content in session.execute(query):
         means = [side["mean"] for side in (content.get("challenger"), content.get("baseline")) if side]
         if means:
-            judged.append((max(means), -number, str(question.get("task"))))
+            judged.append((max(means), -number, question))
     if not judged:
         raise InputError(f"the ledger has no campaign with judged scores yet. List them: {command('campaigns')}")
-    task = min(judged, key=lambda entry: entry[1])[2]
-    return -max(entry for entry in judged if entry[2] == task)[1]
+    newest = min(judged, key=lambda entry: entry[1])[2]
+    alike = [e[:2] for e in judged if e[2].get("task") == newest.get("task") and _scored_alike(e[2], newest)]
+    return -max(alike)[1]
 
 
 def _by_hash(session: Session, word: str, kinds: Sequence[Kind]) -> tuple[Kind, int] | None:

@@ -170,6 +170,20 @@ def test_the_best_run_is_on_the_newest_task_and_neither_hidden_nor_archived(ledg
     assert ledger.resolve("@best", "run") == 5  # judged: no longer hidden
 
 
+def test_the_best_run_is_one_of_those_whose_scores_have_the_newest_ones_unit(ledger: Ledger) -> None:
+    plain = {"env_steps": 1000, "seed": 1}
+    broken = {**plain, "changes": {"failure_step": 9}}
+    trained = {**plain, "changes": {"failure_step": 9, "in_training": True}}
+    quick = {**plain, "scored_by": "steps_to_-5_first_episode"}
+    for score, spec in ((-2.0, plain), (-30.0, broken), (-20.0, trained), (-900.0, quick), (-700.0, quick)):
+        add_run(ledger, score=score, spec=spec)
+    assert ledger.resolve("@best", "run") == 5
+    add_run(ledger, score=-25.0, spec=broken)
+    assert ledger.resolve("@best", "run") == 3
+    add_run(ledger, score=-3.0, spec=plain)
+    assert ledger.resolve("@best", "run") == 1
+
+
 def test_the_best_campaign_is_the_one_with_the_best_judged_mean(ledger: Ledger) -> None:
     add_campaign(ledger)
     with pytest.raises(InputError, match="no campaign with judged scores"):
