@@ -135,6 +135,8 @@ def research(
         create_campaign(ledger, one, plan, seed=seed, llm=choice.name)
         for one, plan in zip(questions, plans, strict=True)
     ]
+    for campaign_id in made:
+        brain.keep(ledger, campaign_id, choice)
     for place, campaign_id in enumerate(made):
         code = _work(ledger, campaign_id, choice, brain, options, began if place == 0 else time.monotonic())
         if code:
@@ -174,10 +176,12 @@ def resume(
     ledger = options.change()
     campaign_id = ledger.resolve(campaign, "campaign")
     row = ledger.get_campaign(campaign_id)
-    choice = brain.choose(row.llm)
+    brain = brain.as_in(ledger, campaign_id)
+    choice = brain.choose()
     if row.stage == "done":
         output.say(f"Campaign c-{campaign_id:04d} is finished; its verdict stands.")
         return _conclude(_open_lab(ledger, campaign_id, options.paths()), options)
+    brain.keep(ledger, campaign_id, choice)
     output.say(f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
     return _work(ledger, campaign_id, choice, brain, options, began, take_over=take_over)
 
@@ -210,9 +214,11 @@ def extend(
     steps = None if env_steps is None else parse_count(env_steps)
     ledger = options.change()
     extended = ledger.resolve(campaign, "campaign")
-    choice = brain.choose(ledger.get_campaign(extended).llm)
+    brain = brain.as_in(ledger, extended)
+    choice = brain.choose()
     workers = available_workers()
     number = extend_campaign(ledger, extended, wall_s=wall_s, env_steps=steps, workers=workers, llm=choice.name)
+    brain.keep(ledger, number, choice)
     seeds = ledger.get_campaign(number).plan["design"]["confirmation_seeds"]
     options.output.say(f"c-{number:04d} extends c-{extended:04d} by {seeds} fresh seeds a side. {choice.describe()}")
     return _work(ledger, number, choice, brain, options, began)
@@ -251,9 +257,7 @@ def _understand(goal: str, choice: LLMChoice, brain: CrewOptions, options: Ledge
 
         data_dir = options.paths().data
         try:
-            return translate(
-                goal, choice, runs=runs, data_dir=data_dir, max_tokens=brain.max_tokens, max_usd=brain.max_usd
-            )
+            return translate(goal, choice, runs=runs, data_dir=data_dir, **brain.caps)
         except InputError as error:
             raise InputError(f"{not_understood}. And {error}") from None
 
@@ -321,8 +325,7 @@ def _work(
                 choice,
                 data_dir=lab.paths.data,
                 on_event=lambda event: view.on_event(event.kind, event.actor, event.text, event.payload),
-                max_tokens=brain.max_tokens,
-                max_usd=brain.max_usd,
+                **brain.caps,
                 approve_each=brain.approve_each,
                 collaboration=brain.collaboration,
                 agents=brain.agents,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypedDict
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from experiments.runs.paths import Paths
     from multi_agent.llm.choose import LLMChoice
 
+DEFAULT_MAX_USD = 1.0
 LARGEST_LIMIT = 10**9
 Flag = Annotated[bool, Parameter(negative="")]
 """A switch without a `--no-` twin."""
@@ -104,6 +105,13 @@ class LedgerOptions:
         add_to_commands(ledger=tuple(words), secret=secret)
 
 
+class Caps(TypedDict):
+    """What a chat model may spend over all sittings of a campaign."""
+
+    max_tokens: int | None
+    max_usd: float | None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class BrainOptions:
@@ -112,20 +120,41 @@ class BrainOptions:
     llm: str = "auto"
     """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL or replay:CAMPAIGN."""
     base_url: str | None = None
-    """An OpenAI-compatible server to use instead of the vendor's."""
+    """Another server than the vendor's, for any that speaks its protocol; the vendor's key is never sent to it."""
+    llm_key_env: str | None = None
+    """Environment variable that holds the key (default: the vendor's, such as OPENAI_API_KEY; with --base-url SSM_LLM_KEY)."""
     max_usd: float | None = None
-    """Cap on the chat model's cost."""
+    """Cap on the chat model's cost (default: 1)."""
     max_tokens: int | None = None
     """Cap on the chat model's tokens."""
 
-    def choose(self, recorded: str = "auto") -> LLMChoice:
-        """The chat model; `recorded` is a campaign's own, for where none is named. Caps that make no sense are refused."""
+    def choose(self) -> LLMChoice:
+        """The chat model. Caps that make no sense are refused."""
         from multi_agent.llm.choose import choose_llm
         from multi_agent.llm.meter import Meter
 
-        choice = choose_llm(recorded if self.llm == "auto" else self.llm, self.base_url)
-        Meter("", {}, max_tokens=self.max_tokens, max_usd=self.max_usd)
-        return choice
+        Meter("", {}, **self.caps)
+        return choose_llm(self.llm, self.base_url, self.llm_key_env)
+
+    @property
+    def caps(self) -> Caps:
+        """What may be spent, as the crew takes it."""
+        return {"max_tokens": self.max_tokens, "max_usd": DEFAULT_MAX_USD if self.max_usd is None else self.max_usd}
+
+    def as_in(self, ledger: Ledger, campaign: int) -> Self:
+        """These options, and where nothing is said those that the campaign was last worked on with: its model at its address, its caps."""
+        then = next((event.payload for event in reversed(ledger.events(campaign, ["model"]))), {})
+        llm = ledger.get_campaign(campaign).llm if self.llm == "auto" else self.llm
+        kept = ["max_usd", "max_tokens"]
+        if llm == then.get("llm") and self.base_url is None:  # a key is for the address that it was named with
+            kept += ["base_url", "llm_key_env"]
+        return replace(self, llm=llm, **{name: then.get(name) for name in kept if getattr(self, name) is None})
+
+    def keep(self, ledger: Ledger, campaign: int, choice: LLMChoice) -> None:
+        """Record what `as_in` reads: the key's variable, never the key, and an address without a password."""
+        now = {"llm": choice.name, "base_url": choice.base_url, "llm_key_env": choice.key_env} | self.caps
+        if [event.payload for event in ledger.events(campaign, ["model"])][-1:] != [now]:
+            ledger.record_event(campaign, "model", "human", now)
 
 
 @Parameter(name="*")
@@ -141,12 +170,12 @@ class CrewOptions(BrainOptions):
     agents: Words = None
     """Agents that take part, such as Meta-Learning State-Modeling (at first: all); the optimizer chooses for the others."""
 
-    def choose(self, recorded: str = "auto") -> LLMChoice:
+    def choose(self) -> LLMChoice:
         """The chat model; caps that make no sense and agents that nobody knows are refused."""
         from multi_agent.agents.agent import choose_members
 
         choose_members(self.agents)
-        return BrainOptions.choose(self, recorded)
+        return BrainOptions.choose(self)
 
 
 def memory_limit(typed: str | None) -> int | None:

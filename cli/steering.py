@@ -72,8 +72,7 @@ def ask(
         question,
         brain.choose(),
         data_dir=paths.data,
-        max_tokens=brain.max_tokens,
-        max_usd=brain.max_usd,
+        **brain.caps,
     )
     rows = f"rows: {', '.join(answer.rows) or 'none'}; answered by {answer.by}"
     options.output.result(answer, Text(answer.text), Text(rows))

@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
-
 from core.errors import unknown_name
 from experiments.campaign.trials import Trials
 from experiments.campaign.views import EventView
-from experiments.ledger.models import Campaign, Event
+from experiments.ledger.models import Campaign
 from experiments.vocabulary import STAGES, Stage
 
 
@@ -71,11 +69,8 @@ class Journal:
     ) -> list[EventView]:
         """Recorded events, oldest first, of this campaign or of another."""
         campaign_id = self.campaign_id if campaign is None else self.ledger.resolve(campaign, "campaign")
-        query = select(Event).where(Event.campaign_id == campaign_id, Event.id > after).order_by(Event.id)
-        if kinds is not None:
-            query = query.where(Event.kind.in_(list(kinds)))
-        with self.ledger.session() as session:
-            return [EventView(id=e.id, kind=e.kind, actor=e.actor, payload=e.payload) for e in session.scalars(query)]
+        found = self.ledger.events(campaign_id, kinds, after)
+        return [EventView(id=e.id, kind=e.kind, actor=e.actor, payload=e.payload) for e in found]
 
     def _rounds_of(self, kind: str) -> set[int]:
         return {event.payload["round"] for event in self.events([kind])}

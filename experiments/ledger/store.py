@@ -405,6 +405,14 @@ class Ledger:
         with self.session() as session:
             return list(session.scalars(query))
 
+    def events(self, campaign_id: int, kinds: Sequence[str] | None = None, after: int = 0) -> list[Event]:
+        """Events of a campaign, oldest first: all, or some kinds, or those after the one of that id."""
+        query = select(Event).where(Event.campaign_id == campaign_id, Event.id > after).order_by(Event.id)
+        if kinds is not None:
+            query = query.where(Event.kind.in_(list(kinds)))
+        with self.session() as session:
+            return list(session.scalars(query))
+
     def evals(self, run_ids: Sequence[int], *, name: str | None = "return") -> list[Eval]:
         query = select(Eval).where(Eval.run_id.in_(run_ids))
         if name is not None:

@@ -32,18 +32,45 @@ class Provider:
     package: str
     extra: str | None  # extra of this project that installs the package; None where it is always there
     default_model: str | None  # what `--llm auto` takes
+    host: str = ""
+    """Where its key may be sent, over https alone."""
+    address: tuple[str, ...] = ()
+    """Environment variables with which its client is sent to another address."""
     output_limit: str = "max_tokens"  # how its LangChain class calls the limit of an answer
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    "openai": Provider("OPENAI_API_KEY", "langchain_openai", None, "gpt-5-mini"),
-    "anthropic": Provider("ANTHROPIC_API_KEY", "langchain_anthropic", "anthropic", "claude-sonnet-4-5"),
+    "openai": Provider(
+        "OPENAI_API_KEY",
+        "langchain_openai",
+        None,
+        "gpt-5-mini",
+        host="api.openai.com",
+        address=("OPENAI_API_BASE", "OPENAI_BASE_URL"),
+    ),
+    "anthropic": Provider(
+        "ANTHROPIC_API_KEY",
+        "langchain_anthropic",
+        "anthropic",
+        "claude-sonnet-4-5",
+        host="api.anthropic.com",
+        address=("ANTHROPIC_API_URL", "ANTHROPIC_BASE_URL"),
+    ),
     "google_genai": Provider(
-        "GOOGLE_API_KEY", "langchain_google_genai", "google", "gemini-2.5-flash", output_limit="max_output_tokens"
+        "GOOGLE_API_KEY",
+        "langchain_google_genai",
+        "google",
+        "gemini-2.5-flash",
+        host="generativelanguage.googleapis.com",
+        output_limit="max_output_tokens",
     ),
     "ollama": Provider(None, "langchain_ollama", "ollama", None, output_limit="num_predict"),
 }
 ALIASES = {"google": "google_genai", "gemini": "google_genai", "claude": "anthropic"}
+OWN_KEY = "SSM_LLM_KEY"
+"""Environment variable of the key for a server that is not the vendor's, where none is named."""
+_USER = re.compile(r"//[^/]*@")
+_hidden: dict[str, str] = {}  # what `redact` takes out beside the vendors' keys, and what stands for it
 EXAMPLES = "offline, auto, openai:gpt-5-mini, anthropic:claude-sonnet-4-5, ollama:qwen3:8b, replay:c-0007"
 
 
@@ -60,6 +87,10 @@ class LLMChoice:
     """Why `auto` chose it, or where it is served."""
     price_name: str = ""
     """Its name in the price list; empty where another server than the vendor's answers."""
+    base_url: str | None = None
+    """Where it is served if not at its vendor's, as it is recorded: without a password."""
+    key_env: str | None = None
+    """Environment variable of its key, where one was named."""
 
     def describe(self) -> str:
         """One sentence for the start of a campaign."""
@@ -75,20 +106,26 @@ class LLMChoice:
         return f"The crew uses {self.name}" + (f" ({self.note})." if self.note else ".")
 
 
-def choose_llm(name: str | None = "auto", base_url: str | None = None) -> LLMChoice:
+def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: str | None = None) -> LLMChoice:
     """The chat model for `--llm name`.
 
     name: "auto" (or None), "offline", "replay:<campaign>" or "provider:model".
-    base_url: any server that speaks OpenAI's protocol; then no key is needed.
-    Raises InputError for an unknown provider, a missing key or package: it says what to set or install.
+    base_url: another server than the vendor's. It never gets the vendor's key: it gets the one in the environment variable
+    `key_env`, else in SSM_LLM_KEY, else none.
+    Raises InputError for an unknown provider, an address that is none, a missing key or package: it says what to set or install.
     """
     name = (name or "auto").strip()
-    if name == "auto":
-        return _auto(base_url)
-    if name == "offline":
-        return LLMChoice("offline", "offline")
+    if key_env is not None:
+        _check_key(key_env)
     provider_name, _, model = name.partition(":")
-    if provider_name == "replay":
+    if name in ("auto", "offline") or provider_name == "replay":
+        if base_url is not None or key_env is not None:
+            option = "--base-url" if base_url is not None else "--llm-key-env"
+            raise InputError(f"{option} needs the model's name too: --llm openai:<model> {option} ...")
+        if name == "auto":
+            return _auto()
+        if name == "offline":
+            return LLMChoice("offline", "offline")
         if not re.fullmatch(r"(?:c-?)?(?:\d+|@\w+)", model):
             raise InputError(
                 f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007 or @last. See: {command('campaigns')}"
@@ -99,23 +136,40 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None) -> LLMCho
         raise unknown_name("--llm provider", provider_name, PROVIDERS, hint=f"Examples: {EXAMPLES}.")
     if not model:
         raise InputError(f"--llm {name}: the model is missing. Examples: {EXAMPLES}.")
-    return _langchain(provider_name, model, base_url)
+    return _langchain(provider_name, model, base_url, key_env)
 
 
-def _langchain(provider_name: str, model: str, base_url: str | None, note: str = "") -> LLMChoice:
+def _check_key(key_env: str) -> None:
+    """InputError where `key_env` names no environment variable that is set; what looks like a key is not repeated."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", key_env):
+        raise InputError("--llm-key-env: allowed is the name of an environment variable that holds the key, not a key")
+    if not os.environ.get(key_env):
+        known = [name for name in os.environ if re.search(r"(?i)key|token", name)]
+        raise unknown_name("--llm-key-env: an environment variable that is set", key_env, known)
+    _hidden[os.environ[key_env].strip()] = f"<{key_env}>"
+
+
+def _langchain(
+    provider_name: str, model: str, base_url: str | None = None, key_env: str | None = None, note: str = ""
+) -> LLMChoice:
     provider = PROVIDERS[provider_name]
-    if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-        raise InputError(f"--base-url: got {base_url!r}, allowed: an address such as http://127.0.0.1:8000/v1")
+    option = "--base-url"
+    for variable in provider.address if base_url is None else ():
+        if os.environ.get(variable):
+            base_url, option = os.environ[variable], variable
+            break
+    host = "" if base_url is None else _host(option, base_url)
     if importlib.util.find_spec(provider.package) is None:
         raise InputError(
             f"--llm {provider_name}:{model} needs the package {provider.package}. "
             f'Install it: pip install -e ".[{provider.extra}]"'
         )
-    own_server = base_url is not None and provider_name == "openai"
-    if provider.key and not os.environ.get(provider.key) and not own_server:
+    foreign = base_url is not None and base_url.partition(host)[0] + host != f"https://{provider.host}"
+    key_name = key_env or (OWN_KEY if foreign else provider.key)
+    if provider.key and not foreign and not os.environ.get(key_name or ""):
         raise InputError(
-            f"--llm {provider_name}:{model} needs the environment variable {provider.key}, which is not set. "
-            f"Set it: export {provider.key}=...  Or run without a key: --llm offline"
+            f"--llm {provider_name}:{model} needs the environment variable {key_name}, which is not set. "
+            f"Set it: export {key_name}=...  Or run without a key: --llm offline"
         )
 
     def make_chat() -> Any:
@@ -128,14 +182,41 @@ def _langchain(provider_name: str, model: str, base_url: str | None, note: str =
             options["num_ctx"] = 16_384  # Ollama's default silently cuts a crew's prompts
         if base_url is not None:
             options["base_url"] = base_url
-        if own_server and not os.environ.get("OPENAI_API_KEY"):
-            options["api_key"] = "not-needed"
+        if provider.key and key_name:  # always said: left out, the client would take its vendor's from the environment
+            options["api_key"] = os.environ.get(key_name) or "not-needed"
         return init_chat_model(f"{provider_name}:{model}", **options)
 
-    host = urlsplit(base_url).netloc.rpartition("@")[2] if base_url else ""
-    where = f"served at {host}" if host else ""
+    where = f"served at {host}" if base_url else ""
+    if base_url and option != "--base-url":
+        where += f", as {option} says"
+    if provider.key and foreign:
+        where += f"; {f'its key is {key_name}' if os.environ.get(key_name or '') else 'no key is sent'}"
     name = f"{provider_name}:{model}"
-    return LLMChoice(name, "langchain", make_chat, "; ".join(filter(None, (note, where))), "" if base_url else name)
+    return LLMChoice(
+        name,
+        "langchain",
+        make_chat,
+        "; ".join(filter(None, (note, where))),
+        name if base_url is None or not foreign else "",
+        base_url=None if base_url is None else _USER.sub("//", base_url),
+        key_env=key_env,
+    )
+
+
+def _host(option: str, base_url: str) -> str:
+    """The host, and the port where one is named, of an address; InputError for what is none."""
+    try:
+        address = urlsplit(base_url)
+        host, _ = address.hostname, address.port
+    except ValueError:  # a port that is no number, half a bracket
+        address, host = urlsplit(""), None
+    # Programs differ in what they make of a backslash or a space: such an address could name two hosts.
+    if address.scheme not in ("http", "https") or not host or not re.fullmatch(r"[!-\[\]-~]+", base_url):
+        shown = _USER.sub("//", base_url)
+        raise InputError(f"{option}: got {shown!r}, allowed: an address such as http://127.0.0.1:8000/v1")
+    if address.password:
+        _hidden[address.password] = "<password>"
+    return address.netloc.rpartition("@")[2]
 
 
 def with_campaign(choice: LLMChoice, ledger: Ledger) -> LLMChoice:
@@ -146,10 +227,8 @@ def with_campaign(choice: LLMChoice, ledger: Ledger) -> LLMChoice:
     return replace(choice, name=f"replay:{readable_id('c', campaign)}")
 
 
-def _auto(base_url: str | None) -> LLMChoice:
+def _auto() -> LLMChoice:
     """The first of: a key that is set (and its package), a local Ollama that answers, the offline researcher."""
-    if base_url is not None:
-        raise InputError("--base-url needs the model's name too: --llm openai:<model> --base-url ...")
     missing = []
     for provider_name, provider in PROVIDERS.items():
         if provider.key and provider.default_model and os.environ.get(provider.key):
@@ -158,11 +237,11 @@ def _auto(base_url: str | None) -> LLMChoice:
                     f'{provider.key} is set, but its package is missing: pip install -e ".[{provider.extra}]"'
                 )
                 continue
-            return _langchain(provider_name, provider.default_model, None, f"{provider.key} is set")
+            return _langchain(provider_name, provider.default_model, note=f"{provider.key} is set")
     if importlib.util.find_spec("langchain_ollama") is not None:
         models = _ollama_models()
         if models:
-            return _langchain("ollama", models[0], None, "a local Ollama answers")
+            return _langchain("ollama", models[0], note="a local Ollama answers")
     return LLMChoice("offline", "offline", note="; ".join(missing) or "no API key is set and no local Ollama answers")
 
 
@@ -184,9 +263,10 @@ def _ollama_models() -> list[str]:
 
 
 def redact(text: str) -> str:
-    """`text` without any provider's key: error messages of servers sometimes quote it."""
-    for provider in PROVIDERS.values():
-        key = os.environ.get(provider.key or "")
-        if key and len(key) >= 6:
-            text = text.replace(key, f"<{provider.key}>")
+    """`text` without any key of a chat model: error messages of servers sometimes quote it."""
+    vendors = (provider.key for provider in PROVIDERS.values() if provider.key)
+    keys = {os.environ.get(name, "").strip(): f"<{name}>" for name in (*vendors, OWN_KEY)}
+    for key, shown in (_hidden | keys).items():
+        if len(key) >= 6:
+            text = text.replace(key, shown)
     return text

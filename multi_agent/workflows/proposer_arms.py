@@ -51,7 +51,7 @@ RESEARCHER = AgentSpec(
 
 def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Searcher]:
     """The searches of the named arms with the chat model that the options of `bench proposers` ask for."""
-    llm = choose_llm(options.llm, options.base_url)
+    llm = choose_llm(options.llm, options.base_url, options.llm_key_env)
     say(llm.describe())
     if llm.kind == "offline":
         say(

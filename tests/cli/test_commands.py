@@ -13,6 +13,7 @@ import pytest
 
 import main
 from core.errors import InputError
+from experiments.ledger.models import Campaign
 from experiments.runs.paths import CHECKOUT, Paths
 
 READING = {
@@ -284,6 +285,31 @@ def test_a_replay_names_its_campaign_by_any_form_of_its_id_and_keeps_it_whole(da
         with_campaign(choose_llm("replay:c-77"), ledger)
     with pytest.raises(InputError, match=r"allowed: an id such as c-0007 or @last"):
         choose_llm("replay:")
+
+
+def test_a_resume_keeps_the_models_address_its_keys_name_and_the_caps(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cli.options import BrainOptions
+    from experiments.ledger import Ledger
+
+    monkeypatch.setenv("MY_KEY", "canary-9a1b2c")
+    ledger = Ledger(Paths.of(data).ledger_url)
+    before = BrainOptions(llm="openai:mine", base_url="http://me:canary-pass@127.0.0.1:9/v1", llm_key_env="MY_KEY")
+    before.keep(ledger, 1, before.choose())
+    before.keep(ledger, 1, before.choose())
+    kept = [event.payload for event in ledger.events(1, ["model"])]
+    assert len(kept) == 1
+    assert "canary" not in str(kept)
+    with ledger.session() as session:
+        session.get_one(Campaign, 1).llm = "openai:mine"
+    again = BrainOptions().as_in(ledger, 1)
+    assert again == BrainOptions("openai:mine", "http://127.0.0.1:9/v1", "MY_KEY", max_usd=1.0)
+    assert BrainOptions(max_usd=3.0, max_tokens=9).as_in(ledger, 1).caps == {"max_usd": 3.0, "max_tokens": 9}
+    other = BrainOptions(llm="openai:other", max_tokens=5).as_in(ledger, 1)
+    assert (other.base_url, other.llm_key_env) == (None, None)
+    elsewhere = BrainOptions(base_url="http://127.0.0.1:8/v1").as_in(ledger, 1)
+    assert (elsewhere.base_url, elsewhere.llm_key_env) == ("http://127.0.0.1:8/v1", None)  # its key is not for that one
 
 
 def test_no_library_warns_while_an_old_environment_is_planned(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def test_every_command_and_every_option_of_the_printed_help_is_in_the_reference(
         assert chapter is not None, name
         for option in options:
             shared = option in ("--data-dir", "--ledger", "--json", "--quiet") and "[ledger]" in chapter[0]
-            model = option in ("--llm", "--base-url", "--max-usd", "--max-tokens") and "[model]" in chapter[0]
+            model = (
+                option in ("--llm", "--base-url", "--llm-key-env", "--max-usd", "--max-tokens")
+                and "[model]" in chapter[0]
+            )
             assert shared or model or f"- `{option}`" in chapter[0], f"{name} {option}"
     assert seen > 100

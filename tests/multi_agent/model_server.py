@@ -56,6 +56,7 @@ class ModelServer:
 
     def __init__(self, brain: Brain) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -64,6 +65,7 @@ class ModelServer:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 outer.requests.append(request)
+                outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                 status, body = brain(request)
                 if status == 200 and request.get("stream"):
                     self._stream(body)

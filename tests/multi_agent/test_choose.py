@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from model_server import ModelServer, say
 
 from core.errors import InputError
 from multi_agent.llm import choose
@@ -26,6 +27,8 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for provider in choose.PROVIDERS.values():
         if provider.key:
             monkeypatch.delenv(provider.key, raising=False)
+    for variable in ("SSM_LLM_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # nothing answers there
 
 
@@ -98,6 +101,12 @@ def test_auto_takes_a_local_ollama_that_answers(monkeypatch: pytest.MonkeyPatch,
         ("replay:", None, "c-0007"),
         ("replay:yesterday", None, "c-0007"),
         ("openai:x", "localhost:8000", "--base-url: got 'localhost:8000'"),
+        ("openai:x", "http://h:port/v1", "--base-url: got 'http://h:port/v1'"),
+        ("openai:x", "http://[::1/v1", "--base-url: got 'http://[::1/v1'"),
+        ("openai:x", "http://", "--base-url: got 'http://'"),
+        ("openai:x", "http://me:secret@h:port/", "--base-url: got 'http://h:port/'"),
+        ("openai:x", "https://api.openai.com\\@h/v1", "allowed: an address such as"),
+        ("openai:x", "https://api.openai.com/v1", "export OPENAI_API_KEY="),
         ("auto", "http://127.0.0.1:8000/v1", "--base-url needs the model's name"),
     ],
 )
@@ -113,6 +122,60 @@ def test_an_own_server_needs_no_key(installed: set[str]) -> None:
     assert "127.0.0.1:8000" in choice.describe()
     assert "secret" not in choice.describe()
     assert choice.price_name == ""  # another server's price is unknown
+
+
+@pytest.mark.parametrize(
+    ("variables", "key_env", "sent", "said"),
+    [
+        ({}, None, "not-needed", "no key is sent"),
+        ({"SSM_LLM_KEY": "own-123456"}, None, "own-123456", "its key is SSM_LLM_KEY"),
+        ({"SSM_LLM_KEY": "own-123456", "MINE": "mine-12345"}, "MINE", "mine-12345", "its key is MINE"),
+        ({"OPENAI_BASE_URL": "here"}, None, "not-needed", "as OPENAI_BASE_URL says"),
+        ({"OPENAI_API_BASE": "here"}, None, "not-needed", "as OPENAI_API_BASE says"),
+    ],
+)
+def test_another_server_than_the_vendors_never_gets_the_vendors_key(
+    variables: dict[str, str], key_env: str | None, sent: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-9a1b2c")
+    with ModelServer(lambda request: say(f"yours is {request}")).running() as server:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, server.url if value == "here" else value)
+        named = not any("BASE" in name for name in variables)
+        choice = choose_llm("openai:local", server.url if named else None, key_env)
+        assert choice.make_chat is not None
+        choice.make_chat().invoke("hello")
+    assert [headers["authorization"] for headers in server.headers] == [f"Bearer {sent}"]
+    assert "canary" not in str(server.headers) + choice.describe()
+    assert said in choice.describe()
+    assert choice.price_name == ""
+    assert (choice.base_url, choice.key_env) == (server.url, key_env)
+    assert sent == "not-needed" or sent not in redact(f"Incorrect API key provided: {sent}") + choice.describe()
+
+
+def test_the_vendors_own_address_gets_its_key_over_https_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-9a1b2c")
+    for address, trusted in {
+        "https://api.openai.com/v1": True,
+        "http://api.openai.com/v1": False,
+        "https://api.openai.com.example.org/v1": False,
+        "https://api.openai.com@example.org/v1": False,
+        "https://example.org/https://api.openai.com": False,
+    }.items():
+        choice = choose_llm("openai:gpt-5-mini", address)
+        assert choice.make_chat is not None
+        key = choice.make_chat().openai_api_key.get_secret_value()
+        assert (key == "sk-canary-9a1b2c") == trusted, address
+        assert (choice.price_name != "") == trusted
+
+
+def test_a_key_in_place_of_its_variables_name_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="not a key") as caught:
+        choose_llm("openai:local", "http://127.0.0.1:9/v1", "sk-canary-9a1b2c")
+    assert "canary" not in str(caught.value)
+    monkeypatch.setenv("MY_MODEL_KEY", "x" * 20)
+    with pytest.raises(InputError, match="Did you mean 'MY_MODEL_KEY'"):
+        choose_llm("openai:local", "http://127.0.0.1:9/v1", "MY_MODEL_KE")
 
 
 def test_choosing_imports_neither_crewai_nor_langchain() -> None:
