@@ -100,6 +100,13 @@ def research(
     for understood in questions:
         output.say(f"Understood: {understood.sentence()}")
     output.say(choice.describe())
+    if choice.make_chat is not None and may_spend.wall_s is not None:
+        from experiments.numbers import format_seconds
+        from multi_agent.llm.calls import MODEL_SHARE
+
+        runs_s = may_spend.wall_s / (1 + MODEL_SHARE)
+        output.say(f"Of the budget, up to {format_seconds(may_spend.wall_s - runs_s)} are for the chat model.")
+        may_spend = Budget(wall_s=runs_s)
 
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent

@@ -8,6 +8,7 @@ answers (`experiments/reading/answers.py`). While a confirmation is not judged y
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from core.words.text import plain
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
 from experiments.reading.answers import Answer, answer, known_ids
+from multi_agent.llm.calls import CALL_S, estimated_tokens, used_tokens, within
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.tools.tool import clean, explain
 from multi_agent.workflows.honesty import unknown_number
 
 MAX_TURNS = 8
+MAX_SECONDS = 300.0
 MAX_ROWS = 30
 MAX_RESULT_CHARS = 6_000
 MAX_QUESTION_CHARS = 2_000
@@ -112,11 +115,12 @@ def _by_model(ledger: Ledger, campaign: int, question: str, llm: LLMChoice, mete
     messages: list[BaseMessage] = [SystemMessage(opening), HumanMessage(question)]
     seen: list[str] = []
     statements: list[str] = []
+    end = time.monotonic() + MAX_SECONDS
     for _ in range(MAX_TURNS):
-        meter.check(sum(len(m.text) for m in messages) // 3 + len(json.dumps(tool)))
-        reply: Any = chat.invoke(messages)
-        usage = reply.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
-        meter.add(usage["input_tokens"], usage["output_tokens"])
+        sent = [tool, *(m.text for m in messages)]
+        meter.check(estimated_tokens(*sent))
+        reply: Any = within(min(CALL_S, end - time.monotonic()), chat.invoke, messages)
+        meter.add(*used_tokens(reply, *sent))
         if not reply.tool_calls and not reply.invalid_tool_calls:
             return _checked(ledger, reply.text.strip(), question, seen, statements, llm.name)
         calls = [(c["id"], c["name"], c["args"]) for c in reply.tool_calls]

@@ -13,6 +13,7 @@ from env_runner.task_distributions import FAMILIES
 from experiments.campaign.question import EXAMPLES, Question, parse_goals
 from experiments.campaign.sides import side_words
 from experiments.search.side import Recorded
+from multi_agent.llm.calls import CALL_S, estimated_tokens, used_tokens, within
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 
@@ -52,13 +53,13 @@ def translate(
     problem = ""
     for _ in range(ATTEMPTS):
         try:
-            meter.check(sum(len(message.text) for message in messages) // 3)
-            reply: Any = llm.make_chat().invoke(messages)
+            sent = [message.text for message in messages]
+            meter.check(estimated_tokens(*sent))
+            reply: Any = within(CALL_S, llm.make_chat().invoke, messages)
         except Exception as error:  # whatever the model or its server did
             why = redact(" ".join(f"{error}".split()))[:300]
             raise InputError(f"{llm.name} could not be asked what the goal means ({why})") from None
-        usage = reply.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
-        meter.add(usage["input_tokens"], usage["output_tokens"])
+        meter.add(*used_tokens(reply, *sent))
         lines = plain(redact(reply.text)).strip().splitlines() or [""]
         said = lines[-1].strip().strip("\"'`").strip()
         if said.lower().rstrip(".") in ("none", ""):

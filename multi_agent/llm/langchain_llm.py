@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from crewai.llms.base_llm import BaseLLM, llm_call_context
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from pydantic import Field, PrivateAttr
 
-T = TypeVar("T")
+from multi_agent.llm.calls import NoAnswerError, estimated_tokens, in_time, used_tokens
 
 # CrewAI tries a call again, up to three times, where an error has one of these words in it. The vendor's client has
 # done its retries by then.
@@ -56,8 +55,8 @@ class CallObserver(Protocol):
     def before(self, prompt_tokens: int) -> None:
         """Before the call, with an upper estimate of its prompt's tokens."""
 
-    def waiting(self) -> None:
-        """Again and again while the model thinks."""
+    def waiting(self, seconds: float) -> None:
+        """Again and again while the model thinks, with how long it has. NoAnswerError ends the call alone."""
 
     def after(self, call: ModelCall) -> None:
         """After the call, failed or not."""
@@ -70,11 +69,12 @@ class LangChainLLM(BaseLLM):
     chat: Any = Field(exclude=True, repr=False)
     observer: Any = Field(exclude=True, repr=False)  # CallObserver
     context_window: int = 128_000
+    costs: bool = True  # False for a fixed procedure and for recorded answers: their tokens are as they say
     _turns: dict[str, AIMessage] = PrivateAttr(default_factory=dict)  # tool call id -> the model's own message
     _seen: int = PrivateAttr(default=0)  # messages of the present conversation that are recorded already
 
     @classmethod
-    def wrap(cls, chat: BaseChatModel, observer: CallObserver) -> LangChainLLM:
+    def wrap(cls, chat: BaseChatModel, observer: CallObserver, *, costs: bool = True) -> LangChainLLM:
         """An adapter around `chat`, with the context window that LangChain's profile of the model names."""
         name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or chat._llm_type
         window = (getattr(chat, "profile", None) or {}).get("max_input_tokens") or 128_000
@@ -84,6 +84,7 @@ class LangChainLLM(BaseLLM):
             chat=chat,
             observer=observer,
             context_window=window,
+            costs=costs,
         )
 
     # What CrewAI asks about
@@ -128,16 +129,18 @@ class LangChainLLM(BaseLLM):
             self._seen = 0  # a new conversation
         new, self._seen = [dict(m) for m in formatted[self._seen :]], len(formatted)
 
-        # A third of the characters is above what tokenizers make of English and JSON, so caps hold.
-        self.observer.before((len(body) + len(json.dumps(tools))) // 3)
+        self.observer.before(estimated_tokens(body, tools))
         chat = self.chat.bind_tools(tools) if tools else self.chat
         start, error, answer = time.monotonic(), None, AIMessage("")
         with llm_call_context():
             try:
-                answer = _wait_for(lambda: chat.invoke(sent), self.observer.waiting)
-            except _Failed as failed:
-                error = failed.text
-        usage = answer.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
+                answer = in_time(lambda: chat.invoke(sent), lambda: self.observer.waiting(time.monotonic() - start))
+            except NoAnswerError as failed:
+                error = str(failed)
+        said = answer.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
+        read, wrote = said["input_tokens"], said["output_tokens"]
+        if self.costs:  # what never came to its end was read by the model all the same
+            read, wrote = used_tokens(answer, body, tools) if error is None else (estimated_tokens(body, tools), 0)
         calls = openai_tool_calls(answer) if tools else []
         self.observer.after(
             ModelCall(
@@ -145,17 +148,15 @@ class LangChainLLM(BaseLLM):
                 messages=new,
                 text=answer.text,
                 tool_calls=[c["function"] for c in calls],
-                input_tokens=usage["input_tokens"],
-                output_tokens=usage["output_tokens"],
+                input_tokens=read,
+                output_tokens=wrote,
                 latency_s=time.monotonic() - start,
                 error=error,
             )
         )
         if error is not None:
             raise ModelError(_RATE_LIMIT_WORDS.sub("over its limit", error))
-        self._track_token_usage_internal(
-            {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
-        )
+        self._track_token_usage_internal({"prompt_tokens": read, "completion_tokens": wrote})
         if calls:
             # CrewAI rebuilds tool turns without their text, thinking and signatures, so the original is kept. Usage
             # is dropped from it: it differs from call to call, and a prompt cache would never hit.
@@ -163,34 +164,6 @@ class LangChainLLM(BaseLLM):
                 self._turns[call["id"]] = answer.model_copy(update={"usage_metadata": None})
             return calls
         return answer.text or "(no answer)"  # CrewAI treats an empty string as an error of its own
-
-
-class _Failed(Exception):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-
-def _wait_for(work: Callable[[], T], waiting: Callable[[], None]) -> T:
-    """The result of `work`, run in a thread that is abandoned when `waiting` raises. Raises _Failed."""
-    done = threading.Event()
-    box: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            box["value"] = work()
-        except Exception as error:
-            # The text alone: CrewAI searches error chains for status codes too.
-            box["error"] = f"{type(error).__name__}: {error}"
-        finally:
-            done.set()
-
-    threading.Thread(target=run, daemon=True, name="chat model").start()
-    while not done.wait(0.1):
-        waiting()
-    if "error" in box:
-        raise _Failed(box["error"])
-    return box["value"]
 
 
 def slim(schema: Any) -> Any:

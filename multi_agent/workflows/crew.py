@@ -30,6 +30,7 @@ from multi_agent.agents.agent import (
 )
 from multi_agent.communication.message_broker import EVERYONE, HUMAN, WORKFLOW, Message, MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory
+from multi_agent.llm.calls import CALL_S, MODEL_SHARE, NoAnswerError
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import BudgetSpentError, Meter, read_prices
 from multi_agent.tools.tool import RoundOwner, ToolContext, clean
@@ -47,6 +48,7 @@ T = TypeVar("T")
 EventKind = Literal["stage", "agent", "tool_call", "tool_result", "message", "llm_call", "waiting"]
 GIVE_UP_AFTER = 3  # turns in a row without an answer: the model is not asked again in this sitting
 MODEL_SECONDS_A_TURN = 300.0  # that one agent may wait for its model in one turn
+TURN_SHARE = 1 / 3  # of what is left of the model's time: one turn that hangs leaves something to the others
 MESSAGES_A_TURN = 30  # the newest ones, where more wait
 
 
@@ -98,6 +100,8 @@ class Crew:
         prices_date, prices = read_prices(data_dir / "prices.json")
         self.meter = Meter(choice.price_name, prices, max_tokens=max_tokens, max_usd=max_usd)
         self.model_seconds = 0.0  # of the present turn
+        self.turn_seconds = MODEL_SECONDS_A_TURN  # that it may take
+        self.all_model_seconds = 0.0  # of all sittings
         self.recording = self._read_recording() if choice.kind == "replay" else None
         # A fixed procedure costs neither time nor money, so every agent speaks in every round, and takes what the
         # optimizer suggests.
@@ -160,7 +164,8 @@ class Crew:
             chat = OfflineResearcher()
         watcher = _Watcher(self, member)
         max_calls = 100 if self.by_procedure else MAX_MODEL_CALLS  # the offline researcher makes one call at a time
-        return build_agent(member, LangChainLLM.wrap(chat, watcher), self.contexts[member.name], max_calls)
+        llm = LangChainLLM.wrap(chat, watcher, costs=self.choice.kind == "langchain")
+        return build_agent(member, llm, self.contexts[member.name], max_calls)
 
     def _remember_earlier_sittings(self) -> None:
         """What was spent, found, said, read and given to agents before this process began."""
@@ -176,6 +181,7 @@ class Crew:
             if event.kind == "llm_call":
                 self.meter.tokens += payload["input_tokens"] + payload["output_tokens"]
                 self.meter.usd += payload["usd"] or 0.0
+                self.all_model_seconds += payload["latency_s"]
             elif event.kind == "message" and "finding" in payload:
                 self.memory.restore(event.actor, payload["finding"], tuple(payload["evidence"]))
             elif event.kind == "message" and "instruction" in payload:
@@ -228,6 +234,7 @@ class Crew:
         context = self.contexts[name]
         context.begin_turn(owner)
         self.model_seconds = 0.0
+        self.turn_seconds = min(MODEL_SECONDS_A_TURN, self.model_time_left() * TURN_SHARE)
         self.check_pause(context)
         messages = self.broker.collect(name)[-MESSAGES_A_TURN:]
         text = self._prompt(name, prompt, turn, messages)
@@ -251,6 +258,11 @@ class Crew:
             context.interrupt = Paused("stopped while the crew was at work")
         if context.interrupt is not None:
             raise context.interrupt
+
+    def model_time_left(self) -> float:
+        """Seconds that the model may still take, over all sittings; no end where the budget is not in wall time."""
+        budget_s = self.lab.plan.budget.wall_s
+        return float("inf") if budget_s is None else max(MODEL_SHARE * budget_s - self.all_model_seconds, 0.0)
 
     def _briefing(self, name: str, turn: Mapping[str, Any]) -> str:
         """What code knows for this turn. The closing report gets what was measured alone, which its narrative may tell."""
@@ -307,19 +319,31 @@ class _Watcher:
         return " ".join(f"{arm}: {reason}" for arm, reason in proposed.items())
 
     def before(self, prompt_tokens: int) -> None:
-        self.waiting()
-        if self._crew.model_seconds > MODEL_SECONDS_A_TURN:
-            raise TimeoutError(f"its model took more than {MODEL_SECONDS_A_TURN:.0f} s in this turn")
-        if self._crew.choice.kind == "langchain":
-            self._crew.meter.check(prompt_tokens)
+        crew = self._crew
+        crew.check_pause(crew.contexts[self._member.name])
+        if crew.choice.kind != "langchain":
+            return
+        if crew.model_time_left() < 1:
+            share_s = MODEL_SHARE * (crew.lab.plan.budget.wall_s or 0.0)
+            raise BudgetSpentError(f"the {share_s:.0f} s that the budget has for the chat model are over")
+        if crew.model_seconds >= crew.turn_seconds:
+            raise TimeoutError(f"its model took more than {crew.turn_seconds:.0f} s in this turn")
+        crew.meter.check(prompt_tokens)
 
-    def waiting(self) -> None:
-        self._crew.check_pause(self._crew.contexts[self._member.name])
+    def waiting(self, seconds: float) -> None:
+        crew = self._crew
+        crew.check_pause(crew.contexts[self._member.name])
+        most = min(CALL_S, crew.turn_seconds - crew.model_seconds)
+        if crew.choice.kind == "langchain" and seconds > most:
+            raise NoAnswerError(f"no whole answer within {most:.0f} s")
 
     def after(self, call: ModelCall) -> None:
         meter = self._crew.meter
         meter.add(call.input_tokens, call.output_tokens)
         self._crew.model_seconds += call.latency_s
+        self._crew.all_model_seconds += call.latency_s
+        if self._crew.choice.kind == "langchain" and self._crew.lab.plan.budget.wall_s is not None:
+            self._crew.lab.rest(call.latency_s)
         tokens = call.input_tokens + call.output_tokens
         self._crew.emit(
             "llm_call",

@@ -51,12 +51,30 @@ def results_of(request: dict[str, Any]) -> list[str]:
     return [m["content"] for m in request["messages"] if m["role"] == "tool"]
 
 
+Usage = Callable[[dict[str, Any], dict[str, Any]], "dict[str, int] | None"]
+
+
+def honest_usage(request: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
+    """A quarter of the characters, which is what tokenizers make of English."""
+    read, wrote = len(json.dumps(request)) // 4, len(json.dumps(message)) // 4
+    return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+
+
+HANG: Reply = (-1, {})
+"""No byte comes."""
+DRIP: Reply = (-2, {})
+"""A space comes now and then, before a JSON text that never begins."""
+
+
 class ModelServer:
     """Answers each request with `brain`, and keeps the requests."""
 
-    def __init__(self, brain: Brain) -> None:
+    def __init__(self, brain: Brain, usage: Usage = honest_usage) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.tokens = 0
+        """As it counts them."""
+        self.over = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -67,10 +85,15 @@ class ModelServer:
                 outer.requests.append(request)
                 outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                 status, body = brain(request)
+                if status < 0:
+                    self._never(drips=status == DRIP[0])
+                    return
                 if status == 200 and request.get("stream"):
                     self._stream(body)
                     return
                 if status == 200:
+                    counted = usage(request, body)
+                    outer.tokens += (counted or {}).get("total_tokens", 0)
                     kind = "tool_calls" if body.get("tool_calls") else "stop"
                     body = {
                         "id": "x",
@@ -78,14 +101,25 @@ class ModelServer:
                         "created": 0,
                         "model": "scripted",
                         "choices": [{"index": 0, "message": body, "finish_reason": kind}],
-                        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
-                    }
+                    } | ({} if counted is None else {"usage": counted})
                 data = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def _never(self, *, drips: bool) -> None:
+                self.close_connection = True
+                if drips:
+                    self.send_response(200)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", "1000000")
+                    self.end_headers()
+                while not outer.over.wait(0.05):
+                    if drips:
+                        self.wfile.write(b" ")
+                        self.wfile.flush()
 
             def _stream(self, message: dict[str, Any]) -> None:
                 calls = [{"index": i, **c} for i, c in enumerate(message.get("tool_calls") or [])]
@@ -119,6 +153,7 @@ class ModelServer:
         try:
             yield self
         finally:
+            self.over.set()
             self._server.shutdown()
             self._server.server_close()
 
