@@ -96,10 +96,15 @@ def research(
             )
         questions = []
     choice = brain.choose()
+    found = ""
+    if not dry_run and choice.make_chat is not None:
+        asked = time.monotonic()
+        choice, found = brain.preflight(choice, options.paths().data)
+        began += time.monotonic() - asked
     questions = questions or _understand(goal or DEFAULT_GOAL, choice, brain, options)
     for understood in questions:
         output.say(f"Understood: {understood.sentence()}")
-    output.say(choice.describe())
+    output.say(f"{choice.describe()} {found}".rstrip())
     if choice.make_chat is not None and may_spend.wall_s is not None:
         from experiments.numbers import format_seconds
         from multi_agent.llm.calls import MODEL_SHARE
@@ -188,8 +193,10 @@ def resume(
     if row.stage == "done":
         output.say(f"Campaign c-{campaign_id:04d} is finished; its verdict stands.")
         return _conclude(_open_lab(ledger, campaign_id, options.paths()), options)
+    choice, found = brain.preflight(choice, options.paths().data)
     brain.keep(ledger, campaign_id, choice)
-    output.say(f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()}")
+    text = f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()} {found}"
+    output.say(text.rstrip())
     return _work(ledger, campaign_id, choice, brain, options, began, take_over=take_over)
 
 
@@ -222,12 +229,13 @@ def extend(
     ledger = options.change()
     extended = ledger.resolve(campaign, "campaign")
     brain = brain.as_in(ledger, extended)
-    choice = brain.choose()
+    choice, found = brain.preflight(brain.choose(), options.paths().data)
     workers = available_workers()
     number = extend_campaign(ledger, extended, wall_s=wall_s, env_steps=steps, workers=workers, llm=choice.name)
     brain.keep(ledger, number, choice)
     seeds = ledger.get_campaign(number).plan["design"]["confirmation_seeds"]
-    options.output.say(f"c-{number:04d} extends c-{extended:04d} by {seeds} fresh seeds a side. {choice.describe()}")
+    text = f"c-{number:04d} extends c-{extended:04d} by {seeds} fresh seeds a side. {choice.describe()} {found}"
+    options.output.say(text.rstrip())
     return _work(ledger, number, choice, brain, options, began)
 
 

@@ -14,6 +14,8 @@ from core.words.commands import add_to_commands
 from core.words.text import url_without_password
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy.engine import URL
 
     from experiments.ledger import Ledger
@@ -135,6 +137,13 @@ class BrainOptions:
 
         Meter("", {}, **self.caps)
         return choose_llm(self.llm, self.base_url, self.llm_key_env)
+
+    def preflight(self, choice: LLMChoice, data_dir: Path) -> tuple[LLMChoice, str]:
+        """The chat model as the crew can use it, and what one small call of it found. InputError where it gives no answer."""
+        from multi_agent.llm.meter import Meter, read_prices
+        from multi_agent.llm.preflight import preflight
+
+        return preflight(choice, Meter(choice.price_name, read_prices(data_dir / "prices.json")[1], **self.caps))
 
     @property
     def caps(self) -> Caps:

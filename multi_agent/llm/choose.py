@@ -91,6 +91,8 @@ class LLMChoice:
     """Where it is served if not at its vendor's, as it is recorded: without a password."""
     key_env: str | None = None
     """Environment variable of its key, where one was named."""
+    tools: bool = True
+    """Whether it calls tools itself, as the preflight found; else it is asked in text."""
 
     def describe(self) -> str:
         """One sentence for the start of a campaign."""

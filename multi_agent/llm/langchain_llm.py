@@ -70,11 +70,14 @@ class LangChainLLM(BaseLLM):
     observer: Any = Field(exclude=True, repr=False)  # CallObserver
     context_window: int = 128_000
     costs: bool = True  # False for a fixed procedure and for recorded answers: their tokens are as they say
+    tools: bool = True  # False: CrewAI writes the tools into the prompt and reads calls out of the text
     _turns: dict[str, AIMessage] = PrivateAttr(default_factory=dict)  # tool call id -> the model's own message
     _seen: int = PrivateAttr(default=0)  # messages of the present conversation that are recorded already
 
     @classmethod
-    def wrap(cls, chat: BaseChatModel, observer: CallObserver, *, costs: bool = True) -> LangChainLLM:
+    def wrap(
+        cls, chat: BaseChatModel, observer: CallObserver, *, costs: bool = True, tools: bool = True
+    ) -> LangChainLLM:
         """An adapter around `chat`, with the context window that LangChain's profile of the model names."""
         name = getattr(chat, "model_name", None) or getattr(chat, "model", None) or chat._llm_type
         window = (getattr(chat, "profile", None) or {}).get("max_input_tokens") or 128_000
@@ -85,11 +88,12 @@ class LangChainLLM(BaseLLM):
             observer=observer,
             context_window=window,
             costs=costs,
+            tools=tools,
         )
 
     # What CrewAI asks about
     def supports_function_calling(self) -> bool:
-        return True  # False would silently mean parsing tool calls out of prose
+        return self.tools
 
     def supports_stop_words(self) -> bool:
         return False  # many models reject `stop`
@@ -115,7 +119,7 @@ class LangChainLLM(BaseLLM):
     ) -> str | list[dict[str, Any]]:
         """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError."""
         if words := self.observer.closing():
-            return words
+            return words if self.tools else f"Thought: done\nFinal Answer: {words}"
         # CrewAI marks every schema "strict", under which OpenAI refuses bounds and defaults; `execute` checks them anyway.
         tools = [
             {**t, "function": slim({k: v for k, v in t["function"].items() if k != "strict"})} for t in tools or []
@@ -163,7 +167,13 @@ class LangChainLLM(BaseLLM):
             for call in calls:
                 self._turns[call["id"]] = answer.model_copy(update={"usage_metadata": None})
             return calls
-        return answer.text or "(no answer)"  # CrewAI treats an empty string as an error of its own
+        # CrewAI treats an empty string as an error of its own.
+        return (answer.text if self.tools else without_observations(answer.text)) or "(no answer)"
+
+
+def without_observations(text: str) -> str:
+    """A model's text up to where it goes on as the tool that it called: what no tool said is no result."""
+    return re.split(r"^\W*Observation\W*:", text, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[0].rstrip()
 
 
 def slim(schema: Any) -> Any:

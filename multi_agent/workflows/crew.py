@@ -164,7 +164,7 @@ class Crew:
             chat = OfflineResearcher()
         watcher = _Watcher(self, member)
         max_calls = 100 if self.by_procedure else MAX_MODEL_CALLS  # the offline researcher makes one call at a time
-        llm = LangChainLLM.wrap(chat, watcher, costs=self.choice.kind == "langchain")
+        llm = LangChainLLM.wrap(chat, watcher, costs=self.choice.kind == "langchain", tools=self.choice.tools)
         return build_agent(member, llm, self.contexts[member.name], max_calls)
 
     def _remember_earlier_sittings(self) -> None:
