@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import unknown_name
+from core.words.text import plain
 
 EVERYONE = "all"
 HUMAN = "human"
@@ -31,7 +32,8 @@ class Message:
     """Of its event."""
 
     def __str__(self) -> str:
-        return f"{self.sender}: {self.text}" + (f" [{', '.join(self.evidence)}]" if self.evidence else "")
+        """On one line, whatever was written into it: a second line could name another sender, such as a person."""
+        return f"{self.sender}: {plain(self.text)}" + (f" [{', '.join(self.evidence)}]" if self.evidence else "")
 
 
 class MessageBroker:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from core.words.text import plain
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -15,7 +17,7 @@ class Fact:
     evidence: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.text} [{', '.join(self.evidence)}] ({self.author})"
+        return f"{self.author}: {plain(self.text)} [{', '.join(self.evidence)}]"
 
 
 class SharedMemory:

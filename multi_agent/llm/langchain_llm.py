@@ -135,16 +135,17 @@ class LangChainLLM(BaseLLM):
 
         self.observer.before(estimated_tokens(body, tools))
         chat = self.chat.bind_tools(tools) if tools else self.chat
-        start, error, answer = time.monotonic(), None, AIMessage("")
+        start, error, answer, ended = time.monotonic(), None, AIMessage(""), False
         with llm_call_context():
             try:
                 answer = in_time(lambda: chat.invoke(sent), lambda: self.observer.waiting(time.monotonic() - start))
+                error, ended = _unfinished(answer) if self.costs else None, True
             except NoAnswerError as failed:
                 error = str(failed)
         said = answer.usage_metadata or {"input_tokens": 0, "output_tokens": 0}
         read, wrote = said["input_tokens"], said["output_tokens"]
         if self.costs:  # what never came to its end was read by the model all the same
-            read, wrote = used_tokens(answer, body, tools) if error is None else (estimated_tokens(body, tools), 0)
+            read, wrote = used_tokens(answer, body, tools) if ended else (estimated_tokens(body, tools), 0)
         calls = openai_tool_calls(answer) if tools else []
         self.observer.after(
             ModelCall(
@@ -167,8 +168,19 @@ class LangChainLLM(BaseLLM):
             for call in calls:
                 self._turns[call["id"]] = answer.model_copy(update={"usage_metadata": None})
             return calls
-        # CrewAI treats an empty string as an error of its own.
+        # Calls where no tools are offered come without words; CrewAI treats an empty string as an error of its own.
         return (answer.text if self.tools else without_observations(answer.text)) or "(no answer)"
+
+
+def _unfinished(answer: AIMessage) -> str | None:
+    """Why what came is no answer: it was cut at its limit, so that its calls and its words may say the opposite, or is empty."""
+    told = answer.response_metadata
+    ends = [str(told.get(name)).lower() for name in ("finish_reason", "stop_reason", "done_reason")]
+    if {"length", "max_tokens"} & set(ends):
+        return "the answer was cut at its limit of tokens"
+    if not answer.text.strip() and not answer.tool_calls and not answer.invalid_tool_calls:
+        return "the answer is empty"
+    return None
 
 
 def without_observations(text: str) -> str:

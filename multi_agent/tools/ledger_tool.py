@@ -11,6 +11,7 @@ from core.errors import InputError
 from experiments.campaign.proposing.ideas import Expected
 from experiments.campaign.trials import Base
 from experiments.campaign.views import FeasibilityView
+from experiments.ledger.ids import named_rows
 from experiments.vocabulary import Arm
 from multi_agent.tools.tool import ArmArguments, RowId, Tool, ToolContext, Values, values_dict
 
@@ -212,14 +213,21 @@ def write_note(context: ToolContext, arguments: NoteArguments) -> BaseModel:
 
 def tell(context: ToolContext, arguments: TellArguments) -> Done:
     """Send a message to another agent."""
+    _check_rows(context, arguments.text, arguments.evidence)
     message = context.broker.post(context.actor, arguments.to, arguments.text, tuple(arguments.evidence))
     return Done(done=f"{message.recipient} reads it at the next turn")
 
 
 def remember(context: ToolContext, arguments: RememberArguments) -> Done:
     """Share a finding, with the ids of the rows that show it."""
+    _check_rows(context, arguments.text, arguments.evidence)
     context.memory.add(context.actor, arguments.text, tuple(arguments.evidence))
     return Done(done="shared with every agent")
+
+
+def _check_rows(context: ToolContext, text: str, evidence: list[str]) -> None:
+    """InputError where words or evidence name a row that is no search run of this campaign."""
+    context.lab.evidence.check_ids([*evidence, *(row for row in named_rows(text) if row.startswith("r-"))])
 
 
 DESCRIBE_SEARCH_SPACE = Tool("describe_search_space", ArmArguments, describe_search_space)

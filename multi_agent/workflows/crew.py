@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from core.errors import InputError
 from experiments.campaign.proposing.briefing import briefing, facts
+from experiments.ledger.ids import named_rows
 from experiments.runs.runner import Paused
 from multi_agent.agents.agent import (
     AGENTS,
@@ -250,6 +252,12 @@ class Crew:
         self.failures_in_a_row = 0
         read = {"read": messages[-1].number} if messages else {}
         self.emit("agent", name, words[:2_000], turn=turn.get("turn"), **read)
+        if turn["turn"]["kind"] != "report":  # which is held against all that it heard, see `honesty.py`
+            try:
+                self.lab.evidence.check_ids([row for row in named_rows(words) if row.startswith("r-")])
+            except InputError as problem:
+                self.announce(f"What {name} said is passed on to nobody: {problem}.")
+                return None
         return words
 
     def check_pause(self, context: ToolContext) -> None:

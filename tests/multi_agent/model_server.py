@@ -94,7 +94,8 @@ class ModelServer:
                 if status == 200:
                     counted = usage(request, body)
                     outer.tokens += (counted or {}).get("total_tokens", 0)
-                    kind = "tool_calls" if body.get("tool_calls") else "stop"
+                    body = dict(body)
+                    kind = body.pop("finish_reason", "tool_calls" if body.get("tool_calls") else "stop")
                     body = {
                         "id": "x",
                         "object": "chat.completion",
