@@ -120,7 +120,7 @@ class BrainOptions:
     """Which chat model is used, and what it may cost."""
 
     llm: str = "auto"
-    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL or replay:CAMPAIGN."""
+    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL, command:PROGRAM or replay:CAMPAIGN."""
     base_url: str | None = None
     """Another server than the vendor's, for any that speaks its protocol; the vendor's key is never sent to it."""
     llm_key_env: str | None = None

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +73,9 @@ OWN_KEY = "SSM_LLM_KEY"
 """Environment variable of the key for a server that is not the vendor's, where none is named."""
 _USER = re.compile(r"//[^/]*@")
 _hidden: dict[str, str] = {}  # what `redact` takes out beside the vendors' keys, and what stands for it
-EXAMPLES = "offline, auto, openai:gpt-5-mini, anthropic:claude-sonnet-4-5, ollama:qwen3:8b, replay:c-0007"
+EXAMPLES = (
+    "offline, auto, openai:gpt-5-mini, anthropic:claude-sonnet-4-5, ollama:qwen3:8b, command:claude -p, replay:c-0007"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class LLMChoice:
     """A chat model that can be built. `make_chat` imports LangChain, so it is called only when the crew starts."""
 
     name: str
-    """"offline", "provider:model" or "replay:campaign"."""
+    """"offline", "provider:model", "command:program" or "replay:campaign"."""
     kind: Literal["offline", "langchain", "replay"]
     make_chat: Callable[[], Any] | None = None
     """Builds the LangChain chat model; None for offline and replay, which the workflow builds."""
@@ -111,7 +115,8 @@ class LLMChoice:
 def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: str | None = None) -> LLMChoice:
     """The chat model for `--llm name`.
 
-    name: "auto" (or None), "offline", "replay:<campaign>" or "provider:model".
+    name: "auto" (or None), "offline", "replay:<campaign>", "provider:model", or "command:<program>", which takes a prompt on
+    standard input and answers on standard output.
     base_url: another server than the vendor's. It never gets the vendor's key: it gets the one in the environment variable
     `key_env`, else in SSM_LLM_KEY, else none.
     Raises InputError for an unknown provider, an address that is none, a missing key or package: it says what to set or install.
@@ -120,7 +125,7 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
     if key_env is not None:
         _check_key(key_env)
     provider_name, _, model = name.partition(":")
-    if name in ("auto", "offline") or provider_name == "replay":
+    if name in ("auto", "offline") or provider_name in ("replay", "command"):
         if base_url is not None or key_env is not None:
             option = "--base-url" if base_url is not None else "--llm-key-env"
             raise InputError(f"{option} needs the model's name too: --llm openai:<model> {option} ...")
@@ -128,6 +133,8 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
             return _auto()
         if name == "offline":
             return LLMChoice("offline", "offline")
+        if provider_name == "command":
+            return _program(name, model)
         if not re.fullmatch(r"(?:c-?)?(?:\d+|@\w+)", model):
             raise InputError(
                 f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007 or @last. See: {command('campaigns')}"
@@ -139,6 +146,26 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
     if not model:
         raise InputError(f"--llm {name}: the model is missing. Examples: {EXAMPLES}.")
     return _langchain(provider_name, model, base_url, key_env)
+
+
+def _program(name: str, line: str) -> LLMChoice:
+    """A program that answers on standard output; InputError where there is none of that name."""
+    try:
+        words = shlex.split(line)
+    except ValueError as problem:
+        raise InputError(f"--llm {name}: a shell could not read it ({problem})") from None
+    if not words or shutil.which(words[0]) is None:
+        got = repr(words[0]) if words else "nothing"
+        raise InputError(
+            f"--llm command: got {got}, allowed: a program that can be run, such as --llm 'command:claude -p'"
+        )
+
+    def make_chat() -> Any:
+        from multi_agent.llm.command import CommandChat
+
+        return CommandChat(command=line)
+
+    return LLMChoice(name, "langchain", make_chat, tools=False)
 
 
 def _check_key(key_env: str) -> None:

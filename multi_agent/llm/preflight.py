@@ -73,7 +73,8 @@ def preflight(choice: LLMChoice, meter: Meter, *, seconds: float = PREFLIGHT_S) 
             "Allow more, or use no model: --llm offline"
         ) from None
     make_chat, end, refused = choice.make_chat, time.monotonic() + seconds, ""
-    modes = [Mode()]
+    first = Mode(tools=choice.tools)
+    modes = [first]
     for mode in modes:
         began = time.monotonic()
         try:
@@ -83,7 +84,7 @@ def preflight(choice: LLMChoice, meter: Meter, *, seconds: float = PREFLIGHT_S) 
         except Exception as error:  # whatever the client or its server did
             problem = str(error) if isinstance(error, NoAnswerError) else f"{type(error).__name__}: {error}"
             refused = refused or problem
-            if _LIMIT.search(problem) and mode == Mode():
+            if _LIMIT.search(problem) and mode == first:
                 modes += [Mode(plain_limit=True), *(Mode(limit=limit) for limit in SHORTER)]
             elif _TOOLS.search(problem) and mode.tools:
                 modes.append(replace(mode, tools=False))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,33 @@ def test_words_after_a_tool_call_are_not_its_result(mark: str) -> None:
     said = f"Action: look\nAction Input: {json.dumps({'a': 1})}"
     assert without_observations(f"{said}\n{mark} 777") == said
     assert without_observations("my observation: none") == "my observation: none"
+
+
+# ---- a program in place of a server ------------------------------------------------------------
+
+
+def test_a_program_answers_on_standard_output(tmp_path: Path) -> None:
+    file = tmp_path / "an assistant.py"
+    file.write_text(
+        "import sys\nprompt = sys.stdin.read()\nassert '[human]' in prompt\n"
+        "print('yes' if 'ready' in prompt else 'Thought: done\\nFinal Answer: heard by a program')\n"
+    )
+    choice = choose_llm(f"command:{sys.executable} -I '{file}'")
+    choice, found = preflight(choice, Meter("", {}, max_tokens=50_000))
+    assert "is asked in text; it counts no tokens" in found
+    lab = crew_lab(tmp_path, 1)
+    events = run_crew(lab, tmp_path, choice, max_tokens=50_000)
+    assert lab.stage == "done"
+    assert any(e.kind == "agent" and e.text == "heard by a program" for e in events)
+    assert all(e.payload["input_tokens"] > 500 for e in events if e.kind == "llm_call")
+
+
+def test_a_program_that_fails_or_hangs_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = "import sys; sys.stdin.read(); sys.stderr.write('not logged in'); sys.exit(3)"
+    with pytest.raises(InputError, match="ended with 3: not logged in"):
+        preflight(choose_llm(f"command:{sys.executable} -c {shlex.quote(failing)}"), Meter("", {}))
+    monkeypatch.setattr("multi_agent.llm.command.CALL_S", 0.3)
+    with pytest.raises(InputError, match="timed out"):
+        preflight(choose_llm("command:sleep 60"), Meter("", {}))
+    with pytest.raises(InputError, match="allowed: a program that can be run"):
+        choose_llm("command:no-such-program-here -p")
