@@ -46,6 +46,7 @@ CALLS: dict[str, list[str]] = {
     "stop": ["c-0001"],
     "strategies": [],
     "tag": [],
+    "transcript": [],
     "tune": ["point-robot", "--models", "lstm", "--trials", "1", "--env-steps", "1"],
 }
 """A call of every command that trains nothing."""

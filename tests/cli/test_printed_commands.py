@@ -37,9 +37,9 @@ def data(old_ledger, tmp_path: Path) -> Path:
 
 
 def _printed(text: str) -> list[list[str]]:
-    """The commands in a text, as the words that a shell would pass on."""
+    """The commands that a text offers, as the words that a shell would pass on; what it quotes in backticks it only tells of."""
     found = []
-    for line in PRINTED.findall(text):
+    for line in PRINTED.findall(re.sub(r"`[^`\n]*`", "", text)):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";,<>")
         lexer.whitespace_split = True
         words = []
