@@ -87,12 +87,14 @@ def _best(ledger: Ledger, question: Question, space: SearchSpace) -> dict[str, V
 
 def telling_shares(ledger: Ledger, task: str) -> tuple[float, ...] | None:
     """The shares of a search run after which training curves of this task tell its final score: Spearman's rank correlation of at
-    least `AGREEMENT` over the recorded runs of the search pool. None where there are too few."""
+    least `AGREEMENT` over the recorded runs of the search pool that are scored by the first episode's return. None where there are
+    too few."""
     with ledger.session() as session:
-        query = select(Run.id, Run.env_steps, Run.score).where(
+        query = select(Run.id, Run.env_steps, Run.score, Run.spec).where(
             Run.task == task, Run.pool == "search", Run.status == "done"
         )
-        runs = [row for row in session.execute(query.order_by(Run.id.desc()).limit(200)) if row.score is not None]
+        newest = session.execute(query.order_by(Run.id.desc()).limit(200))
+        runs = [row for row in newest if row.score is not None and "scored_by" not in row.spec]
         curves: dict[int, list[tuple[int, float]]] = {}
         metric = select(Metric.run_id, Metric.env_steps, Metric.value).where(
             Metric.name == "rollout/ep_rew_mean", Metric.run_id.in_([run.id for run in runs])

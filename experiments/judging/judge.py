@@ -133,9 +133,9 @@ def judge(claim: ClaimContent, rows: Sequence[ConfirmationRow]) -> VerdictConten
 
     invalid: the evidence is not what the claim asked for (a dropped seed or task, another configuration, unequal
     budgets). confirmed: the interval of the paired difference lies above the margin. refuted: it lies below the margin.
-    equivalent: it lies within the claim's equivalence margin, whatever its sign. inconclusive: anything else, with the reason. One configuration on both sides is not trained at all: nothing better
-    was found (rows of it, from before that was so, are judged as they were). Where a person stopped the confirmation,
-    the seeds that had finished on both sides are all that counts and is named.
+    equivalent: it lies within the claim's equivalence margin, whatever its sign. inconclusive: anything else, with the reason.
+    One configuration on both sides is not trained at all: nothing better was found (rows of it, from before that was so,
+    are judged as they were). Where a person stopped the confirmation, the seeds that had finished on both sides count alone.
     """
     if claim.others:
         return _judge_several(claim, rows)
@@ -484,8 +484,8 @@ def _scores(claim: ClaimContent, rows: Sequence[ConfirmationRow], seeds: Sequenc
         arm: np.array([found[arm, seed] for seed in sorted(set(seeds) & set(claim.seeds_of(arm)))]) for arm in ARMS
     }
     metric, timed = parse_metric(claim.metric), claim.equal_time is not None and claim.equal_time.alone
-    if timed and metric.level is not None:  # in the env steps that the baseline does in that time
-        scores["challenger"] *= claim.lengths("baseline")[0] / claim.lengths("challenger")[0]
+    if timed and metric.level is not None:  # in the baseline's steps; multiplied first, so that "never" equals "never"
+        scores["challenger"] = scores["challenger"] * claim.lengths("baseline")[0] / claim.lengths("challenger")[0]
     if metric.worst:
         scores = {arm: np.sort(values, axis=1)[:, : worst_tenth(claim.num_tasks)] for arm, values in scores.items()}
     return scores

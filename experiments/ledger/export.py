@@ -31,6 +31,7 @@ from experiments.ledger.models import (
 )
 from experiments.ledger.scores import UNJUDGED
 from experiments.ledger.store import Ledger, join_value, readable_id, write_json
+from experiments.metrics import WATCHED
 from experiments.tables import flatten
 
 TABLES: dict[str, type[Base]] = {
@@ -85,6 +86,8 @@ def export(
     unjudged = select(Run.id).where(UNJUDGED)
     if what == "evals":
         conditions.append(Eval.run_id.not_in(unjudged))
+    if what == "metrics":
+        conditions.append((Metric.name != WATCHED) | Metric.run_id.not_in(unjudged))
     try:
         with replacing(out) as partial, ledger.session() as session:
             hidden = set(session.scalars(unjudged)) if what == "runs" else set()

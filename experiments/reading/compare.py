@@ -70,9 +70,12 @@ def compare(ledger: Ledger, first: str, second: str, *, everything: bool = False
     differences = _table(names, [_run_fields(ledger, a), _run_fields(ledger, b)], everything)
     notes: list[str] = []
     left, right = ledger.scored_values([a.id]).get(a.id, {}), ledger.scored_values([b.id]).get(b.id, {})
-    same_place = (a.task, a.task_version, a.pool) == (b.task, b.task_version, b.pool)
+    places = [(run.task, run.task_version, run.pool) for run in (a, b)]
+    same_place = places[0] == places[1] and a.spec.get("scored_by") == b.spec.get("scored_by")
     if not same_place:
-        notes.append("The two were not evaluated on the same tasks, so their scores cannot be compared.")
+        notes.append(
+            "The two were not evaluated on the same tasks by the same metric, so their scores cannot be compared."
+        )
     elif not left or not right:
         notes.append(f"{names[0] if not left else names[1]} has no evaluation to compare.")
     if a.env_steps != b.env_steps:

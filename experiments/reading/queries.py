@@ -17,6 +17,7 @@ from experiments.ledger.models import Artifact, Campaign, Claim, Eval, Metric, N
 from experiments.ledger.scores import SCORE
 from experiments.ledger.store import Ledger, join_value, now
 from experiments.ledger.waste import count_waste
+from experiments.metrics import WATCHED
 from experiments.tables import TableView
 from experiments.vocabulary import FINISHED, PURPOSES, STATUSES, readable_id
 
@@ -275,6 +276,7 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
         ]
     if ledger.score_is_hidden(run):
         run.score, evals = None, []
+        metrics.pop(WATCHED, None)
     return {
         "run": name,
         "campaign": readable_id("c", run.campaign_id),

@@ -21,7 +21,7 @@ from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
 from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import Ledger, LedgerError, join_value, now, readable_id, split_value
-from experiments.metrics import FIRST_EPISODE, WATCHED, parse_metric
+from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, WATCHED, parse_metric
 from experiments.metrics import Metric as Score
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
@@ -393,6 +393,9 @@ def compare_reruns(ledger: Ledger, original_id: int, rerun_id: int) -> RerunChec
     pruned = ledger.get_run(original_id).status == "pruned"
     if pruned:  # what a rerun trains beyond the rung has nothing to be held against
         second = {where: value for where, value in second.items() if where in first}
+    added = f"eval {PREDICTION_ERROR} "
+    if not any(where.startswith(added) for where in first):  # recorded before evaluations had it
+        second = {where: value for where, value in second.items() if not where.startswith(added)}
     differences = []
     for where in sorted(first.keys() | second.keys()):
         a, b = first.get(where), second.get(where)

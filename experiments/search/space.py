@@ -29,7 +29,7 @@ from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from env_runner.task_distributions import get_family
 from env_runner.task_family import EnvOptions
-from experiments.metrics import FIRST_EPISODE, parse_metric
+from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, parse_metric
 from experiments.presets import preset
 from experiments.search.side import Side, Value
 from experiments.search.sizing import size_policy
@@ -221,7 +221,11 @@ class SearchSpace:
         )
         if self.changes.changes_anything:
             parameters += _tunable(specs[0][1].changes, "changes", "environment")
-        if self.changes.changes_anything or any(name.startswith("adaptation.") for name in self.side.fixed):
+        predicts = (
+            self.score is not None and parse_metric(self.score).quantity == PREDICTION_ERROR
+        )  # of the memory as trained
+        asked = self.changes.changes_anything or any(name.startswith("adaptation.") for name in self.side.fixed)
+        if asked and not predicts:
             able = [(n, s) for n, s in specs if s.adaptation.is_on or s.learner.why_no_adaptation is None]
             own = [(n, _tunable(s.adaptation, "adaptation", "adaptation") if (n, s) in able else []) for n, s in specs]
             parameters += _of_several(own, "only_with")
@@ -230,6 +234,8 @@ class SearchSpace:
     def _can_matter(self, parameter: Parameter) -> bool:
         """Whether a parameter is of the side's generation, and what the side fixes leaves it an effect."""
         if parameter.since > self.marks:
+            return False
+        if parameter.name == "model.selective" and self.side.fixed.get("model.integrators"):  # they exclude each other
             return False
         name, values = parameter.only_if or ("", ())
         return name not in self.side.fixed or self.side.fixed[name] in values

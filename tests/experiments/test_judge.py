@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.errors import InputError
-from experiments.judging.claim import ArmClaim, ClaimContent, ConfirmationRow, Look, sequential_looks
-from experiments.judging.judge import judge, judge_together, seeds_to_run
+from experiments.judging.claim import ArmClaim, ClaimContent, ConfirmationRow, EqualTime, Look, sequential_looks
+from experiments.judging.judge import VerdictContent, judge, judge_together, seeds_to_run
 from experiments.search.pruning import Pruning
 
 TASKS = 6
@@ -72,6 +72,30 @@ def test_a_clear_difference_is_confirmed_and_a_clear_loss_refuted() -> None:
     assert judge(*_evidence(5.0)).outcome == "confirmed"
     assert judge(*_evidence(-5.0)).outcome == "refuted"
     assert judge(*_evidence(0.0)).outcome == "inconclusive"
+
+
+def test_steps_to_a_return_at_equal_time_are_compared_in_the_baselines_steps_and_runs_that_never_got_there_are_equal() -> (
+    None
+):
+    times = EqualTime(challenger=620_000, baseline=208_000, ratio=620 / 208, how="told", alone=True)
+    claim = _claim(8, metric="steps_to_-5_first_episode", equal_time=times)
+    lengths = {"challenger": 620_000, "baseline": 208_000}
+
+    def verdict(share_of_challenger: float, share_of_baseline: float) -> VerdictContent:
+        spread = np.linspace(0.0, 0.01, 8)[:, None] * np.ones(TASKS)
+        tables = [
+            -np.minimum(share + spread, 1.0) * lengths[arm]
+            for arm, share in (("challenger", share_of_challenger), ("baseline", share_of_baseline))
+        ]
+        rows = [row.model_copy(update={"env_steps": lengths[row.arm]}) for row in _rows(claim, *tables)]
+        return judge(claim, rows)
+
+    never = verdict(1.0, 1.0)
+    assert (never.outcome, never.effect) == ("inconclusive", 0.0)
+    sooner = verdict(0.4, 0.6)
+    assert sooner.outcome == "confirmed"
+    assert sooner.effect == pytest.approx(0.2 * 208_000)
+    assert verdict(0.6, 0.4).outcome == "refuted"
 
 
 def test_the_verdict_does_not_depend_on_the_order_of_the_rows() -> None:

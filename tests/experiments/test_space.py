@@ -323,6 +323,15 @@ def test_changes_and_adapters_that_do_not_fit_are_refused_by_the_specification(
         set_fields(_spec(), fields)
 
 
+# What cannot be together is not searched together -------------------------------------------------------------------------
+def test_a_search_never_proposes_what_its_side_or_its_score_excludes() -> None:
+    question = parse_goal("beat LSTM with S5 with integrators=0.25 on point-robot")
+    assert "model.selective" not in {p.name for p in space_of(question, question.challenger).parameters}
+    question = parse_goal("beat LSTM with S5 on point-robot with a switch of target by prediction error")
+    for side in question.sides:
+        assert not [p for p in space_of(question, side).parameters if p.name.startswith("adaptation.")]
+
+
 # A list of blocks --------------------------------------------------------------------------------------------------------
 def test_a_stack_is_searched_place_by_place_and_trained_as_the_list_of_its_filled_places() -> None:
     question = parse_goal("beat LSTM with hybrid on point-robot")
