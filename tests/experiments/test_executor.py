@@ -82,13 +82,13 @@ def test_a_run_starts_reports_evaluates_and_ends(tmp_path: Path) -> None:
 
 
 def test_stopping_and_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    spec = _spec(40)
+    spec = _spec(20)
     whole = _run(_job(tmp_path / "whole", spec))
     first = _run(_job(tmp_path / "parts", spec), stop_after=3)
     assert isinstance(first[-1], Ended)
     assert first[-1].status == "stopped"
     rest = _run(_job(tmp_path / "parts", spec))
-    assert 3 <= len(_numbers(first)) < 40
+    assert 3 <= len(_numbers(first)) < 20
     assert _numbers(first) + _numbers(rest) == _numbers(whole)
 
 
@@ -98,9 +98,9 @@ def test_a_run_in_changed_worlds_with_an_adapter_gives_the_numbers_of_its_learne
 ) -> None:
     fields = {
         "changes.switch_step": "6", "changes.in_training": in_training,
-        "adaptation.adapts": "all", "adaptation.every": "5", "adaptation.learning_rate": "0.1",
+        "adaptation.adapts": "all", "adaptation.every": "12", "adaptation.learning_rate": "0.1",
     }  # fmt: skip
-    spec = set_fields(_spec(20), fields)
+    spec = set_fields(_spec(8), fields)
     job = _job(tmp_path, spec)
     stopped = _run(job, stop_after=1)[-1]
     assert isinstance(stopped, Ended)
