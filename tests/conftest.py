@@ -39,6 +39,14 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+LONG = ("test_campaign.py", "test_executor.py", "test_repository.py")
+"""Files of few long tests: begun first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 class LoadedPlugins:
     """What is registered and loaded in this process, to be put back: for tests that load plugins."""
 
