@@ -237,7 +237,7 @@ class DiagonalCell(nn.Module):
         first, second, third = (getattr(self, name) for name in self.dynamics)
         pace = F.softplus(self.pace(u)).clamp_min(SLOWEST)
         if self.method == "exponential":
-            twice = 2 * first.exp()
+            twice = (2 * first.exp()).clamp_min(SLOWEST**2)  # a radius that has reached one has a ratio too
             share = (torch.expm1(-twice * pace) / torch.expm1(-twice)).clamp_min(SLOWEST)
             a, gain = discretize(first + pace.log(), second + pace.log(), third + 0.5 * share.log(), self.method)
         else:

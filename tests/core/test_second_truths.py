@@ -264,6 +264,21 @@ def test_a_selective_state_is_the_recurrence_of_its_equations(fields: dict[str, 
     assert np.allclose(last[0].detach().numpy(), states[-1], atol=1e-4)
 
 
+def test_a_selective_lru_whose_radius_has_reached_one_has_finite_gradients_and_steps() -> None:
+    chosen, _ = selective_pair({"kind": "lru"})
+    with torch.no_grad():
+        chosen.blocks[0].cell.log_nu.fill_(-200.0)
+    output, hidden = chosen(torch.randn(2, TIME, 5, generator=generator()))
+    (output.sum() + hidden.sum()).backward()
+    values = (output, hidden, *(p.grad for p in chosen.parameters()))
+    assert all(value is not None and value.isfinite().all() for value in values)
+
+
+def test_a_selective_model_with_integrators_is_refused() -> None:
+    with pytest.raises(InputError, match="a selective model has no integrators"):
+        parse_model_config({"kind": "lru", "selective": True, "integrators": 0.25})
+
+
 def test_mamba_is_algorithm_2_step_by_step() -> None:
     config = MambaConfig(hidden_dim=WIDTH, expand=1.5, states_per_channel=3, conv_width=4, norm="rms")
     block = MambaBlock(config, generator())
