@@ -93,7 +93,7 @@ def plan_campaign(
         startup_s=startup_s,
         memory_limit_mb=memory_limit_mb,
         learning_episodes=max(LEARNERS[name].config_type.learning_episodes for name in question.learners),
-        memory=None if ledger is None else remembered(ledger, question, tuned),
+        memory=remembered(ledger, question, tuned),
         shares=None if ledger is None else telling_shares(ledger, question.task),
         timed=asks_for_both(question, budget, time_ratio),
         time_ratio=time_ratio,

@@ -19,10 +19,12 @@ from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.ledger.models import Campaign, Claim, Metric, Run
 from experiments.ledger.store import Ledger, LedgerError
+from experiments.presets import TUNED, effort
 from experiments.search.pruning import SHARES
 from experiments.search.side import Value
 from experiments.search.space import SearchSpace, is_near
 from experiments.vocabulary import Arm
+from meta_rl.learner import DEFAULT_LEARNER
 
 CAMPAIGNS = 20
 """The newest campaigns on a task that are looked through."""
@@ -32,21 +34,42 @@ FEWEST_CURVES = 10
 """Recorded runs of a task below which nothing is said of its curves."""
 
 
-def remembered(ledger: Ledger, question: Question, spaces: Mapping[Arm, SearchSpace]) -> dict[str, dict[str, Value]]:
-    """Arm -> the configuration of its space with the best selection score that a campaign on this task has chosen.
+def remembered(
+    ledger: Ledger | None, question: Question, spaces: Mapping[Arm, SearchSpace]
+) -> dict[str, dict[str, Value]]:
+    """Arm -> what is known to be good on this task beside its default, for the arms that will be tuned: one trial of their first round.
 
-    spaces: those of the arms that will be tuned. Of all of them or of none, since what one side is told the other must be told; a
-    side whose best is its own default has that as trial 0, and is left out.
+    First the configuration of its space with the best selection score that a campaign on this task has chosen: for all arms or for
+    none, since what one side is told the other must be told; a side whose best is its own default has that as trial 0, and is left
+    out. Without one (or without a ledger), the tuned preset of a side's next kind: every kind's own preset is its side's to begin
+    with, and a side of one kind has it as trial 0.
     """
-    found = {arm: _best(ledger, question, space) for arm, space in spaces.items()}
+    found = {arm: None if ledger is None else _best(ledger, question, space) for arm, space in spaces.items()}
     if any(values is None for values in found.values()):
-        return {}
+        presets = {arm: _next_preset(space) for arm, space in spaces.items()}
+        return {arm: values for arm, values in presets.items() if values is not None}
     kept: dict[str, dict[str, Value]] = {}
     for arm, space in spaces.items():
         values = found[arm]
         if values is not None and not is_near(space.parameters, space.default_values(), values):
             kept[arm] = values
     return kept
+
+
+def _next_preset(space: SearchSpace) -> dict[str, Value] | None:
+    """The first tuned preset among the side's kinds after the one that its default is of."""
+    if space.side.recorded is not None:
+        return None
+    for kind in space.side.kinds[1:]:
+        if (
+            effort(space.task, kind).startswith(TUNED)
+            and space.default(kind, space.learners[0]).learner.kind == DEFAULT_LEARNER
+        ):
+            try:
+                return space.preset_values(kind)
+            except InputError:  # a value that this space does not search
+                continue
+    return None
 
 
 def _best(ledger: Ledger, question: Question, space: SearchSpace) -> dict[str, Value] | None:

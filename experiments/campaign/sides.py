@@ -20,9 +20,9 @@ from experiments.search.side import Recorded, Side, Value
 from experiments.spec import WorldChanges
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS, LearnerConfig
 
-SSM_KINDS = ("mingru", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
-"""The linear recurrences that `ssm` in a goal means, gated, time-invariant and matrix-valued; the default first: the best at the lengths that a
-campaign of half an hour reaches."""
+SSM_KINDS = ("mingru", "minlstm", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
+"""The linear recurrences that `ssm` in a goal means, gated, time-invariant and matrix-valued; the two that are best at the lengths that a
+campaign of half an hour reaches come first (docs/benchmarks.md)."""
 RECURRENT_KINDS = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
 """The recurrences that are nonlinear in their state, which no scan computes: a loop over time, in training too."""
 MODEL_ALIASES = {

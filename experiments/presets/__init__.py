@@ -1,7 +1,7 @@
 """Default configurations by model kind: one JSON file each, with the effort that tuned it written beside it.
 
 `lstm.json` holds for every task; `halfcheetah-vel.lstm.json` would hold for that task alone and come first. A file has
-the fields `policy` and `learner` of a RunSpec and an `effort` text, which begins with "Tuned" where it was. A kind without a file has its class's defaults.
+the fields `policy` and `learner` of a RunSpec and an `effort` text, which begins with `TUNED` where it was. A kind without a file has its class's defaults.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from experiments.tables import TableView
 from meta_rl.learner import DEFAULT_LEARNER, LEARNERS
 
 FOLDER = Path(__file__).parent
+TUNED = "Tuned"
+"""How the effort of a tuned preset begins."""
 UNTUNED = "the class's defaults, untuned"
 ENV_STEPS = 1_000_000
 
@@ -72,7 +74,7 @@ def list_presets() -> TableView:
         task, _, kind = name.rpartition(".")
         words = content.get("effort", "")
         rows.append(
-            (name, task or "every task", kind, content["learner"]["kind"], words.startswith("Tuned"), words or UNTUNED)
+            (name, task or "every task", kind, content["learner"]["kind"], words.startswith(TUNED), words or UNTUNED)
         )
     return TableView(
         columns=("preset", "task", "model", "learner", "tuned", "effort"),

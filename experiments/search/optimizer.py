@@ -89,12 +89,14 @@ def suggest(
     one every improvement counts. refused: suggestions for this same trial that cannot be run; they are avoided like
     failed trials, and the draw is another one after each. beside: configurations of the trials that are measured at the same
     time; they count as no better than the worst so far (the constant liar of Ginsbourger et al. 2010). memory: what an earlier
-    campaign chose. rule: `SUGGESTING`, or 1 as campaigns of before have it.
+    campaign chose, or a tuned preset. rule: `SUGGESTING`, or 1 as campaigns of before have it.
     """
     if not history and not beside:
         return Suggestion(space.default_values(), "default", "trial 0 of every arm is its default")
     if memory is not None and len(history) + len(beside) == 1 and memory not in refused:
-        return Suggestion(memory, "memory", "an earlier campaign of this ledger chose it on this task")
+        return Suggestion(
+            memory, "memory", "known to be good on this task: an earlier campaign chose it, or a preset was tuned to it"
+        )
     family = None if beside else plateau_family(space, history, noise_floor or 0.0)
     if family is not None:
         values = change_family(space, history, family, seed=seed, arm=arm, refused=refused)

@@ -284,6 +284,18 @@ class SearchSpace:
         """Trial 0: the preset of the side's first kind and first learner."""
         return {p.name: p.default for p in self.parameters if self.has(p, {})}
 
+    def preset_values(self, kind: str) -> dict[str, Value]:
+        """The preset of one of the side's kinds for its first learner, as a configuration of this space.
+
+        InputError where the preset has a value that this space does not allow.
+        """
+        spec = self.default(kind, self.learners[0])
+        sections = ((spec.policy.model, "model"), (spec.policy, "policy"), (spec.learner, "learner"))
+        held = {p.name: p.default for config, name in sections for p in _tunable(config, name, "meta-learning")}
+        chosen: dict[str, Value] = {"model.kind": kind}
+        values = {p.name: held[p.name] for p in self.parameters if p.name in held and self.has(p, chosen)}
+        return self.complete(self.check_values(chosen | values))
+
     def check_values(self, values: dict[str, Value], role: str | None = None) -> dict[str, Value]:
         """Values in their own types. InputError for a name outside the role's slice or a value out of range."""
         slice_ = {p.name: p for p in self.of_role(role)}

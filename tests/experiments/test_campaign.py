@@ -77,7 +77,7 @@ def test_it_says_what_was_understood_that_no_model_is_in_use_and_ends_in_a_verdi
     _, _, output = campaign
     flat = " ".join(output.split())
     assert (
-        "Understood: Does SSM (mingru, s5, lru, s4d, mlstm, ssd, gated-deltanet) reach a higher return than LSTM on point-robot"
+        "Understood: Does SSM (mingru, minlstm, s5, lru, s4d, mlstm, ssd, gated-deltanet) reach a higher return than LSTM on point-robot"
         in flat
     )
     assert "No language model is in use" in flat

@@ -20,7 +20,7 @@ from experiments.search.side import Recorded
 from experiments.spec import set_fields
 from meta_rl.learner import LEARNERS
 
-SSM = ("mingru", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
+SSM = ("mingru", "minlstm", "s5", "lru", "s4d", "mlstm", "ssd", "gated-deltanet")
 RECURRENT = ("lstm", "gru", "diag-gru", "rtu-tanh", "slstm")
 
 

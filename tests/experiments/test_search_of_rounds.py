@@ -28,11 +28,12 @@ from experiments.campaign.plan import Budget, Design, Plan, make_plan
 from experiments.campaign.question import parse_goal
 from experiments.judging.claim import ClaimContent
 from experiments.ledger import Ledger
+from experiments.presets import preset
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Report, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import FIRST_RADIUS, NEAR_TRIALS, SUGGESTING, Tried, near, shift, suggest
 from experiments.search.pruning import make_pruning
-from experiments.search.space import SearchSpace, is_near
+from experiments.search.space import MARKS, SearchSpace, is_near
 
 RACE = Design(name="race", baseline_seeds=2, rounds=2, top=3, selection_seeds=2, confirmation_seeds=6, race=(3, 2))
 NEW: dict[str, Any] = {"design": RACE, "trials_at_once": 2, "pilot": True, "suggesting": SUGGESTING, "judging": 2}
@@ -196,6 +197,20 @@ def test_what_an_earlier_campaign_chose_is_trial_1_of_both_sides_or_of_none(tmp_
         trial = again.trials.finished(arm)[1]
         assert trial.values == values
         assert again.trials.proposer(arm, 1, "search") == "memory"
+
+
+def test_where_nothing_is_remembered_the_next_kinds_tuned_preset_is_a_trial_of_the_first_round() -> None:
+    question = parse_goal("beat LSTM on halfcheetah-vel")
+    spaces = {arm: SearchSpace(side, question.task, learner="rl2", marks=MARKS) for arm, side in zip(("challenger", "baseline"), question.sides, strict=True)}  # fmt: skip
+    found = remembered(None, question, spaces)
+    assert list(found) == ["challenger"]  # the baseline's one kind has its preset as trial 0
+    known = preset("halfcheetah-vel", "minlstm", "rl2")
+    trained = spaces["challenger"].spec(
+        found["challenger"], env_steps=known.env_steps, seed=known.seed, parameters=None
+    )
+    assert trained == known
+    toys = parse_goal("beat LSTM on point-robot")
+    assert remembered(None, toys, {"challenger": SearchSpace(toys.challenger, toys.task, learner="rl2")}) == {}
 
 
 def test_the_rungs_of_pruning_are_where_recorded_curves_tell_the_end(tmp_path: Path) -> None:
@@ -471,7 +486,7 @@ def test_a_challenger_that_one_of_several_beats_is_refuted_and_one_that_beats_so
     verdict = lab.judge()
     assert (verdict.outcome, verdict.reason) == (
         "refuted",
-        "GRU beats SSM (mingru, s5, lru, s4d, mlstm, ssd, gated-deltanet)",
+        "GRU beats SSM (mingru, minlstm, s5, lru, s4d, mlstm, ssd, gated-deltanet)",
     )
     lab = _three("beat LSTM and GRU on point-robot", tmp_path / "open", lstm=-15.0, gru=-5.0)
     search_and_confirm(lab)
