@@ -1,7 +1,7 @@
 """One gradient of PPO's loss without autograd: the same numbers as `meta_rl.ppo`'s plain path, in a third of the time.
 
 Encoder, heads and loss run compiled for every policy that `core.fused.policy.covered` allows; so does a memory of state space
-blocks or of minGRU's layers.
+blocks, of minGRU's or of minLSTM's layers.
 Any other memory keeps autograd for itself and takes part through its input and output.
 """
 
@@ -36,10 +36,12 @@ from meta_rl.flat_adam import FlatAdam
 class Minibatch:
     """Buffers for minibatches of `count` sequences of `steps` steps, R rows in all, of a batch's parts (N, T numbers).
 
-    gated: how many layers of minGRU the memory has.
+    gated: how many layers of minGRU or minLSTM the memory has, and how many widths W of each.
     """
 
-    def __init__(self, sizes: Sizes, gated: int, batch: tuple[np.ndarray, ...], count: int, steps: int) -> None:
+    def __init__(
+        self, sizes: Sizes, gated: tuple[int, int], batch: tuple[np.ndarray, ...], count: int, steps: int
+    ) -> None:
         def rows_of(numbers: int, layers: int | None = None) -> np.ndarray:
             size = count * steps * numbers
             return np.empty(size if layers is None else (layers, size), f32)
@@ -67,11 +69,15 @@ class Minibatch:
             mixed=rows_of(2 * sizes.width, sizes.layers),
             out=rows_of(sizes.width, sizes.layers),
         )
+        layers, parts = gated
+        pre = rows_of(parts * sizes.width, layers)
         self.gated = GatedTrace(
-            gates=rows_of(3 * sizes.width, gated),
-            states=rows_of(sizes.width, gated),
-            squashed=rows_of(sizes.width, gated),
-            out=rows_of(sizes.width, gated),
+            pre=pre,
+            gates=pre if parts == 3 else rows_of(3 * sizes.width, layers),
+            shut=rows_of(2 * (parts - 3) * sizes.width, layers),
+            states=rows_of(sizes.width, layers),
+            squashed=rows_of(sizes.width, layers),
+            out=rows_of(sizes.width, layers),
         )
         self.scratch = Scratch(below=rows_of(sizes.width), linear=rows_of(sizes.width), mixed=rows_of(2 * sizes.width))
         self.sequences = Sequences(keep=np.ones((count, steps), f32), zeros=np.zeros((count, sizes.state), f32))
@@ -119,7 +125,7 @@ class FusedLoss:
         index, compiled = rows.numpy(), self.compiled
         buffers = self.minibatches.get(index.size)
         if buffers is None:
-            gated = compiled.gated.size
+            gated = (compiled.gated.size, compiled.parts)
             buffers = Minibatch(compiled.sizes, gated, self.batch, index.size, self.steps)
             self.minibatches[index.size] = buffers
         for source, part in zip(self.batch, buffers.parts, strict=True):

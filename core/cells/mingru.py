@@ -68,42 +68,54 @@ def mingru_reference(u: Tensor, h: Tensor, keep: Tensor | None, weight: Tensor, 
     return torch.sigmoid(o) * torch.tanh(states), states[:, -1]
 
 
-class _MinGRU(Fused):
-    """`mingru_reference` with the gates, the scan and the output in one pass each way."""
+class FusedGates(Fused):
+    """A reference of this file's form with the gates, the scan and the output in one pass each way."""
 
-    reference = staticmethod(mingru_reference)
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def run(cls, ctx: Any, inputs: Any) -> tuple[Tensor, Tensor]:
+        """The forward of `core.kernels.gated`, for as many gates as W has."""
         u, h, keep, weight, bias = inputs
         load_gated()
         batch, time, _ = u.shape
-        width = h.shape[1]
-        gates = torch.mm(u.reshape(batch * time, -1), weight.T).view(batch, time, 3 * width)
+        width, rows = h.shape[1], len(bias)
+        pre = torch.mm(u.reshape(batch * time, -1), weight.T).view(batch, time, rows)
+        gates = pre if rows == 3 * width else torch.empty(batch, time, 3 * width)
+        shut = torch.empty(batch, time, 2 * (rows - 3 * width))
         ctx.mask = np.ones((batch, time), f32) if keep is None else as_numpy(keep)
         states, squashed, out = (torch.empty(batch, time, width) for _ in range(3))
         gated_scan(
-            gates.numpy(), as_numpy(bias), as_numpy(h), ctx.mask, states.numpy(), squashed.numpy(), out.numpy()
+            pre.numpy(), gates.numpy(), shut.numpy(), as_numpy(bias), as_numpy(h), ctx.mask, states.numpy(), squashed.numpy(), out.numpy(),
         )  # fmt: skip
-        _MinGRU.keep_inputs(ctx, inputs, gates, states, squashed)
+        cls.keep_inputs(ctx, inputs, gates, shut, states, squashed)
         return out, states[:, -1].clone()
 
     @staticmethod
     def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
         """dp by `core.kernels.gated.gated_scan_backward`; p = u W^T:  dW = dp^T u,  du = dp W."""
         u, h, _, weight, bias = inputs
-        gates, states, squashed = saved
+        gates, shut, states, squashed = saved
         grad, grad_last = grads
         grad = torch.zeros(states.shape) if grad is None else grad
         grad_h = torch.zeros(h.shape) if grad_last is None else grad_last.clone(memory_format=torch.contiguous_format)
         slopes, grad_bias = torch.empty(gates.shape), torch.zeros_like(bias)
+        grad_pre = torch.empty(*gates.shape[:2], len(bias)) if shut.numel() else slopes
         gated_scan_backward(
-            gates.numpy(), states.numpy(), squashed.numpy(), as_numpy(h), ctx.mask, as_numpy(grad), grad_h.numpy(),
-            slopes.numpy(), grad_bias.numpy(),
+            gates.numpy(), shut.numpy(), states.numpy(), squashed.numpy(), as_numpy(h), ctx.mask, as_numpy(grad), grad_h.numpy(),
+            slopes.numpy(), grad_pre.numpy(), grad_bias.numpy(),
         )  # fmt: skip
-        flat = slopes.flatten(0, 1)
+        flat = grad_pre.flatten(0, 1)
         grad_u = torch.mm(flat, weight).view(u.shape) if ctx.needs_input_grad[0] else None
         return grad_u, grad_h, None, torch.mm(flat.T, u.reshape(len(flat), -1)), grad_bias
+
+
+class _MinGRU(FusedGates):
+    """`mingru_reference`."""
+
+    reference = staticmethod(mingru_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return _MinGRU.run(ctx, inputs)
 
 
 class GatedRecurrence(SequenceModel):
@@ -157,23 +169,32 @@ class GatedRecurrence(SequenceModel):
         return x if self.decoder is None else self.decoder(x), torch.cat(states, 1)
 
 
-@register_model("mingru", MinGRUConfig)
-class MinGRU(GatedRecurrence):
-    """hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ."""
+class LinearGates(GatedRecurrence):
+    """Gated recurrences whose gates read the input alone, which `core.kernels.gated` computes: minGRU and minLSTM.
 
-    parts, reference = 3, staticmethod(mingru_reference)
+    hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ.
+    """
 
-    def _start(self, biases: Tensor, gate: Tensor) -> None:
-        biases[1] = gate
+    fused: type[FusedGates]
 
     def _layer(self, x: Tensor) -> Callable[..., Any]:
-        return _MinGRU.apply if fused_allowed(x) else mingru_reference
+        return self.fused.apply if fused_allowed(x) else type(self).reference
 
     def _step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if not fused_allowed(x):
             return super()._step(x, hidden)
         states = torch.stack(hidden.split(self.width, 1))  # a copy that the kernel moves on
         for (weight, bias), state in zip(self.weights(), states, strict=True):
-            gates, x = torch.mm(x, weight.T), torch.empty(state.shape)
-            gated_step(gates.numpy(), as_numpy(bias), state.numpy(), x.numpy())
+            pre, x = torch.mm(x, weight.T), torch.empty(state.shape)
+            gated_step(pre.numpy(), as_numpy(bias), state.numpy(), x.numpy())
         return x if self.decoder is None else self.decoder(x), torch.cat(states.unbind(), 1)
+
+
+@register_model("mingru", MinGRUConfig)
+class MinGRU(LinearGates):
+    """minGRU; see the module's docstring."""
+
+    parts, reference, fused = 3, staticmethod(mingru_reference), _MinGRU
+
+    def _start(self, biases: Tensor, gate: Tensor) -> None:
+        biases[1] = gate

@@ -8,19 +8,19 @@ For each layer, from u (B, T, D); k_t = 1 - reset_t, s the sigmoid, all products
     y_t = s(o_t) tanh(h_t)
 
 Source: Feng et al. 2024 (arXiv 2410.01201), section 3.2, whose minLSTM is the recurrence with v in place of tanh(v) and y = h. Ours are the
-two tanh and the output gate of the LSTM, and the start: time constants -1 / ln f' log-uniform in [tau_min, tau_max] steps. The recurrence
-runs through `core.scan`; i' is computed as s(softplus(-f) - softplus(-i)), which neither gate's vanishing spoils.
+two tanh and the output gate of the LSTM, and the start: time constants -1 / ln f' log-uniform in [tau_min, tau_max] steps. It is trained and
+acts compiled (`core.kernels.gated`). In the reference i' is computed as s(softplus(-f) - softplus(-i)), which neither gate's vanishing spoils.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from core.cells.mingru import GatedRecurrence, TimeConstantsConfig
+from core.cells.mingru import FusedGates, LinearGates, TimeConstantsConfig
 from core.scan import split_scan
 from core.sequence_model import register_model
 
@@ -39,11 +39,21 @@ def minlstm_reference(u: Tensor, h: Tensor, keep: Tensor | None, weight: Tensor,
     return torch.sigmoid(o) * torch.tanh(states), states[:, -1]
 
 
-@register_model("minlstm", MinLSTMConfig)
-class MinLSTM(GatedRecurrence):
-    """hidden is h of each layer side by side, (B, num_layers * hidden_dim); an output map where widths differ."""
+class _MinLSTM(FusedGates):
+    """`minlstm_reference`."""
 
-    parts, reference = 4, staticmethod(minlstm_reference)
+    reference = staticmethod(minlstm_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return _MinLSTM.run(ctx, inputs)
+
+
+@register_model("minlstm", MinLSTMConfig)
+class MinLSTM(LinearGates):
+    """minLSTM; see the module's docstring."""
+
+    parts, reference, fused = 4, staticmethod(minlstm_reference), _MinLSTM
 
     def _start(self, biases: Tensor, gate: Tensor) -> None:
         biases[1], biases[2] = gate, -gate  # s(b) / s(-b) = e^b: the odds of the new input, as with one gate

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.cells.mingru import MinGRU
+from core.cells.mingru import LinearGates
 from core.kernels.blas import sgemm_address
 from core.kernels.discretization import METHODS
 from core.kernels.gated import GATED_PLACES, GatedStep, gated_act, load_gated
@@ -53,9 +53,9 @@ def compiled_blocks(policy: RecurrentPolicy) -> list[SSMBlock]:
 
 
 def gated_layers(policy: RecurrentPolicy) -> list[nn.Linear]:
-    """The maps of a minGRU memory, layer by layer: its recurrence runs compiled at any width. Nothing for any other memory."""
+    """The maps of a minGRU's or minLSTM's memory, layer by layer: its recurrence runs compiled at any width. Nothing for any other memory."""
     memory = policy.memory
-    if not isinstance(memory, MinGRU) or memory.decoder is not None:
+    if not isinstance(memory, LinearGates) or memory.decoder is not None:
         return []
     return [layer for layer in memory.layers if isinstance(layer, nn.Linear)]
 
@@ -82,7 +82,9 @@ class CompiledPolicy:
         """Whether the memory is a compiled stack of state space blocks."""
         gated = gated_layers(policy)
         self.gated = np.zeros(len(gated), GATED_PLACES)
-        """The places of a compiled minGRU's layers; empty for any other memory."""
+        """The places of a compiled gated memory's layers; empty for any other memory."""
+        self.parts = getattr(policy.memory, "parts", 3) if gated else 3
+        """How many widths such a layer's W has."""
         if blocks:
             load_shared()
         if gated:
@@ -176,7 +178,7 @@ class CompiledActing:
         elif compiled.gated.size:
             step = GatedStep(
                 state=np.zeros((compiled.gated.size, count * sizes.width), f32),
-                gates=np.empty(count * 3 * sizes.width, f32),
+                pre=np.empty(count * compiled.parts * sizes.width, f32),
                 out=np.empty(count * sizes.width, f32),
             )
             self.gated = (compiled.gated, tuple(step), tuple(self.activations))

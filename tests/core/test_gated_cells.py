@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from core.cells.mingru import MinGRU, MinGRUConfig, _MinGRU, gate_biases, mingru_reference
-from core.cells.minlstm import MinLSTM
+from core.cells.minlstm import MinLSTM, _MinLSTM, minlstm_reference
 from core.cells.rg_lru import RGLRUBlock, RGLRUConfig
-from core.kernels.gated import gated_scan, gated_scan_backward
+from core.kernels.gated import gated_scan, gated_scan_backward, share
 from core.sequence_model import build_model, parse_model_config
 
 TIME, WIDTH, INPUT = 12, 6, 5
@@ -43,15 +43,22 @@ def test_mingru_is_its_loop() -> None:
     assert np.allclose(model(x, None, resets)[0][0].detach().numpy(), u, atol=1e-5)
 
 
-def test_mingrus_hand_written_gradient_equals_autograd_in_double_precision() -> None:
-    batch = 3
-    p = torch.randn(batch, TIME, 3 * WIDTH, generator=generator(), dtype=torch.float64)
-    bias = torch.randn(3 * WIDTH, generator=generator(1), dtype=torch.float64).requires_grad_()
+CELLS = {"mingru": (3, _MinGRU, mingru_reference), "minlstm": (4, _MinLSTM, minlstm_reference)}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_hand_written_gradient_equals_autograd_in_double_precision(kind: str) -> None:
+    batch, parts = 3, CELLS[kind][0]
+    p = 2 * torch.randn(batch, TIME, parts * WIDTH, generator=generator(), dtype=torch.float64)
+    bias = torch.randn(parts * WIDTH, generator=generator(1), dtype=torch.float64).requires_grad_()
     h0 = torch.randn(batch, WIDTH, generator=generator(2), dtype=torch.float64).requires_grad_()
     keep = (torch.rand(batch, TIME, generator=generator(3)) > 0.25).double()
     p.requires_grad_()
-    c, g, q = (p + bias).chunk(3, -1)
-    c, g, q = c.tanh(), g.sigmoid(), q.sigmoid()
+    v, *middle, o = (p + bias).chunk(parts, -1)
+    opened = [part.sigmoid() for part in middle]
+    g = opened[0] if parts == 3 else opened[0] / (opened[0] + opened[1])
+    shut = torch.cat([p.new_empty(batch, TIME, 0)] if parts == 3 else [1 - part for part in opened], -1)
+    c, q = v.tanh(), o.sigmoid()
     states, h = [], h0
     for t in range(TIME):
         h = keep[:, t, None] * (1 - g[:, t]) * h + g[:, t] * c[:, t]
@@ -61,27 +68,32 @@ def test_mingrus_hand_written_gradient_equals_autograd_in_double_precision() -> 
     upstream = torch.randn(batch, TIME, WIDTH, generator=generator(4), dtype=torch.float64)
     last = torch.randn(batch, WIDTH, generator=generator(5), dtype=torch.float64)
     truth = torch.autograd.grad((q * squashed * upstream).sum() + (states[:, -1] * last).sum(), [p, bias, h0])
-    gates = torch.cat([c, g, q], -1).detach().numpy()
-    slopes, grad_bias, carried = np.empty_like(gates), np.zeros(3 * WIDTH), last.numpy().copy()
-    arrays = (states, squashed, h0, keep, upstream)
-    gated_scan_backward(gates, *(a.detach().numpy() for a in arrays), carried, slopes, grad_bias)
-    for found, wanted in zip((slopes, grad_bias, carried), truth, strict=True):
+    gates, closed = torch.cat([c, g, q], -1).detach().numpy(), shut.detach().numpy()
+    slopes, grad_bias, carried = np.empty_like(gates), np.zeros(parts * WIDTH), last.numpy().copy()
+    grad_p = slopes if parts == 3 else np.empty((batch, TIME, parts * WIDTH))
+    arrays = [a.detach().numpy() for a in (states, squashed, h0, keep, upstream)]
+    gated_scan_backward(gates, closed, *arrays, carried, slopes, grad_p, grad_bias)
+    for found, wanted in zip((grad_p, grad_bias, carried), truth, strict=True):
         assert np.abs(found - wanted.numpy()).max() < 1e-10
-    gated_scan_backward(gates, *(a.detach().numpy() for a in arrays), last.numpy().copy(), gates, np.zeros(3 * WIDTH))
-    assert np.array_equal(gates, slopes)  # dp may take the gates' place
-    forward = p.detach().numpy().copy()
+    again = gates if parts == 3 else grad_p
+    gated_scan_backward(gates, closed, *arrays, last.numpy().copy(), gates, again, np.zeros(parts * WIDTH))
+    assert np.array_equal(gates, slopes)  # their gradients may take the gates' place
+    pre = p.detach().numpy().copy()
+    forward = pre if parts == 3 else np.empty_like(gates)
     made = [np.empty((batch, TIME, WIDTH)) for _ in range(3)]
-    gated_scan(forward, bias.detach().numpy(), h0.detach().numpy(), keep.numpy(), *made)
+    gated_scan(pre, forward, np.empty_like(closed), bias.detach().numpy(), arrays[2], keep.numpy(), *made)
     for found, wanted in zip(made, (states, squashed, q * squashed), strict=True):
-        assert np.abs(found - wanted.detach().numpy()).max() < 1e-6  # the kernels' tanh is a rational one
+        assert np.abs(found - wanted.detach().numpy()).max() < 2e-6  # the kernels' tanh is a rational one
 
 
+@pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("reset", [False, True])
-def test_mingrus_layer_equals_its_reference_forwards_and_backwards(reset: bool) -> None:
+def test_a_layer_equals_its_reference_forwards_and_backwards(kind: str, reset: bool) -> None:
+    parts, fused, reference = CELLS[kind]
     keep = (torch.rand(3, TIME, generator=generator(3)) > 0.25).float() if reset else None
-    drawn = [(3, TIME, INPUT), (3, WIDTH), (3 * WIDTH, INPUT), (3 * WIDTH,)]
+    drawn = [(3, TIME, INPUT), (3, WIDTH), (parts * WIDTH, INPUT), (parts * WIDTH,)]
     results = []
-    for run, dtype in ((_MinGRU.apply, torch.float32), (mingru_reference, torch.float64)):
+    for run, dtype in ((fused.apply, torch.float32), (reference, torch.float64)):
         u, h, weight, bias = (
             torch.randn(*shape, generator=generator(i)).to(dtype).requires_grad_() for i, shape in enumerate(drawn)
         )
@@ -90,6 +102,13 @@ def test_mingrus_layer_equals_its_reference_forwards_and_backwards(reset: bool) 
         results.append([y, last, *torch.autograd.grad(loss, [u, h, weight, bias])])
     for found, wanted in zip(*results, strict=True):
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-6
+
+
+def test_minlstms_share_of_the_new_input_is_right_however_far_both_gates_are_shut() -> None:
+    i, f = np.meshgrid(np.linspace(-200, 200, 81), np.linspace(-200, 200, 81))
+    found = np.array([share(a, b) for a, b in zip(i.ravel(), f.ravel(), strict=True)])
+    softplus = np.logaddexp(0, -f) - np.logaddexp(0, -i)
+    assert np.abs(found - sigmoid(softplus).ravel()).max() < 1e-6
 
 
 def test_mingru_starts_with_time_constants_log_uniform_in_the_range_that_was_asked_for() -> None:

@@ -29,6 +29,8 @@ MODELS = {
     "lstm": {"kind": "lstm", "hidden_dim": 16},
     "gru": {"kind": "gru", "hidden_dim": 24},
     "mingru": {"kind": "mingru", "hidden_dim": 16},
+    "minlstm": {"kind": "minlstm", "hidden_dim": 16},
+    "minlstm, wider and deeper": {"kind": "minlstm", "hidden_dim": 24, "num_layers": 3},
     "mingru, wider and deeper": {"kind": "mingru", "hidden_dim": 24, "num_layers": 3},
     "slstm": {"kind": "slstm", "hidden_dim": 16},
     "transformer": {"kind": "transformer", "hidden_dim": 16},
@@ -118,7 +120,7 @@ def test_compiled_acting_steps_equal_the_policy_on_the_sequence(model: str, skip
         np.testing.assert_allclose(value, truth.value[:, t].numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["lru", "lstm", "mingru"])
+@pytest.mark.parametrize("kind", ["lru", "lstm", "mingru", "minlstm"])
 def test_a_whole_update_equals_the_same_one_by_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PPOConfig(kind="ppo", epochs=3, minibatches=4, learning_rate=1e-3)
     results = []
