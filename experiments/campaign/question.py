@@ -17,7 +17,7 @@ from core.words.commands import command
 from core.words.text import as_it_looks
 from env_runner.task_distributions import FAMILIES, get_family
 from env_runner.task_family import EnvOptions, TaskFamily, with_changes
-from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, side_words
+from experiments.campaign.sides import Named, default_of, hold_against, no_ledger, parse_side, parts_of, side_words
 from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, Metric, QuestionMetric, parse_metric, steps_to
 from experiments.numbers import parse_percent
 from experiments.search.side import Recorded, Side
@@ -55,7 +55,8 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("improve", r"(?:improve|raise|boost)\s+(?!(?:up)?on\s)(?P<x>.+)"),
     ("improve", r"(?:improve|raise|boost)\s+(?:up)?on\s+(?P<x>.+)"),
     ("compare", r"(?:compare|contrast)\s+(?P<x>(?:all|every)\s+(?:the\s+)?(?:sequence\s+)?models?)"),
-    ("compare", r"(?:compare|contrast)\s+(?P<x>.+?)\s+(?:and|with|to|against|versus|vs\.?)\s+(?P<y>.+)"),
+    ("compare", r"(?:compare|contrast)\s+(?P<x>.+?)\s+(?:and|to|against|versus|vs\.?)\s+(?P<y>.+)"),
+    ("compare", r"(?:compare|contrast)\s+(?P<x>.+?)\s+with\s+(?P<y>.+)"),
     ("compare", r"(?:which|what)\s+(?:is|does|works?)\s+(?:better|best)\s*[,:]?\s+(?P<x>.+?),?\s+or\s+(?P<y>.+)"),
     ("compare", r"(?P<x>.+?)\s+(?:versus|vs\.?)\s+(?P<y>.+)"),
     ("best", r"(?:which|what)\s+(?P<x>.+?)\s+(?:is|does|works?)\s+(?:the\s+)?best"),
@@ -246,13 +247,22 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
     tasks, rest = _take_tasks(rest)
     found: list[Question] = []
     for task in tasks:
+        refused: InputError | None = None
         for kind, pattern in _PATTERNS:
             match = re.fullmatch(pattern, rest, re.IGNORECASE)
             if match is None or (kind == "improve" and percent is None):
                 continue
             parts = match.groupdict()
             margin = None if percent is None else parse_percent(percent["n"])
-            question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
+            try:
+                question = _question(goal, kind, parts.get("x"), parts.get("y"), task, margin or 0.0, learner, runs)
+            except InputError as error:
+                if kind != "compare":
+                    raise
+                refused = (
+                    refused or error
+                )  # "S5 with LSTM and GRU" are three sides, "S5 with adapter:head and GRU" are two
+                continue
             changes: dict[str, object] = {} if len(tasks) == 1 else {"tasks_at_once": len(tasks)}
             if parity is not None:
                 changes["parity"] = "time" if parity["of"].lower() in ("time", "seconds") else "steps"
@@ -261,6 +271,9 @@ def parse_goals(goal: str, runs: Callable[[str], Recorded] = no_ledger) -> list[
             question = _changed(question.model_copy(update=changes), change_at)
             found.append(_scored(_predicting(question, metric, predicted), metric))
             break
+        else:
+            if refused is not None:
+                raise refused
     if not found:
         raise InputError(_what_is_missing(words))
     return found
@@ -471,33 +484,20 @@ def _take_tasks(words: str) -> tuple[list[str], str]:
     return [], words
 
 
-ALL_MODELS = ("ssm", "lstm", "gru", "transformer", "mlp")
-"""What `all models` are: one side a family of them."""
-
-
 def _several(x: str | None, y: str | None, kind: Kind) -> tuple[str | None, list[str]] | None:
     """(challenger, those it is held against) where a goal names more than two sides; None where it does not."""
     if kind == "best":
         return None
     if kind == "compare":
-        sides = [part for words in (x, y) for part in _parts(words)]
+        sides = [part for words in (x, y) for part in parts_of(words)]
         return (sides[0], sides[1:]) if len(sides) > 2 else None
-    if len(_parts(x)) > 1:
+    if len(parts_of(x)) > 1:
         raise InputError(
             f"goal: {x!r} are several, and one side is held against others: ask for each, or which is best: "
-            f'"compare {_listed(_parts(x), "and")} on ..."'
+            f'"compare {_listed(parts_of(x), "and")} on ..."'
         )
-    others = _parts(y)
+    others = parts_of(y)
     return (x, others) if len(others) > 1 else None
-
-
-def _parts(words: str | None) -> list[str]:
-    """The sides that a list names; `all models` are those of `ALL_MODELS`."""
-    if words is None:
-        return []
-    if re.fullmatch(r"(?:all|every|all the)\s+(?:sequence\s+)?models?", words.strip(), re.IGNORECASE):
-        return list(ALL_MODELS)
-    return [part for part in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+", words) if part]
 
 
 def _question_of_several(

@@ -400,3 +400,16 @@ def _with_defaults(side: Side, names: set[str], learner: str) -> Side:
     }
     defaults = {name: configs[name.split(".", 1)[0]].model_fields[name.split(".", 1)[1]].default for name in names}
     return side.model_copy(update={"fixed": defaults | side.fixed})
+
+
+ALL_MODELS = ("ssm", "lstm", "gru", "transformer", "mlp")
+"""What `all models` are: one side a family of them."""
+
+
+def parts_of(words: str | None) -> list[str]:
+    """The sides that a list names; `all models` are those of `ALL_MODELS`."""
+    if words is None:
+        return []
+    if re.fullmatch(r"(?:all|every|all the)\s+(?:sequence\s+)?models?", words.strip(), re.IGNORECASE):
+        return list(ALL_MODELS)
+    return [part for part in re.split(r"\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+", words) if part]

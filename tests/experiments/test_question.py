@@ -267,6 +267,10 @@ def test_several_sides_are_each_held_against_the_challenger_or_all_against_one_a
     assert beat.pairs == (("challenger", "baseline"), ("challenger", "rival-2"))
     compared = parse_goal("compare S5, LRU and GRU on point-robot")
     assert len(compared.pairs) == 3
+    listed = parse_goal("compare S5 with LSTM and GRU on t-maze")
+    assert [side.kinds for side in listed.sides] == [("s5",), ("lstm",), ("gru",)]
+    joined = parse_goal("compare S5 with adapter:head and LSTM on halfcheetah-vel with a joint failure")
+    assert [side.name for side in joined.sides] == ["s5 with adapter:head", "lstm"]
     every = parse_goal("compare all models on t-maze")
     assert [side.name for side in every.sides] == ["ssm", "lstm", "gru", "transformer", "mlp"]
     assert Question.model_validate(every.model_dump(mode="json")) == every
