@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import TextIO, cast
 
 from cli import STOPPED
 
@@ -17,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from cli.app import main as run
 
         return run(arguments)
+    sys.excepthook = _tell_fault
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what is ignored stays ignored
         signal.signal(signal.SIGINT, _interrupt)
     from cli.app import main as run
@@ -25,6 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
     return code
+
+
+def _tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """The interpreter's own words about a fault of ours, whose message may quote anybody."""
+    from core.words.text import HarmlessStream
+
+    with contextlib.redirect_stderr(cast("TextIO", HarmlessStream(sys.stderr))):
+        sys.__excepthook__(kind, fault, trace)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

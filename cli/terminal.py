@@ -122,7 +122,9 @@ def _console_type() -> type[Console]:
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
                 text, style, control = segment
-                yield segment if control or text.isprintable() else Segment(harmless(text, lines=True), style)
+                if style is not None and style.link:  # of an escape in what a library printed
+                    style = style.update_link(None)
+                yield segment if control else Segment(harmless(text, lines=True), style)
 
         def on_broken_pipe(self) -> None:
             del self._buffer[:]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -334,14 +335,18 @@ def bench(
     options
         Passed on, such as --quick or --help.
     """
+    from contextlib import redirect_stderr
+
+    from core.words.text import HarmlessStream
     from experiments.bench.registered import BENCHES
 
     measure = BENCHES[what]
-    if what == "proposers":
-        from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
+    with redirect_stderr(cast("TextIO", HarmlessStream(sys.stderr))):  # of a parser, of a chat model's server
+        if what == "proposers":
+            from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
 
-        return measure(list(options), agent_arms, AGENT_ARMS) or 0
-    return measure(list(options)) or 0
+            return measure(list(options), agent_arms, AGENT_ARMS) or 0
+        return measure(list(options)) or 0
 
 
 def _named_spec(file_name: str | None, preset: str | None, learner: str | None = None) -> RunSpec:

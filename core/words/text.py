@@ -6,45 +6,69 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from typing import Any
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")  # CSI, OSC, two characters
-_UNUSUAL = re.compile(r"[^\x20-\x7e]")
+_UNUSUAL = re.compile(r"[^\x20-\x7e]+")
 _AS_TYPED = dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
 _AS_TYPED |= dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'")
 _AS_TYPED |= dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"') | {"\u3002": "."}
-_JOINERS = "\u200c\u200d"  # part of how Persian, Hindi and emoji are written
+_JOINERS = frozenset("\u200c\u200d") | set(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+"""What has no width but shapes the character before it, as Persian, Hindi, Chinese names and emoji are written."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
+"""Letters and marks in name alone: Unicode says that they are ignored where they are shown."""
 
 
 def plain(text: str) -> str:
-    """Words of anybody on one line, without what a terminal would obey: escapes, other controls, direction marks."""
-    return " ".join("".join(c if c.isprintable() else " " for c in _ESCAPES.sub(" ", text)).split())
+    """Words of anybody on one line, without what a terminal would obey or a reader not see: escapes, other controls, direction marks."""
+    return " ".join("".join(c if _is_seen(c) else " " for c in _ESCAPES.sub(" ", text)).split())
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() and character not in _BLANK and character not in _JOINERS
 
 
 def harmless(text: str, *, lines: bool = False) -> str:
     """Text of anybody as a reader sees it, which no terminal or page obeys.
 
     Controls, direction marks, lone surrogates and whatever has no glyph stand as their escapes, such as `\\x1b` and `\\u202e`;
-    every kind of space is a space. lines: line breaks and tabs stay; without, they are spaces too.
+    every kind of space is a space; what joins letters stays behind a letter that is not ASCII, once. lines: line breaks and
+    tabs stay; without, they are spaces too.
     """
 
-    def visible(match: re.Match[str]) -> str:
-        character = match[0]
-        if character in "\n\t":
-            return character if lines else " "
-        if character.isprintable() or character in _JOINERS:
-            return character
-        return " " if unicodedata.category(character) == "Zs" else ascii(character)[1:-1]
+    def visible(run: re.Match[str]) -> str:
+        shown, joins = "", False  # whether a joiner may come next
+        for character in run[0]:
+            if character in "\n\t":
+                shown, joins = shown + (character if lines else " "), False
+            elif _is_seen(character):
+                shown, joins = shown + character, True
+            elif joins and character in _JOINERS:
+                shown, joins = shown + character, character == "\ufe0f"  # in emoji a joiner follows it
+            else:
+                space = unicodedata.category(character) == "Zs"
+                shown, joins = shown + (" " if space else ascii(character)[1:-1]), False
+        return shown
 
     return _UNUSUAL.sub(visible, text.replace("\r\n", "\n"))
+
+
+def no_formula(text: str) -> str:
+    """A cell of a file for spreadsheets: words that one of them would take for a formula begin with an apostrophe; numbers do not."""
+    if text.lstrip()[:1] not in tuple("=+-@\uff1d\uff0b\uff0d\uff20"):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
 
 
 def escape_json(text: str, *, ascii_only: bool = False) -> str:
     """JSON text in which what `harmless` would change, or all that is not ASCII, has JSON's own escape: the same value."""
 
-    def escaped(match: re.Match[str]) -> str:
-        character = match[0]
-        keep = character == "\n" or (character.isprintable() and not ascii_only)
-        return character if keep else json.dumps(character)[1:-1]
+    def escaped(run: re.Match[str]) -> str:
+        return "".join(c if c == "\n" or (_is_seen(c) and not ascii_only) else json.dumps(c)[1:-1] for c in run[0])
 
     return _UNUSUAL.sub(escaped, text)
 
@@ -70,6 +94,24 @@ def storable(text: str) -> str:
     if text.isascii() and "\0" not in text:
         return text
     return text.encode("utf-8", "replace").decode().replace("\0", "")
+
+
+class HarmlessStream:
+    """A text stream to which everything is written as `harmless` gives it; in all else it is the stream itself.
+
+    For what libraries and the interpreter write with words of anybody in it: tracebacks, warnings, a parser's complaints.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:  # it was closed before the program began
+            self._stream.write(harmless(text, lines=True))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def without_password(word: str) -> str:

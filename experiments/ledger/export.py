@@ -13,7 +13,7 @@ from sqlalchemy import inspect, select
 
 from core.errors import InputError, unknown_name
 from core.files import replacing
-from core.words.text import escape_json, harmless
+from core.words.text import escape_json, harmless, no_formula
 from experiments.ledger.filters import parse_where
 from experiments.ledger.models import (
     Artifact,
@@ -138,6 +138,10 @@ def _shown(value: Any) -> Any:
     return harmless(value, lines=True) if isinstance(value, str) else value
 
 
+def _cell(value: Any) -> Any:
+    return no_formula(_shown(value)) if isinstance(value, str) else value
+
+
 def _square(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same columns in every row, None where a row has no such field."""
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -150,8 +154,8 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> int:
         writer = csv.writer(file)
         for row in rows:
             if count == 0:
-                writer.writerow(row)
-            writer.writerow(_shown(value) for value in row.values())
+                writer.writerow(map(_cell, row))
+            writer.writerow(map(_cell, row.values()))
             count += 1
     return count
 

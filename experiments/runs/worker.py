@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+from core.words.text import HarmlessStream
 from experiments.runs.machine import memory_used_mb
 
 FRESH = "-new"  # what a checkpoint's files are called until they are whole
@@ -26,6 +27,7 @@ FRESH = "-new"  # what a checkpoint's files are called until they are whole
 def main() -> None:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
+    sys.stderr = cast(TextIO, HarmlessStream(sys.stderr))  # a log that people read, whatever a message quotes
     job = json.loads(sys.stdin.readline())
     stop = threading.Event()
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
+import random
+import re
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,13 +19,29 @@ from swapped_streams import run_encoded
 
 import main
 from cli.output import Output
-from core.words.text import escape_json, harmless
+from cli.start import _tell_fault
+from core.words.text import HarmlessStream, escape_json, harmless, no_formula, plain
 from experiments.ledger.export import TABLES
 from experiments.tables import TableView
 
 MARKS = "\x1b[31mred \x1b]0;title\x07 \x9b2J \x7f\x08 \u202eevil\u202c \u2066x\u2069 \ufeff \u2028 \r"
 MARKUP = "[bold red]x[/] <script>alert(1)</script> [link=file:///]y[/link]"
-HOSTILE = f"{MARKS} {MARKUP}"
+JOINERS = "\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
+UNSEEN = "\u200b\u200c\u200d\u200e\u200f\u061c\u2060\u2069\u034f\u115f\u3164\uffa0\ufe0f\U000e0101\U000e0041"
+EVERYTHING = [
+    *map(chr, range(1, 0x250)),
+    *UNSEEN,
+    *map(chr, range(0x2000, 0x2070)),
+    *"\ue000\ufffe\U0001f469\u0633\u845b",
+]
+
+
+def drawn(seed: int, letters: list[str] = EVERYTHING, length: int = 40) -> str:
+    """Any characters in any order, with what a terminal obeys and what nobody sees as often as letters."""
+    return "".join(random.Random(seed).choices(letters, k=length))
+
+
+HOSTILE = f"={MARKS} {MARKUP} x{UNSEEN} {drawn(0)}"
 SURROGATE = "caf\udce9 \ud83d"
 
 READING = [
@@ -41,12 +63,18 @@ READING = [
     ["runs", "--group", "cause"],
     ["resume", "c-0001", "--dry-run"],
     ["rerun", "r-0001", "--dry-run"],
+    ["transcript", "c-0001"],
+    ["strategies"],
 ]
 
 
+NUMBER = r"[-+]?[\d.]+([eE][-+]?\d+)?"
+
+
 def obeyed(text: str) -> set[str]:
-    """The characters of an output that a terminal could obey, or hide."""
-    return {c for c in set(text) if not c.isprintable() and c not in "\n\t"}
+    """The characters of an output that a terminal could obey, or hide; what joins letters stands behind one, once."""
+    text = re.sub(f"([^\\x00-\\x7f{UNSEEN}])[{JOINERS}]", r"\1", re.sub(r"(?<=[^\x00-\x7f])\ufe0f(?=\u200d)", "", text))
+    return {c for c in set(text) if (not c.isprintable() and c not in "\n\t") or c in UNSEEN}
 
 
 @pytest.fixture
@@ -115,6 +143,10 @@ def test_no_exported_file_holds_what_a_terminal_would_obey(suffix: str, hostile:
         words = ["export", "--table", table, "--format", suffix, "--out", str(out), "--data-dir", str(hostile)]
         assert main.main(words) == 0
         assert obeyed(out.read_bytes().decode().replace("\r\n", "\n")) == set()
+    if suffix == "csv":
+        cells = [cell for file in tmp_path.glob("*.csv") for row in csv.reader(file.open(newline="")) for cell in row]
+        assert {cell[0] for cell in cells if cell[:1] in tuple("=+-@") and not re.fullmatch(NUMBER, cell)} == set()
+        assert any(cell.startswith("'=") for cell in cells)
     if suffix == "jsonl":
         assert json.loads((tmp_path / "notes.jsonl").read_text())["text"] == HOSTILE
 
@@ -152,3 +184,42 @@ def test_an_error_shows_what_was_given_and_obeys_none_of_it(data: Path) -> None:
     for words in (["show", HOSTILE], ["run", "--spec", HOSTILE.replace("/", "")], ["--goal", HOSTILE], [HOSTILE], ["runs", "--where", HOSTILE], ["list", SURROGATE]):  # fmt: skip
         answer = run_encoded([*words, "--data-dir", str(data)], "utf-8")
         assert (answer.code, answer.out, obeyed(answer.error)) == (2, "", set())
+
+
+def test_no_text_at_all_gets_past_the_guard() -> None:
+    letters = [*EVERYTHING, "\0", "\ud83d", "\udce9"]
+    for seed in range(400):
+        text = drawn(seed, letters)
+        shown = harmless(text, lines=True)
+        assert (
+            obeyed(shown) == obeyed(plain(text)) == obeyed(escape_json(json.dumps(text, ensure_ascii=False))) == set()
+        )
+        assert harmless(shown, lines=True) == shown
+        assert json.loads(escape_json(json.dumps(text, ensure_ascii=False))) == text
+        out = io.StringIO()
+        HarmlessStream(out).write(text)
+        assert out.getvalue() == shown
+
+
+@pytest.mark.parametrize("text", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u2764\ufe0f\u200d\U0001f525", "\u845b\U000e0100", "na\u00efve \u2013"])  # fmt: skip
+def test_what_people_write_with_joiners_is_shown_as_they_wrote_it(text: str) -> None:
+    assert harmless(text) == text
+    assert harmless("r-0001" + text[-2:]) != "r-0001" or text.isascii()
+
+
+@pytest.mark.parametrize(("cell", "shown"), [("=1+1", "'=1+1"), (" @a", "' @a"), ("-x", "'-x"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("\uff1da", "'\uff1da"), ("-5.2e-3", "-5.2e-3"), ("a=b", "a=b"), ("", "")])  # fmt: skip
+def test_words_in_a_cell_are_no_formula_and_numbers_stay_numbers(cell: str, shown: str) -> None:
+    assert no_formula(cell) == shown
+
+
+def test_a_traceback_a_warning_and_a_parsers_complaint_are_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError(HOSTILE)
+    except RuntimeError as fault:
+        _tell_fault(type(fault), fault, fault.__traceback__)
+    assert main.main(["bench", "proposers", "--no-such", HOSTILE]) == 2
+    with contextlib.redirect_stderr(HarmlessStream(sys.stderr)):  # type: ignore[type-var]  # a stream by its methods
+        print(HOSTILE, file=sys.stderr)
+    said = capsys.readouterr().err
+    assert said.count(r"\x1b[31mred") == 3
+    assert obeyed(said) == set()
