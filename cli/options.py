@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from experiments.runs.paths import Paths
     from multi_agent.llm.choose import LLMChoice
 
-DEFAULT_MAX_USD = 1.0
 LARGEST_LIMIT = 10**9
 Flag = Annotated[bool, Parameter(negative="")]
 """A switch without a `--no-` twin."""
@@ -148,6 +147,8 @@ class BrainOptions:
     @property
     def caps(self) -> Caps:
         """What may be spent, as the crew takes it."""
+        from multi_agent.llm.meter import DEFAULT_MAX_USD
+
         return {"max_tokens": self.max_tokens, "max_usd": DEFAULT_MAX_USD if self.max_usd is None else self.max_usd}
 
     def as_in(self, ledger: Ledger, campaign: int) -> Self:
@@ -161,9 +162,9 @@ class BrainOptions:
 
     def keep(self, ledger: Ledger, campaign: int, choice: LLMChoice) -> None:
         """Record what `as_in` reads: the key's variable, never the key, and an address without a password."""
-        now = {"llm": choice.name, "base_url": choice.base_url, "llm_key_env": choice.key_env} | self.caps
-        if [event.payload for event in ledger.events(campaign, ["model"])][-1:] != [now]:
-            ledger.record_event(campaign, "model", "human", now)
+        from multi_agent.llm.choose import keep_choice
+
+        keep_choice(ledger, campaign, choice, **self.caps)
 
 
 @Parameter(name="*")

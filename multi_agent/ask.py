@@ -21,11 +21,11 @@ from core.words.text import plain
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import Ledger, readable_id
 from experiments.reading.answers import Answer, answer, known_ids
+from multi_agent.communication.honesty import unknown_number
 from multi_agent.llm.calls import CALL_S, estimated_tokens, used_tokens, within
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.tools.tool import clean, explain
-from multi_agent.workflows.honesty import unknown_number
 
 MAX_TURNS = 8
 MAX_SECONDS = 300.0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from core.words.text import storable
+from core.words.text import harmless, storable, without_password
 
 FREE = ("list", "bench", "completion", "--help")  # what is asked of no ledger
 
@@ -63,8 +63,12 @@ def command(*words: str) -> str:
 
 
 def quoted(*words: str) -> str:
-    """Words as a shell takes them, on one line; what cannot be printed, such as a newline, as `$'...'` (bash, zsh, ksh)."""
-    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+    """Words as a shell takes them, on one line; what cannot be printed, such as a newline, as `$'...'` (bash, zsh, ksh).
+
+    Stars stand for a key among them.
+    """
+    shown = map(without_password, words)
+    return " ".join(shlex.quote(word) if harmless(word) == word else _escaped(word) for word in shown)
 
 
 def _escaped(word: str) -> str:

@@ -18,6 +18,18 @@ _JOINERS = frozenset("\u200c\u200d") | set(map(chr, (*range(0xFE00, 0xFE10), *ra
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
 """Letters and marks in name alone: Unicode says that they are ignored where they are shown."""
 
+STARS = "***"
+_KEY = re.compile(
+    r"""(?ix)
+    (?: --?(?:\w+[-_])*(?:key|token|secret|password|passwd)(?:=|\s+)  # --api-key K
+      | \b(?:\w+[-_])*(?:key|token|secret|password|passwd)=           # X_TOKEN=K
+      | \bapi[-_]?key\s*:\s*                                          # x-api-key: K
+      | \bbearer\s+ | \bauthorization\s*:\s*(?:\w+\s+)?
+    ) ["']?([^\s"'=-][^\s"']{3,})
+    | \b((?:sk|pk|gsk|xai|hf|ghp|glpat)[-_](?=[\w-]*\d)[\w-]{8,} | AIza[\w-]{20,})
+    """
+)
+
 
 def plain(text: str) -> str:
     """Words of anybody on one line, without what a terminal would obey or a reader not see: escapes, other controls, direction marks."""
@@ -115,9 +127,17 @@ class HarmlessStream:
 
 
 def without_password(word: str) -> str:
-    """A word of a command line as it is recorded and shown: in a URL stars stand for the password."""
-    word = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", word)
-    return re.sub(r"([?&](?:ssl)?password=)[^&\s]+", r"\1***", word)
+    """A word of a command line as it is recorded and shown: stars stand for the password of a URL, and for a key (`keys_in`)."""
+    word = re.sub(r"(://[^:/@\s]*):\S*@", rf"\1:{STARS}@", word)
+    word = re.sub(r"([?&](?:ssl)?password=)[^&\s]+", rf"\1{STARS}", word)
+    for key in sorted(keys_in(word), key=len, reverse=True):
+        word = word.replace(key, STARS)
+    return word
+
+
+def keys_in(word: str) -> set[str]:
+    """What in a word of a command line, such as a program with its options, is a key by its name or by its look."""
+    return {found for match in _KEY.finditer(word) for found in match.groups() if found and found != STARS}
 
 
 def url_without_password(url: str) -> str:

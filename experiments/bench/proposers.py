@@ -98,6 +98,12 @@ def parse(arguments: Sequence[str], agent_arm_names: Sequence[str] = ()) -> argp
     parser.add_argument("--base-url", help="another server than the vendor's; the vendor's key is never sent to it")
     parser.add_argument("--llm-key-env", metavar="NAME", help="environment variable that holds the key")
     parser.add_argument("--max-tokens", type=int, help="cap on the chat model's tokens, for each search")
+    parser.add_argument(
+        "--max-usd",
+        type=float,
+        default=1.0,
+        help="cap on the chat model's cost in dollars, for each search (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--record", metavar="FILE", help="train what FILE lacks of a table, and end")
     parser.add_argument("--task", default="point-robot", help="task family of --record and --on real")

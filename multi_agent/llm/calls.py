@@ -6,10 +6,13 @@ Imports neither crewai nor LangChain; the crew, `ask`, the translation of goals 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+from core.words.text import storable
 
 T = TypeVar("T")
 CALL_S = 120.0  # of one call, the client's own retries included
@@ -24,17 +27,33 @@ class NoAnswerError(RuntimeError):
     """The chat model gave no answer. Its text is the provider's, or says what the deadline was."""
 
 
-def in_time(work: Callable[[], T], waiting: Callable[[], None]) -> T:
-    """The result of `work`, run in a thread that is abandoned when `waiting`, called all the time, raises.
+class ContextError(RuntimeError):
+    """A prompt is too long for the model, shortened as it is."""
 
-    Raises NoAnswerError with the words of whatever `work` raised.
+
+_TOO_LONG = re.compile(
+    r"context.{0,24}(?:length|window|size|limit)|too many (?:input )?tokens|(?:input|prompt) (?:is|was) too long"
+    r"|input token count|exceeds? .{0,30}(?:context|token limit)",
+    re.IGNORECASE,
+)
+
+
+def is_too_long(problem: str) -> bool:
+    """Whether a server's words say that prompt and answer do not fit into the model's context; a limit of tokens a minute is none."""
+    return bool(_TOO_LONG.search(problem)) and not re.search(r"(?i)\brate\b|per (?:min|day)|\bwait|throttl", problem)
+
+
+def in_time(work: Callable[[], T], waiting: Callable[[], None]) -> T:
+    """The answer that `work` gets, run in a thread that is abandoned when `waiting`, called all the time, raises.
+
+    It comes as it can be kept and sent back (`usable`). Raises NoAnswerError with the words of whatever `work` raised.
     """
     done = threading.Event()
     box: dict[str, Any] = {}
 
     def run() -> None:
         try:
-            box["value"] = work()
+            box["value"] = usable(work())
         except Exception as error:
             # The text alone: CrewAI searches error chains for status codes too.
             box["error"] = f"{type(error).__name__}: {error}"
@@ -47,6 +66,27 @@ def in_time(work: Callable[[], T], waiting: Callable[[], None]) -> T:
     if "error" in box:
         raise NoAnswerError(box["error"])
     return box["value"]
+
+
+def usable(answer: Any) -> Any:
+    """LangChain's AIMessage without lone surrogates, which neither a database nor the next request takes.
+
+    Where a server put all that was said into the thinking, and neither words nor calls beside it, that is the answer.
+    """
+    fields = ("content", "tool_calls", "invalid_tool_calls", "additional_kwargs")
+    answer = answer.model_copy(update={name: _storable(getattr(answer, name)) for name in fields})
+    thought = answer.additional_kwargs.get("reasoning_content")
+    if isinstance(thought, str) and not (answer.text.strip() or answer.tool_calls or answer.invalid_tool_calls):
+        return answer.model_copy(update={"content": thought.rpartition("</think>")[2].strip()})
+    return answer
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {_storable(name): _storable(item) for name, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 def within(seconds: float, work: Callable[[Any], T], sent: Any) -> T:

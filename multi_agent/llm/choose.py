@@ -9,13 +9,15 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from core.errors import InputError, unknown_name
 from core.words.commands import command
+from core.words.text import STARS, keys_in, without_password
 from experiments.vocabulary import readable_id
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class Provider:
     address: tuple[str, ...] = ()
     """Environment variables with which its client is sent to another address."""
     output_limit: str = "max_tokens"  # how its LangChain class calls the limit of an answer
+    secrets: tuple[str, ...] = ()
+    """How the names of environment variables begin out of which its client takes keys, tokens, account and further headers."""
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -49,6 +53,7 @@ PROVIDERS: Mapping[str, Provider] = {
         "gpt-5-mini",
         host="api.openai.com",
         address=("OPENAI_API_BASE", "OPENAI_BASE_URL"),
+        secrets=("OPENAI_",),
     ),
     "anthropic": Provider(
         "ANTHROPIC_API_KEY",
@@ -57,6 +62,7 @@ PROVIDERS: Mapping[str, Provider] = {
         "claude-sonnet-4-5",
         host="api.anthropic.com",
         address=("ANTHROPIC_API_URL", "ANTHROPIC_BASE_URL"),
+        secrets=("ANTHROPIC_",),
     ),
     "google_genai": Provider(
         "GOOGLE_API_KEY",
@@ -65,8 +71,17 @@ PROVIDERS: Mapping[str, Provider] = {
         "gemini-2.5-flash",
         host="generativelanguage.googleapis.com",
         output_limit="max_output_tokens",
+        secrets=("GOOGLE_", "GEMINI_"),
     ),
-    "ollama": Provider(None, "langchain_ollama", "ollama", None, output_limit="num_predict"),
+    "ollama": Provider(
+        None,
+        "langchain_ollama",
+        "ollama",
+        None,
+        host="ollama.com",
+        output_limit="num_predict",
+        secrets=("OLLAMA_API_KEY",),
+    ),
 }
 ALIASES = {"google": "google_genai", "gemini": "google_genai", "claude": "anthropic"}
 OWN_KEY = "SSM_LLM_KEY"
@@ -149,11 +164,18 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
 
 
 def _program(name: str, line: str) -> LLMChoice:
-    """A program that answers on standard output; InputError where there is none of that name."""
+    """A program that answers on standard output; InputError where there is none of that name. A key in its words is shown nowhere."""
+    shown = without_password(name)
+    if shown == name and STARS in name:
+        raise InputError(
+            f"--llm {name}: a key stood where the stars are, and was not recorded. Give the program again, with it"
+        )
+    for key in keys_in(name):
+        _hidden[key] = STARS
     try:
         words = shlex.split(line)
     except ValueError as problem:
-        raise InputError(f"--llm {name}: a shell could not read it ({problem})") from None
+        raise InputError(f"--llm {shown}: a shell could not read it ({problem})") from None
     if not words or shutil.which(words[0]) is None:
         got = repr(words[0]) if words else "nothing"
         raise InputError(
@@ -165,7 +187,7 @@ def _program(name: str, line: str) -> LLMChoice:
 
         return CommandChat(command=line)
 
-    return LLMChoice(name, "langchain", make_chat, tools=False)
+    return LLMChoice(shown, "langchain", make_chat, tools=False)
 
 
 def _check_key(key_env: str) -> None:
@@ -193,7 +215,10 @@ def _langchain(
             f"--llm {provider_name}:{model} needs the package {provider.package}. "
             f'Install it: pip install -e ".[{provider.extra}]"'
         )
-    foreign = base_url is not None and base_url.partition(host)[0] + host != f"https://{provider.host}"
+    at_vendor = base_url is None or base_url.partition(host)[0] + host == f"https://{provider.host}"
+    foreign = not at_vendor or (
+        provider_name == "ollama" and base_url is None
+    )  # Ollama is on this machine, or a friend's
     key_name = key_env or (OWN_KEY if foreign else provider.key)
     if provider.key and not foreign and not os.environ.get(key_name or ""):
         raise InputError(
@@ -204,6 +229,8 @@ def _langchain(
     def make_chat() -> Any:
         from langchain.chat_models import init_chat_model
 
+        from multi_agent.llm.openai_servers import AnyServerChat
+
         options: dict[str, Any] = {provider.output_limit: MAX_OUTPUT_TOKENS}
         if provider_name != "ollama":
             options |= {"timeout": TIMEOUT_S, "max_retries": MAX_RETRIES}
@@ -213,7 +240,12 @@ def _langchain(
             options["base_url"] = base_url
         if provider.key and key_name:  # always said: left out, the client would take its vendor's from the environment
             options["api_key"] = os.environ.get(key_name) or "not-needed"
-        return init_chat_model(f"{provider_name}:{model}", **options)
+        with _without(provider.secrets if foreign else ()):
+            if provider_name == "openai":
+                return AnyServerChat(model=model, **options)
+            chat = init_chat_model(f"{provider_name}:{model}", **options)
+            getattr(chat, "_client", None)  # Anthropic's is made at its first use, and reads its variables then
+            return chat
 
     where = f"served at {host}" if base_url else ""
     if base_url and option != "--base-url":
@@ -230,6 +262,16 @@ def _langchain(
         base_url=None if base_url is None else _USER.sub("//", base_url),
         key_env=key_env,
     )
+
+
+@contextmanager
+def _without(beginnings: tuple[str, ...]) -> Iterator[None]:
+    """The environment without the variables whose names begin so, while a client is made for a server that may not have them."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(beginnings)}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
 
 
 def _host(option: str, base_url: str) -> str:
@@ -256,6 +298,16 @@ def with_campaign(choice: LLMChoice, ledger: Ledger) -> LLMChoice:
     return replace(choice, name=f"replay:{readable_id('c', campaign)}")
 
 
+def keep_choice(
+    ledger: Ledger, campaign: int, choice: LLMChoice, *, max_tokens: int | None, max_usd: float | None
+) -> None:
+    """Record with which model, at which address, with which key's variable and under which caps a campaign is worked on."""
+    now: dict[str, Any] = {"llm": choice.name, "base_url": choice.base_url, "llm_key_env": choice.key_env}
+    now |= {"max_tokens": max_tokens, "max_usd": max_usd}
+    if [event.payload for event in ledger.events(campaign, ["model"])][-1:] != [now]:
+        ledger.record_event(campaign, "model", "human", now)
+
+
 def _auto() -> LLMChoice:
     """The first of: a key that is set (and its package), a local Ollama that answers, the offline researcher."""
     missing = []
@@ -268,27 +320,35 @@ def _auto() -> LLMChoice:
                 continue
             return _langchain(provider_name, provider.default_model, note=f"{provider.key} is set")
     if importlib.util.find_spec("langchain_ollama") is not None:
-        models = _ollama_models()
+        models = ollama_chat_models()
         if models:
             return _langchain("ollama", models[0], note="a local Ollama answers")
     return LLMChoice("offline", "offline", note="; ".join(missing) or "no API key is set and no local Ollama answers")
 
 
-def _ollama_models() -> list[str]:
-    """Models of the Ollama on this machine, newest first; empty where none answers within half a second."""
-    host = os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
+def ollama_chat_models(base_url: str | None = None) -> list[str]:
+    """Models of the Ollama at an address (default: on this machine) that chat, newest first; empty where none answers within half a second."""
+    host = base_url or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
     address = urlsplit(host if "//" in host else f"//{host}")
     connection = None
     try:
         connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port or 11434, timeout=0.5)
         connection.request("GET", "/api/tags")
         answer = json.loads(connection.getresponse().read())
-        return [model["name"] for model in answer["models"]]
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return [model["name"] for model in answer["models"] if not _only_embeds(model)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
         return []
     finally:
         if connection is not None:
             connection.close()
+
+
+def _only_embeds(model: Mapping[str, Any]) -> bool:
+    """Whether an entry of Ollama's list turns text into vectors alone: what it says of itself, else its family and its name."""
+    if model.get("capabilities"):
+        return "completion" not in model["capabilities"]
+    family = str((model.get("details") or {}).get("family", ""))
+    return "bert" in family or bool(re.search(r"embed|minilm|^bge-", model["name"]))
 
 
 def redact(text: str) -> str:

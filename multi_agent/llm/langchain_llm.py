@@ -20,11 +20,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from pydantic import Field, PrivateAttr
 
-from multi_agent.llm.calls import NoAnswerError, estimated_tokens, in_time, used_tokens
+from multi_agent.llm.calls import ContextError, NoAnswerError, estimated_tokens, in_time, is_too_long, used_tokens
 
 # CrewAI tries a call again, up to three times, where an error has one of these words in it. The vendor's client has
 # done its retries by then.
 _RATE_LIMIT_WORDS = re.compile(r"rate[- ]limit|too many requests|throttled|resource exhausted", re.IGNORECASE)
+
+_LONGEST, _HEAD, _TAIL = 2_000, 1_500, 400  # characters of a message once the model's context was found to be short
 
 
 class ModelError(RuntimeError):
@@ -72,6 +74,7 @@ class LangChainLLM(BaseLLM):
     costs: bool = True  # False for a fixed procedure and for recorded answers: their tokens are as they say
     tools: bool = True  # False: CrewAI writes the tools into the prompt and reads calls out of the text
     _turns: dict[str, AIMessage] = PrivateAttr(default_factory=dict)  # tool call id -> the model's own message
+    _shortens: bool = PrivateAttr(default=False)  # a prompt was too long for the model's context
     _seen: int = PrivateAttr(default=0)  # messages of the present conversation that are recorded already
 
     @classmethod
@@ -90,6 +93,13 @@ class LangChainLLM(BaseLLM):
             costs=costs,
             tools=tools,
         )
+
+    def _short(self, message: Any) -> Any:
+        """A message whose middle is left out, where the model's context is short."""
+        text = message.get("content")
+        if not self._shortens or not isinstance(text, str) or len(text) <= _LONGEST:
+            return message
+        return {**message, "content": f"{text[:_HEAD]} ... (cut: your context is short) ... {text[-_TAIL:]}"}
 
     # What CrewAI asks about
     def supports_function_calling(self) -> bool:
@@ -117,14 +127,17 @@ class LangChainLLM(BaseLLM):
         from_agent: Any = None,
         response_model: Any = None,
     ) -> str | list[dict[str, Any]]:
-        """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError."""
+        """Text, or tool calls in OpenAI's shape for CrewAI to run. Raises ModelError.
+
+        Where a conversation is longer than the model's context it is shortened, once for all; ContextError where that is not enough.
+        """
         if words := self.observer.closing():
             return words if self.tools else f"Thought: done\nFinal Answer: {words}"
         # CrewAI marks every schema "strict", under which OpenAI refuses bounds and defaults; `execute` checks them anyway.
         tools = [
             {**t, "function": slim({k: v for k, v in t["function"].items() if k != "strict"})} for t in tools or []
         ]
-        formatted = self._format_messages(messages)
+        formatted = [self._short(message) for message in self._format_messages(messages)]
         sent = to_langchain(formatted, self._turns)
         if not tools:  # forced answers and summaries: providers reject tool turns where no tools are offered
             sent = flatten_tool_turns(sent)
@@ -159,6 +172,11 @@ class LangChainLLM(BaseLLM):
                 error=error,
             )
         )
+        if error is not None and is_too_long(error):
+            if self._shortens:
+                raise ContextError("the model's context is too short for the crew's shortest prompt")
+            self._shortens = True
+            return self.call(messages, tools)
         if error is not None:
             raise ModelError(_RATE_LIMIT_WORDS.sub("over its limit", error))
         self._track_token_usage_internal({"prompt_tokens": read, "completion_tokens": wrote})

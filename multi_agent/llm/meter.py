@@ -9,6 +9,8 @@ from typing import NamedTuple
 from core.errors import InputError, bad_value
 from multi_agent.llm.choose import MAX_OUTPUT_TOKENS
 
+DEFAULT_MAX_USD = 1.0
+"""Cap on the dollars of one campaign where none is given."""
 PRICES = Path(__file__).with_name("prices.json")
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from core.errors import InputError
-from multi_agent.llm.calls import NoAnswerError, used_tokens, within
-from multi_agent.llm.choose import MAX_OUTPUT_TOKENS, LLMChoice, redact
+from core.errors import InputError, unknown_name
+from multi_agent.llm.calls import NoAnswerError, is_too_long, used_tokens, within
+from multi_agent.llm.choose import MAX_OUTPUT_TOKENS, LLMChoice, ollama_chat_models, redact
 from multi_agent.llm.meter import BudgetSpentError, Meter
 
 PREFLIGHT_S = 60.0  # a local model is loaded within it
@@ -84,7 +84,7 @@ def preflight(choice: LLMChoice, meter: Meter, *, seconds: float = PREFLIGHT_S) 
         except Exception as error:  # whatever the client or its server did
             problem = str(error) if isinstance(error, NoAnswerError) else f"{type(error).__name__}: {error}"
             refused = refused or problem
-            if _LIMIT.search(problem) and mode == first:
+            if (_LIMIT.search(problem) or is_too_long(problem)) and mode == first:
                 modes += [Mode(plain_limit=True), *(Mode(limit=limit) for limit in SHORTER)]
             elif _TOOLS.search(problem) and mode.tools:
                 modes.append(replace(mode, tools=False))
@@ -96,6 +96,11 @@ def preflight(choice: LLMChoice, meter: Meter, *, seconds: float = PREFLIGHT_S) 
     why = redact(" ".join(refused.split()))[:300].rstrip(".")
     if "404" in refused and choice.base_url and not choice.base_url.rstrip("/").endswith("/v1"):
         why += ". Addresses of such servers mostly end in /v1"
+    provider, _, model = choice.name.partition(":")
+    chatting = ollama_chat_models(choice.base_url) if provider == "ollama" else []
+    if chatting and model not in chatting:
+        hint = f"{choice.name} gives no answer ({why}). Take one of these, or none: --llm offline"
+        raise unknown_name("chat model of this Ollama", model, chatting, hint=hint)
     raise InputError(f"{choice.name} gives no answer ({why}). Check address, key and model, or use none: --llm offline")
 
 

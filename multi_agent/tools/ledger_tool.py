@@ -158,6 +158,9 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> Proposed:
     if context.role is None:
         raise InputError(f"{context.actor} owns no slice of the configuration and proposes nothing")
     expected, values = _expected(arguments), values_dict(arguments.changes)
+    if context.given:
+        context.given += f" {expected} {values}"
+    reason = context.checked(arguments.reason)
     suggested = context.lab.suggest(arguments.arm).values
     same = arguments.base == "suggestion" and all(suggested.get(name) == value for name, value in values.items())
     if not same and context.owner != "agents":
@@ -168,7 +171,7 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> Proposed:
         arm=arguments.arm,
         role=context.role,
         values=values,
-        reason=arguments.reason,
+        reason=reason,
         base=arguments.base,
         author=context.actor,
         expected=expected,
@@ -176,7 +179,7 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> Proposed:
         evidence=list(arguments.evidence),
     )
     checked = context.lab.check_feasibility(arguments.arm, values, arguments.base)
-    context.proposed[arguments.arm] = arguments.reason
+    context.proposed[arguments.arm] = reason
     return Proposed(**dict(checked), id=proposal.id, source=proposal.source, trial=proposal.trial)
 
 
@@ -208,20 +211,22 @@ def request_confirmation(context: ToolContext, arguments: ConfirmationArguments)
 
 def write_note(context: ToolContext, arguments: NoteArguments) -> BaseModel:
     """Write a note into the ledger for the people who read the report."""
-    return context.lab.write_note(arguments.text, context.actor, arguments.target)
+    return context.lab.write_note(context.checked(arguments.text), context.actor, arguments.target)
 
 
 def tell(context: ToolContext, arguments: TellArguments) -> Done:
     """Send a message to another agent."""
     _check_rows(context, arguments.text, arguments.evidence)
-    message = context.broker.post(context.actor, arguments.to, arguments.text, tuple(arguments.evidence))
+    message = context.broker.post(
+        context.actor, arguments.to, context.checked(arguments.text), tuple(arguments.evidence)
+    )
     return Done(done=f"{message.recipient} reads it at the next turn")
 
 
 def remember(context: ToolContext, arguments: RememberArguments) -> Done:
     """Share a finding, with the ids of the rows that show it."""
     _check_rows(context, arguments.text, arguments.evidence)
-    context.memory.add(context.actor, arguments.text, tuple(arguments.evidence))
+    context.memory.add(context.actor, context.checked(arguments.text), tuple(arguments.evidence))
     return Done(done="shared with every agent")
 
 

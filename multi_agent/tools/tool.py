@@ -20,6 +20,7 @@ from core.errors import InputError, nearest
 from core.words.text import storable
 from experiments.runs.runner import Paused
 from experiments.vocabulary import Arm
+from multi_agent.communication.honesty import mark_unknown
 from multi_agent.llm.choose import redact
 
 if TYPE_CHECKING:
@@ -72,10 +73,18 @@ class ToolContext:
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
     proposed: dict[str, str] = field(default_factory=dict[str, str])  # arm -> reason of what this turn proposed
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
+    given: str = ""  # this turn's prompt, and what its agent predicts; empty for a fixed procedure, which says nothing of its own
 
     def begin_turn(self, owner: RoundOwner) -> None:
         """Forget the last turn."""
-        self.owner, self.interrupt, self.proposed, self.heard = owner, None, {}, []
+        self.owner, self.interrupt, self.proposed, self.heard, self.given = owner, None, {}, [], ""
+
+    def checked(self, words: str) -> str:
+        """Words of the agent in which a measured number that neither the rows nor its turn hold is marked."""
+        if not self.given:
+            return words
+        trials = (trial for arm in self.lab.arms for trial in self.lab.trials.finished(arm))
+        return mark_unknown(words, " ".join([self.given, *self.heard, *(str(trial.score) for trial in trials)]))
 
 
 @dataclass(frozen=True)

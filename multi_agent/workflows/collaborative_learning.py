@@ -13,6 +13,7 @@ from core.errors import unknown_name
 from experiments.judging.statistics import mean_interval, percent_change
 from experiments.reading.strategies import Strategy, shaped_by_agents
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec, choose_members
+from multi_agent.llm.meter import DEFAULT_MAX_USD, Meter, read_prices
 from multi_agent.workflows.crew import CrewEvent
 from multi_agent.workflows.modes import Collaboration, way_to_work
 from multi_agent.workflows.research_workflow import run_research
@@ -106,13 +107,16 @@ class CollaborativeLearning:
         *,
         env_steps: int = 20_000_000,
         seed: int = 0,
+        max_tokens: int | None = None,
+        max_usd: float | None = DEFAULT_MAX_USD,
         on_event: Callable[[CrewEvent], None] = lambda event: None,
     ) -> CollaborationResult:
         """Research `task` to a verdict.
 
         task: a goal in words, or the id of a task family or of a Gymnasium environment, which means "beat LSTM on" it.
         collaboration_mode: how the specialists work together in a round; it is recorded, and holds where the campaign is
-        resumed. env_steps: training steps of the whole campaign. Raises InputError for an unknown task or mode, or a budget that is too small.
+        resumed. env_steps: training steps of the whole campaign. max_tokens, max_usd: caps on the chat model. Raises InputError for an unknown task or
+        mode, a budget that is too small, and a chat model that gives no answer (nothing is written then).
         """
         way_to_work(collaboration_mode)
         from experiments.campaign.begin import create_campaign, plan_campaign, recorded_in
@@ -122,7 +126,8 @@ class CollaborativeLearning:
         from experiments.ledger import Ledger
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.paths import Paths
-        from multi_agent.llm.choose import choose_llm
+        from multi_agent.llm.choose import choose_llm, keep_choice
+        from multi_agent.llm.preflight import preflight
 
         paths = Paths.of(self.data_dir)
         runs = recorded_in(
@@ -130,10 +135,13 @@ class CollaborativeLearning:
         )
         question = parse_goal(task if " " in task.strip() else f"beat LSTM on {task}", runs)
         choice = choose_llm(self.llm)
+        prices = read_prices(paths.data / "prices.json")[1]
+        choice, _ = preflight(choice, Meter(choice.price_name, prices, max_tokens=max_tokens, max_usd=max_usd))
         paths.ensure()
         ledger = Ledger(paths.ledger_url)
         plan = plan_campaign(question, Budget(env_steps=env_steps), paths, ledger=ledger)
         campaign_id = create_campaign(ledger, question, plan, seed=seed, llm=choice.name)
+        keep_choice(ledger, campaign_id, choice, max_tokens=max_tokens, max_usd=max_usd)
         lab = Lab(ledger, campaign_id, LocalExecutor(plan.workers, paths.environment()), paths)
         with lab.holding():
             run_research(
@@ -141,6 +149,8 @@ class CollaborativeLearning:
                 choice,
                 data_dir=paths.data,
                 on_event=on_event,
+                max_tokens=max_tokens,
+                max_usd=max_usd,
                 collaboration=collaboration_mode,
                 agents=self.members,
             )

@@ -32,7 +32,7 @@ from multi_agent.agents.agent import (
 )
 from multi_agent.communication.message_broker import EVERYONE, HUMAN, WORKFLOW, Message, MessageBroker
 from multi_agent.communication.shared_memory import SharedMemory
-from multi_agent.llm.calls import CALL_S, MODEL_SHARE, NoAnswerError
+from multi_agent.llm.calls import CALL_S, MODEL_SHARE, ContextError, NoAnswerError
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import BudgetSpentError, Meter, read_prices
 from multi_agent.tools.tool import RoundOwner, ToolContext, clean
@@ -240,6 +240,7 @@ class Crew:
         self.check_pause(context)
         messages = self.broker.collect(name)[-MESSAGES_A_TURN:]
         text = self._prompt(name, prompt, turn, messages)
+        context.given = "" if self.by_procedure else text
         try:
             answer = outside_event_loop(lambda: self.agents[name].kickoff(text))
             words = str(getattr(answer, "raw", "")).strip()
@@ -250,9 +251,11 @@ class Crew:
             return None
         self.check_pause(context)
         self.failures_in_a_row = 0
+        if turn["turn"]["kind"] != "report":  # which is held against all that it heard, see `honesty.py`
+            words = context.checked(words)
         read = {"read": messages[-1].number} if messages else {}
         self.emit("agent", name, words[:2_000], turn=turn.get("turn"), **read)
-        if turn["turn"]["kind"] != "report":  # which is held against all that it heard, see `honesty.py`
+        if turn["turn"]["kind"] != "report":
             try:
                 self.lab.evidence.check_ids([row for row in named_rows(words) if row.startswith("r-")])
             except InputError as problem:
@@ -295,7 +298,7 @@ class Crew:
 
     def _failed(self, name: str, error: Exception) -> None:
         self.failures_in_a_row += 1
-        if isinstance(error, BudgetSpentError):
+        if isinstance(error, BudgetSpentError | ContextError):
             self.silent_because = str(error)
         elif self.failures_in_a_row >= GIVE_UP_AFTER:
             self.silent_because = f"{GIVE_UP_AFTER} turns in a row failed"

@@ -31,6 +31,8 @@ from experiments.search.side import Value
 from experiments.search.space import ALL_SLICES
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
 from multi_agent.llm.choose import LLMChoice, choose_llm
+from multi_agent.llm.meter import Meter, read_prices
+from multi_agent.llm.preflight import preflight
 from multi_agent.tools.ledger_tool import DESCRIBE_SEARCH_SPACE, PROPOSING, READING
 from multi_agent.tools.tool import RoundOwner
 from multi_agent.workflows.crew import Crew
@@ -51,22 +53,27 @@ RESEARCHER = AgentSpec(
 
 def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Searcher]:
     """The searches of the named arms with the chat model that the options of `bench proposers` ask for."""
+    caps: dict[str, Any] = {"max_tokens": options.max_tokens, "max_usd": options.max_usd}
     llm = choose_llm(options.llm, options.base_url, options.llm_key_env)
-    say(llm.describe())
+    llm, found = preflight(llm, Meter(llm.price_name, read_prices()[1], **caps))
+    say(f"{llm.describe()} {found}".rstrip())
     if llm.kind == "offline":
         say(
             "No language model: the offline researcher takes every value from the optimizer, so the arms with agents "
             "measure the optimizer, not agents. Name a model with --llm to compare agents."
         )
-    return {
-        name: agent_searcher(name, llm, max_tokens=options.max_tokens, say=say) for name in AGENT_ARMS if name in names
-    }
+    return {name: agent_searcher(name, llm, **caps, say=say) for name in AGENT_ARMS if name in names}
 
 
 def agent_searcher(
-    arm: AgentArm, llm: LLMChoice, *, max_tokens: int | None = None, say: Callable[[str], None] = lambda text: None
+    arm: AgentArm,
+    llm: LLMChoice,
+    *,
+    max_tokens: int | None = None,
+    max_usd: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Searcher:
-    """The search of an arm with agents. max_tokens: cap of each search; the optimizer goes on alone beyond it."""
+    """The search of an arm with agents. max_tokens, max_usd: caps of each search; the optimizer goes on alone beyond them."""
 
     def search(world: World, trials: int, seed: int) -> Search:
         with tempfile.TemporaryDirectory(prefix="proposers-") as folder:
@@ -74,7 +81,13 @@ def agent_searcher(
             lab.agent_share = Lab.agent_share if arm == "hybrid" else 1.0
             agents = [RESEARCHER] if arm == "single-agent" else None
             crew = Specialists(
-                lab, llm, data_dir=Path(folder), on_event=lambda event: None, max_tokens=max_tokens, agents=agents
+                lab,
+                llm,
+                data_dir=Path(folder),
+                on_event=lambda event: None,
+                max_tokens=max_tokens,
+                max_usd=max_usd,
+                agents=agents,
             )
             while lab.stage in ("baseline", "search"):
                 STAGES[lab.stage](crew)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
+from multi_agent.communication.honesty import narrative_problem
 from multi_agent.communication.message_broker import EVERYONE, HUMAN
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.tools.tool import RoundOwner, summary
 from multi_agent.workflows.approval import ApproveEach
 from multi_agent.workflows.crew import Crew, CrewEvent
-from multi_agent.workflows.honesty import narrative_problem
 from multi_agent.workflows.modes import MAX_WORDS, OWNER_NAMES, OWNER_RULES, Collaboration, whose_round
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from experiments.campaign.plan import DESIGNS, PROPOSING, Budget, Plan
 from experiments.campaign.trials import AGENT_SHARE
 from experiments.ledger.ids import named_rows
-from multi_agent.workflows.honesty import narrative_problem, unknown_number
+from multi_agent.communication.honesty import narrative_problem, unknown_number
 from multi_agent.workflows.modes import whose_round
 
 FACTS = '{"effect": 12.345, "interval": [-1.5, 0.25], "seeds": 5, "p": 0.0312} {"rows": [["r-0007", -151.2, "1,000"]]}'
