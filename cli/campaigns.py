@@ -343,7 +343,7 @@ def _work(
                 **brain.caps,
                 approve_each=brain.approve_each,
                 collaboration=brain.collaboration,
-                agents=brain.agents,
+                agents=brain.members(),
             )
     except (Paused, KeyboardInterrupt) as paused:
         if is_stopped(ledger, campaign_id):

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from cli.output import Output
+from core.errors import bad_value
 from core.words.commands import add_to_commands
 from core.words.text import url_without_password
 
@@ -177,15 +178,28 @@ class CrewOptions(BrainOptions):
     collaboration: Literal["sequential", "debate", "emergent"] | None = None
     """How the agents work together in a round: one after another (at first), all unheard and then a revision, or whoever is
     written to speaks again."""
+    crew: str | None = None
+    """Who takes part: five (at first: one agent a role and a Coordinator), architect+critic (one proposes over all, one vetoes what was tried) or
+    single (one agent with everything); `list agents` shows all."""
     agents: Words = None
-    """Agents that take part, such as Meta-Learning State-Modeling (at first: all); the optimizer chooses for the others."""
+    """Agents that take part, such as Meta-Learning State-Modeling, in place of a crew; the optimizer chooses for the others."""
 
     def choose(self) -> LLMChoice:
         """The chat model; caps that make no sense and agents that nobody knows are refused."""
         from multi_agent.agents.agent import choose_members
 
-        choose_members(self.agents)
+        choose_members(self.members())
         return BrainOptions.choose(self)
+
+    def members(self) -> list[str] | None:
+        """The agents that were asked for, by name; None where nothing was said."""
+        if self.crew is None:
+            return self.agents
+        if self.agents is not None:
+            raise bad_value("--crew", self.crew, "either --crew or --agents, not both")
+        from multi_agent.agents.agent import crew_members
+
+        return [member.name for member in crew_members(self.crew)]
 
 
 def memory_limit(typed: str | None) -> int | None:

@@ -343,9 +343,9 @@ def bench(
     measure = BENCHES[what]
     with redirect_stderr(cast("TextIO", HarmlessStream(sys.stderr))):  # of a parser, of a chat model's server
         if what == "proposers":
-            from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_arms
+            from multi_agent.workflows.proposer_arms import agent_arm_names, agent_arms
 
-            return measure(list(options), agent_arms, AGENT_ARMS) or 0
+            return measure(list(options), agent_arms, agent_arm_names()) or 0
         return measure(list(options)) or 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from core.seeding import numpy_stream
 from experiments.search.optimizer import Tried
 from experiments.search.side import Value
+from experiments.search.sizing import count_parameters
 from experiments.search.space import SearchSpace
 
 AWAY = 0.2
@@ -24,11 +25,12 @@ DEFAULT_LOSS = 1.5
 class Landscape:
     """One search's view of one random hill; the noise of a seed has standard deviation 1, and fresh scores have none."""
 
-    env_steps = 0
-    parameters = 0
+    env_steps = 5_120
+    """Of a run that is not trained; the lab of an arm with agents plans with them."""
 
     def __init__(self, space: SearchSpace, search: int) -> None:
         self.space = space
+        self.parameters = count_parameters(space.spec({}, env_steps=1, seed=0, parameters=None))  # of the default
         stream = numpy_stream(search, "landscape")
         default = np.nan_to_num(space.to_unit(space.default_values()), nan=0.5)
         self._top = np.clip(default + AWAY * stream.normal(size=len(default)), 0.0, 1.0)

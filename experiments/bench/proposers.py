@@ -2,8 +2,8 @@
 
 On a recorded table of real runs (`--on table`, minutes), on random hills over the real space (`--on landscape`, minutes) or by
 training (`--on real`, hours). `--record FILE` makes such a
-table. The arms without agents live in `experiments/bench/searches.py`; those with agents are handed in by the caller, since
-this package knows no crew. Intervals are 95 % bootstrap intervals over whole searches, and differences are paired.
+table. Arms with the name of a crew (`five`, `architect+critic`, `single`) are a campaign's search with that `--crew`. The arms without
+agents live in `experiments/bench/searches.py`; those with agents are handed in by the caller, since this package knows no crew. Intervals are 95 % bootstrap intervals over whole searches, and differences are paired.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def lines(results: Sequence[ArmResult], trials: int) -> list[str]:
     """The comparison as text: one line an arm."""
     searches = len(results[0].worth)
     head = (
-        f"{'arm':13} {'mean':>8} {'95 % interval':>18} {'minus random':>13} {'95 % interval':>18} {'better':>7} "
-        f"{'trials':>7} {'wasted':>7} {'by agents':>9}"
+        f"{'arm':16} {'mean':>8} {'95 % interval':>18} {'minus random':>13} {'95 % interval':>18} {'better':>7} "
+        f"{'trials':>7} {'wasted':>7} {'by agents':>9} {'tokens':>9} {'dollars':>8}"
     )
     out = [f"{searches} paired searches of {trials} trials; fresh score of the configuration that each chose", head]
     for r in results:
@@ -158,7 +158,8 @@ def lines(results: Sequence[ArmResult], trials: int) -> list[str]:
         if r.difference is not None and r.difference_interval is not None and r.better is not None:
             paired = f"{r.difference:+13.3f} {_interval(r.difference_interval):>18} {100 * r.better:5.0f} %"
         out.append(
-            f"{r.arm:13} {r.mean:8.3f} {_interval(r.interval):>18} {paired} {r.trials:7} {r.wasted:7} {r.by_models:9}"
+            f"{r.arm:16} {r.mean:8.3f} {_interval(r.interval):>18} {paired} {r.trials:7} {r.wasted:7} {r.by_models:9} {r.tokens:9,} "
+            + ("unknown" if r.usd is None else f"{r.usd:.2f}").rjust(8)
         )
     return out
 

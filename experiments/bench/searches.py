@@ -124,6 +124,10 @@ class Search(NamedTuple):
     """Trials whose run failed, and proposals that repeated a configuration already proposed."""
     by_models: int = 0
     """Trials in which a chat model or an agent departed from the optimizer's suggestion."""
+    tokens: int = 0
+    """Of the chat model, in and out."""
+    usd: float | None = 0.0
+    """Dollars of the chat model; None where its price is unknown."""
 
 
 Searcher = Callable[[World, int, int], Search]
@@ -225,6 +229,10 @@ class ArmResult(FrozenConfig):
     trials: int
     wasted: int
     by_models: int
+    tokens: int = 0
+    """Of the chat model, over all searches."""
+    usd: float | None = 0.0
+    """Dollars of the chat model, over all searches; None where its price is unknown."""
 
 
 def compare(
@@ -248,6 +256,8 @@ def compare(
                 trials=sum(s.trials for s in outcomes),
                 wasted=sum(s.wasted for s in outcomes),
                 by_models=sum(s.by_models for s in outcomes),
+                tokens=sum(s.tokens for s in outcomes),
+                usd=None if any(s.usd is None for s in outcomes) else round(sum(s.usd or 0.0 for s in outcomes), 6),
             )
         )
     return tuple(results)

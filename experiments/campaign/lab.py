@@ -39,6 +39,7 @@ from experiments.campaign.views import (
     RoundView,
     SuggestionView,
     VerdictView,
+    VetoView,
 )
 from experiments.judging.claim import ClaimContent
 from experiments.judging.judge import seeds_to_run
@@ -50,7 +51,7 @@ from experiments.runs.provenance import require_plugins
 from experiments.runs.runner import Paused, ProgressListener, RunProgress, execute_runs, queue_run
 from experiments.search.early_end import why_not_yet
 from experiments.search.side import Value
-from experiments.search.space import ALL_SLICES, ROLES
+from experiments.search.space import ALL_SLICES, REGION, ROLES
 from experiments.spec import RunSpec
 from experiments.tables import TableView
 from experiments.vocabulary import Pool, Purpose, Stage, readable_id
@@ -243,6 +244,33 @@ class Lab:
             source="agent",
             values=slice_of(self.trials.space(idea.arm), role, configuration),
         )
+
+    def veto(self, arm: str, agent: str, run: str) -> VetoView:
+        """Take back what an agent proposes in the present round because it repeats a finished run: no field differs by more than `REGION`.
+
+        Raises InputError for an agent without an idea there, a run of another arm, and an idea that is none of its repetitions.
+        """
+        with self._lock:
+            round_ = self.plan.round_of(self._open_trial())
+            if self.journal.is_launched(round_):
+                raise InputError(f"round {round_ + 1} is launched: its configuration stands")
+            ideas = {i.author: i for (held, _), i in standing(self.trials).items() if held == arm and i.round == round_}
+            if agent not in ideas:
+                raise unknown_name(f"author of an idea for the {arm} in this round", agent, ideas)
+            self.evidence.check_ids([run])
+            known = {readable_id("r", trial.run.id): trial for trial in self.trials.finished(arm)}
+            if run not in known:
+                raise bad_value("run", run, f"a finished search run of the {arm}: {', '.join(known) or 'none yet'}")
+            trial = ideas[agent].trial
+            assert trial is not None  # what stands has one
+            parameters = self.trials.space(arm).parameters
+            proposed, done = self.trials.complete(arm, trial), known[run].values
+            far, name = max((p.distance(proposed.get(p.name), done.get(p.name)), p.name) for p in parameters)
+            if far > REGION:
+                allowed = f"a run that the idea repeats, with no field further than {REGION:g} of its range; {name} is {far:.2f} from it"
+                raise bad_value("run", run, allowed)
+            withdraw(self.trials, arm, round_, agent)
+            return VetoView(arm=arm, agent=agent, trial=trial, same_as=run, differs=round(far, 4))
 
     def check_feasibility(self, arm: str, values: dict[str, Value], base: Base = "suggestion") -> FeasibilityView:
         """Whether the present round's configuration with `values`, completed as `propose` completes them, can be trained

@@ -43,6 +43,19 @@ class ProposalView(FrozenConfig):
     values: dict[str, Value]
 
 
+class VetoView(FrozenConfig):
+    """An idea that was taken back because it repeats a run."""
+
+    arm: str
+    agent: str
+    trial: int
+    """The optimizer's again."""
+    same_as: str
+    """The run that it repeats."""
+    differs: float
+    """The largest difference of a field, in shares of its range."""
+
+
 class FeasibilityView(FrozenConfig):
     """Whether a configuration can be trained, and what it would cost."""
 

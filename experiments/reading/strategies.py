@@ -18,11 +18,9 @@ from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.store import Ledger
 from experiments.search.side import Value
-from experiments.search.space import Parameter
+from experiments.search.space import REGION, Parameter
 from experiments.tables import TableView
 
-REGION = 0.1
-"""Half the width of a region: where no field differs by more than this share of its range, the region was reached."""
 OF_AGENTS = "agent:"
 
 

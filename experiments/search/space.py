@@ -46,6 +46,8 @@ MARKS = 3
 inner rates and auxiliary losses, 3 the forms of state space blocks. Campaigns and tables that began before go on without them."""
 EMPTY = "empty"
 """What stands in a place of a list that is not used."""
+REGION = 0.1
+"""Half the width of a region: where no field differs by more than this share of its range, the region was reached."""
 ALL_SLICES = "all"  # in the place of a role: every parameter
 FAMILY_OF_ROLE: dict[Role, str] = {
     "state-modeling": "architecture",

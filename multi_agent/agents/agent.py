@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROMPTS = Path(__file__).parent / "prompts"
 COORDINATOR_NAME = "Coordinator"
+DEFAULT_CREW = "five"
 MAX_MODEL_CALLS = 12  # of one turn; then one last call asks for the closing words
 
 
@@ -40,25 +41,38 @@ class AgentSpec:
     """File in `prompts/`, or the text itself: a heading (the role), a paragraph (the goal), the rest (the backstory)."""
     turn: int
     """Agents speak in this order within a stage."""
+    crew: str = DEFAULT_CREW
+    """The crew that it is a member of, as `--crew` calls it."""
+    asked: str = "turn_propose.md"
+    """File in `prompts/` with what it is asked in a search round."""
 
 
 PACKAGE = "multi_agent.agents"
 AGENTS: Registry[AgentSpec] = Registry("agent", package=PACKAGE, modules="*_agent")
 
 
-def crew_members() -> list[AgentSpec]:
-    """All registered agents in the order in which they speak.
+def crew_names() -> list[str]:
+    """The crews that registered agents are members of, the default one first."""
+    names = {AGENTS[name].crew for name in AGENTS}
+    return sorted(names, key=lambda name: (name != DEFAULT_CREW, name))
 
-    InputError where an agent's file cannot be imported: nobody is missing from a crew without a word.
+
+def crew_members(crew: str = DEFAULT_CREW) -> list[AgentSpec]:
+    """The registered agents of a crew in the order in which they speak.
+
+    InputError for a crew that nobody is a member of, and where an agent's file cannot be imported: nobody is missing from a crew
+    without a word.
     """
     broken = [_mend(module, cause) for module, cause in AGENTS.failures.items() if module.startswith(f"{PACKAGE}.")]
     if broken:
         raise InputError(" ".join(broken))
-    return _in_order(AGENTS[name] for name in AGENTS)
+    if crew not in crew_names():
+        raise unknown_name("crew", crew, crew_names())
+    return _in_order(AGENTS[name] for name in AGENTS if AGENTS[name].crew == crew)
 
 
 def choose_members(agents: Sequence[str | AgentSpec] | None = None) -> list[AgentSpec]:
-    """The Coordinator and these agents, all registered ones by default, in the order in which they speak.
+    """The Coordinator and these agents, those of the default crew where none are named, in the order in which they speak.
 
     agents: names of registered agents, or specifications: those are used as they are, whoever is registered by that
     name. InputError for an unknown name, two different agents of one name, and a specification that cannot take part.
@@ -76,10 +90,10 @@ def choose_members(agents: Sequence[str | AgentSpec] | None = None) -> list[Agen
 
 
 def list_agents() -> TableView:
-    """The crew in the order in which it speaks: what each proposes, and the goal of its prompt; and what is broken."""
-    members = _in_order(AGENTS[name] for name in AGENTS)
-    rows = tuple((member.name, member.slice or "nothing", _parts(member.prompt)[1]) for member in members)
-    return TableView(columns=("agent", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
+    """The crews in the order in which they speak: what each agent proposes, and the goal of its prompt; and what is broken."""
+    members = [m for crew in crew_names() for m in _in_order(AGENTS[name] for name in AGENTS) if m.crew == crew]
+    rows = tuple((m.name, m.crew, m.slice or "nothing", _parts(m.prompt)[1]) for m in members)
+    return TableView(columns=("agent", "crew", "proposes", "goal"), rows=rows, note=AGENTS.failures_in_words())
 
 
 def _member(agent: str | AgentSpec) -> AgentSpec:

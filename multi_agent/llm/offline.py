@@ -160,6 +160,12 @@ def _revise(turn: dict[str, Any]) -> Procedure:
     return " ".join([*said, "The optimizer's suggestion stands."])
 
 
+def _criticise(turn: dict[str, Any]) -> Procedure:
+    """Every configuration is the optimizer's, so there is nothing to veto."""
+    return "Nothing is vetoed: the optimizer's suggestion stands."
+    yield  # a procedure without a call
+
+
 def _report(turn: dict[str, Any]) -> Procedure:
     said = [f"The verdict is {turn['outcome']}."]
     for arm in turn["arms"]:
@@ -177,5 +183,6 @@ PROCEDURES: dict[str, Callable[[dict[str, Any]], Procedure]] = {
     "plan": _plan,
     "propose": _propose,
     "revise": _revise,
+    "criticise": _criticise,
     "report": _report,
 }

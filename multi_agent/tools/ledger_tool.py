@@ -82,6 +82,17 @@ class Proposed(FeasibilityView):
     """The trial that tries it; None where a colleague's idea is tried in its place."""
 
 
+class VetoArguments(ArmArguments):
+    """An idea of this round that repeats a finished run."""
+
+    agent: str = Field(max_length=60)
+    """Who proposes it."""
+    run: RowId
+    """The run that it repeats."""
+    reason: str = Field(min_length=1, max_length=400)
+    """Why; a sentence."""
+
+
 class CompareArguments(FrozenConfig):
     """Two runs of the search."""
 
@@ -192,6 +203,12 @@ def _expected(arguments: ProposeArguments) -> Expected:
     return Expected(delta=arguments.expected_delta, low=arguments.low, high=arguments.high)
 
 
+def veto(context: ToolContext, arguments: VetoArguments) -> BaseModel:
+    """Take back an idea of this round that repeats a finished run; the optimizer has its trial then. Code allows it only where no field
+    differs by more than a tenth of its range."""
+    return context.lab.veto(arguments.arm, arguments.agent, arguments.run)
+
+
 def compare_variants(context: ToolContext, first_second: CompareArguments) -> BaseModel:
     """What differs between two search runs, and their difference in score in noise-floor units."""
     return context.lab.compare_variants(first_second.first, first_second.second)
@@ -239,6 +256,7 @@ DESCRIBE_SEARCH_SPACE = Tool("describe_search_space", ArmArguments, describe_sea
 LEDGER_QUERY = Tool("ledger_query", QueryArguments, ledger_query, measures=True)
 CHECK_FEASIBILITY = Tool("check_feasibility", CheckArguments, check_feasibility)
 PROPOSE = Tool("propose", ProposeArguments, propose)
+VETO = Tool("veto", VetoArguments, veto)
 COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True)
 ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True)
 REQUEST_CONFIRMATION = Tool("request_confirmation", ConfirmationArguments, request_confirmation, measures=True)

@@ -23,6 +23,7 @@ from experiments.runs.runner import Paused
 from multi_agent.agents.agent import (
     AGENTS,
     COORDINATOR_NAME,
+    DEFAULT_CREW,
     MAX_MODEL_CALLS,
     AgentSpec,
     build_agent,
@@ -146,6 +147,11 @@ class Crew:
     @property
     def specialists(self) -> list[AgentSpec]:
         return [member for member in self.members if member.name != COORDINATOR_NAME]
+
+    @property
+    def is_led(self) -> bool:
+        """Whether the Coordinator plans and reviews: in its own crew, and in one that a person put together; the others go without."""
+        return not self.specialists or any(member.crew == DEFAULT_CREW for member in self.specialists)
 
     def _read_recording(self) -> Recording:
         from multi_agent.llm.replay import Recording
@@ -282,7 +288,8 @@ class Crew:
             context.heard.append(facts(self.lab))
             return context.heard[-1]
         unheard = self.collaboration == "emergent" or (self.collaboration == "debate" and turn.get("pass") == 0)
-        return briefing(self.lab, context.role, name, colleagues=not unheard, left=self.meter.left())
+        authors = [m.name for m in self.specialists if m.slice] if turn["kind"] == "criticise" else [name]
+        return briefing(self.lab, context.role, name, authors=authors, colleagues=not unheard, left=self.meter.left())
 
     def _prompt(self, name: str, file: str, values: dict[str, Any], messages: Sequence[Message]) -> str:
         """The turn's prompt with the goal, the briefing, the messages that wait for the agent, and the shared findings."""

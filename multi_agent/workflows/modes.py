@@ -1,4 +1,5 @@
-"""Two choices of a search round: who shapes its configuration, and how the specialists work together on it.
+"""Two choices of a search round: who shapes its configuration, and how the specialists work together on it. Who they are is a third one,
+the crew (`multi_agent/agents/agent.py`).
 
 Three ways to work together, each a function of the specialists, their messages and a way to ask one of them:
 - sequential: one after another; each reads what those before it said in this round.
@@ -22,7 +23,7 @@ Ask = Callable[[AgentSpec, str, int], "str | None"]  # (agent, prompt file, pass
 WorkTogether = Callable[[Sequence[AgentSpec], MessageBroker, Ask], None]
 MAX_PASSES = 3
 MAX_WORDS = 600  # characters of an agent's closing words that are passed on
-PROPOSE, REVISE = "turn_propose.md", "turn_revise.md"
+REVISE, CRITICISE = "turn_revise.md", "turn_criticise.md"
 
 OWNER_NAMES: dict[RoundOwner, str] = {
     "default": "the default configuration",
@@ -55,12 +56,12 @@ def whose_round(number: int, rounds: int, agent_rounds: Set[int], *, plateau: bo
 def sequential(specialists: Sequence[AgentSpec], broker: MessageBroker, ask: Ask) -> None:
     """One after another; each reads what those before it said in this round."""
     for member in specialists:
-        _pass_on(broker, member, EVERYONE, ask(member, PROPOSE, 0))
+        _pass_on(broker, member, EVERYONE, ask(member, member.asked, 0))
 
 
 def debate(specialists: Sequence[AgentSpec], broker: MessageBroker, ask: Ask) -> None:
     """All propose without hearing each other; then each reads everybody's words and may revise once."""
-    said = [(member, ask(member, PROPOSE, 0)) for member in specialists]
+    said = [(member, ask(member, member.asked, 0)) for member in specialists]
     for member, words in said:
         _pass_on(broker, member, EVERYONE, words)
     for member in specialists:
@@ -72,7 +73,9 @@ def emergent(specialists: Sequence[AgentSpec], broker: MessageBroker, ask: Ask) 
     speakers = specialists
     for pass_number in range(MAX_PASSES):
         for member in speakers:
-            _pass_on(broker, member, COORDINATOR_NAME, ask(member, REVISE if pass_number else PROPOSE, pass_number))
+            _pass_on(
+                broker, member, COORDINATOR_NAME, ask(member, REVISE if pass_number else member.asked, pass_number)
+            )
         speakers = [member for member in specialists if broker.has_mail(member.name)]
 
 

@@ -1,8 +1,9 @@
 """Searches by agents for `bench proposers`: the real crew, tools and lab, in a world that answers instead of a trainer.
 
-Three arms: `hybrid` is the search of a campaign (default first, agents in their share of the rounds, the optimizer in the
-others), `crew` gives every round but the default to the specialists, `single-agent` gives them to one agent that owns all
-slices. The Coordinator has no turn: code launches every round, so that tokens are spent on proposals alone.
+The arms with the names of crews (`five`, `architect+critic`, `single`, and those of plugins) are the search of a campaign with that
+`--crew`: the default first, agents in their share of the rounds, the optimizer in the others, and every turn is taken as there. Three
+more have proposals alone, without the Coordinator's turns: `hybrid` is `five` so, `crew` gives every round but the default to the
+specialists, `single-agent` gives them to one agent that owns all slices.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from core.errors import bad_value
 from experiments.bench.searches import ARM, Search, Searcher, World, worth_of_best
 from experiments.campaign.begin import create_campaign
 from experiments.campaign.lab import Lab
@@ -28,33 +30,30 @@ from experiments.runs.executor import Ended, Evaluated, Job, Listener, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import SUGGESTING, Tried
 from experiments.search.side import Value
-from experiments.search.space import ALL_SLICES
-from multi_agent.agents.agent import COORDINATOR_NAME, AgentSpec
+from multi_agent.agents.agent import COORDINATOR_NAME, DEFAULT_CREW, crew_members, crew_names
 from multi_agent.llm.choose import LLMChoice, choose_llm
 from multi_agent.llm.meter import Meter, read_prices
 from multi_agent.llm.preflight import preflight
-from multi_agent.tools.ledger_tool import DESCRIBE_SEARCH_SPACE, PROPOSING, READING
 from multi_agent.tools.tool import RoundOwner
 from multi_agent.workflows.crew import Crew
 from multi_agent.workflows.research_workflow import STAGES
 
-AgentArm = Literal["crew", "hybrid", "single-agent"]
-AGENT_ARMS: tuple[AgentArm, ...] = ("crew", "hybrid", "single-agent")
+PROPOSALS_ALONE = ("crew", "hybrid", "single-agent")
 
-RESEARCHER = AgentSpec(
-    name="Researcher",
-    slice=ALL_SLICES,
-    tools=(*READING, DESCRIBE_SEARCH_SPACE, *PROPOSING),
-    prompt="researcher.md",
-    turn=10,
-)
-"""The one agent of the arm `single-agent`; it is not registered, so no campaign has it."""
+
+def agent_arm_names() -> list[str]:
+    """All arms with agents."""
+    return [*crew_names(), *PROPOSALS_ALONE]
 
 
 def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Searcher]:
     """The searches of the named arms with the chat model that the options of `bench proposers` ask for."""
     caps: dict[str, Any] = {"max_tokens": options.max_tokens, "max_usd": options.max_usd}
     llm = choose_llm(options.llm, options.base_url, options.llm_key_env)
+    if llm.kind == "replay":  # its answers name the rows of their own campaign
+        raise bad_value(
+            "--llm", llm.name, "any but replay: these searches are no campaign of which answers are recorded"
+        )
     llm, found = preflight(llm, Meter(llm.price_name, read_prices()[1], **caps))
     say(f"{llm.describe()} {found}".rstrip())
     if llm.kind == "offline":
@@ -62,11 +61,11 @@ def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[
             "No language model: the offline researcher takes every value from the optimizer, so the arms with agents "
             "measure the optimizer, not agents. Name a model with --llm to compare agents."
         )
-    return {name: agent_searcher(name, llm, **caps, say=say) for name in AGENT_ARMS if name in names}
+    return {name: agent_searcher(name, llm, **caps, say=say) for name in agent_arm_names() if name in names}
 
 
 def agent_searcher(
-    arm: AgentArm,
+    arm: str,
     llm: LLMChoice,
     *,
     max_tokens: int | None = None,
@@ -78,9 +77,10 @@ def agent_searcher(
     def search(world: World, trials: int, seed: int) -> Search:
         with tempfile.TemporaryDirectory(prefix="proposers-") as folder:
             lab = open_world_lab(world, trials, seed, Path(folder))
-            lab.agent_share = Lab.agent_share if arm == "hybrid" else 1.0
-            agents = [RESEARCHER] if arm == "single-agent" else None
-            crew = Specialists(
+            lab.agent_share = 1.0 if arm in ("crew", "single-agent") else Lab.agent_share
+            name = {"crew": DEFAULT_CREW, "hybrid": DEFAULT_CREW, "single-agent": "single"}.get(arm, arm)
+            agents = [member.name for member in crew_members(name)]
+            crew = (Specialists if arm in PROPOSALS_ALONE else Crew)(
                 lab,
                 llm,
                 data_dir=Path(folder),
@@ -98,7 +98,15 @@ def agent_searcher(
             by_models = len(lab.trials.shaped_by_agents())
             waste = count_waste(lab.ledger, lab.number)
             lab.ledger.close()
-            return Search(worth_of_best(world, history), len(finished), waste.wasted + waste.refused, by_models)
+            meter = crew.meter
+            return Search(
+                worth_of_best(world, history),
+                len(finished),
+                waste.wasted + waste.refused,
+                by_models,
+                meter.tokens,
+                meter.usd if meter.price is not None or llm.kind != "langchain" else None,
+            )
 
     return search
 
@@ -118,6 +126,10 @@ class WorldLab(Lab):
 
     world: World
     tried: dict[int, Tried]
+
+    def ends_early(self) -> bool:
+        """Never: every arm has equally many trials."""
+        return False
 
     def _settle(self, trial: int) -> dict[str, dict[str, Value]]:
         chosen = super()._settle(trial)

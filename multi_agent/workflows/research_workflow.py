@@ -22,7 +22,7 @@ from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.tools.tool import RoundOwner, summary
 from multi_agent.workflows.approval import ApproveEach
 from multi_agent.workflows.crew import Crew, CrewEvent
-from multi_agent.workflows.modes import MAX_WORDS, OWNER_NAMES, OWNER_RULES, Collaboration, whose_round
+from multi_agent.workflows.modes import CRITICISE, MAX_WORDS, OWNER_NAMES, OWNER_RULES, Collaboration, whose_round
 
 if TYPE_CHECKING:
     from experiments.campaign.lab import Lab
@@ -89,7 +89,7 @@ def _baseline(crew: Crew) -> None:
 def _search(crew: Crew) -> None:
     lab = crew.lab
     crew.read_instructions()
-    if lab.round == 0:
+    if lab.round == 0 and crew.is_led:
         crew.ask(
             COORDINATOR_NAME,
             "turn_plan.md",
@@ -155,7 +155,7 @@ def _proposals(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any
         spoken: list[str] = []
 
         def ask(member: AgentSpec, prompt: str, pass_number: int) -> str | None:
-            kind = "revise" if pass_number else "propose"
+            kind = "revise" if pass_number else "criticise" if member.asked == CRITICISE else "propose"
             turn = {"kind": kind, "round": number, "pass": pass_number, "arms": crew.lab.arms, "role": member.slice}
             if crew.collaboration == "emergent":  # where nobody's words are passed on unasked
                 turn["spoken"] = list(spoken)
@@ -174,6 +174,7 @@ def _review(crew: Crew, number: int, owner: RoundOwner, shared: dict[str, Any]) 
     may_end = not crew.lab.why_not_yet()
     if (
         crew.by_procedure
+        or not crew.is_led
         or crew.lab.is_launched(number)
         or not (owner == "agents" or (may_end and not crew.asked_to_end))
     ):

@@ -12,7 +12,7 @@ from model_server import ModelServer, Reply, call, results_of, say, turn_of
 from experiments.bench.recorded_table import RecordedTable, load_table
 from experiments.bench.searches import RULES, TableWorld
 from multi_agent.llm.choose import choose_llm
-from multi_agent.workflows.proposer_arms import AGENT_ARMS, agent_searcher
+from multi_agent.workflows.proposer_arms import agent_arm_names, agent_searcher
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def brain(request: dict[str, Any]) -> Reply:
     return call(*(("propose", idea(arm, changes)) for arm in turn["arms"]))
 
 
-@pytest.mark.parametrize("arm", AGENT_ARMS)
+@pytest.mark.parametrize("arm", agent_arm_names())
 def test_with_the_offline_researcher_every_arm_is_the_optimizers_search(arm: Any, table: RecordedTable) -> None:
     found = agent_searcher(arm, choose_llm("offline"))(TableWorld(table, 3), 2, 3)
     assert found == RULES["optimizer"](TableWorld(table, 3), 2, 3)

@@ -7,6 +7,7 @@ table up to see what a difference is worth. Words of agents are no part of it, b
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from env_runner.task_distributions import get_family
@@ -29,14 +30,16 @@ MAX_CHARS = 4_800
 LESS_THAN_NOISE = 2.0  # noise floors: a smaller difference of two runs is none
 
 
-def briefing(lab: Lab, role: str | None, author: str, *, colleagues: bool = True, left: str = "") -> str:
+def briefing(
+    lab: Lab, role: str | None, author: str, *, authors: Sequence[str] = (), colleagues: bool = True, left: str = ""
+) -> str:
     """The page for one agent. At most `MAX_CHARS` characters: the oldest and worst trials are left out first, and said to be.
 
-    role: its slice, None for one that has none. author: whose predictions it is shown. colleagues: whether it sees what others propose in
+    role: its slice, None for one that has none. author: who reads it. authors: whose predictions are shown, its own by default. colleagues: whether it sees what others propose in
     this round. left: what the crew may still spend on its model, in words.
     """
     for most in (12, 8, 5, 3, 2, 1, 0):
-        text = _page(lab, role, author, colleagues=colleagues, left=left, most=most)
+        text = _page(lab, role, author, authors or [author], colleagues=colleagues, left=left, most=most)
         if len(text) <= MAX_CHARS:
             return text
     return text[: MAX_CHARS - 4] + " ..."
@@ -47,13 +50,16 @@ def facts(lab: Lab) -> str:
     return "\n".join([*_frame(lab), *(line for arm in lab.arms for line in _arm(lab, arm, None, most=5))])[:MAX_CHARS]
 
 
-def _page(lab: Lab, role: str | None, author: str, *, colleagues: bool, left: str, most: int) -> str:
+def _page(
+    lab: Lab, role: str | None, author: str, authors: Sequence[str], *, colleagues: bool, left: str, most: int
+) -> str:
     lines = _frame(lab)
     for arm in lab.arms:
         lines += _arm(lab, arm, role, most=most)
     if colleagues:
         lines += _proposed(lab, author)
-    lines += _record(lab, author)
+    for name in authors:
+        lines += _record(lab, name, "Your" if name == author else f"{name}'s")
     lines.append(_left(lab, left))
     return "\n".join(lines)
 
@@ -147,16 +153,17 @@ def _proposed(lab: Lab, author: str) -> list[str]:
     return [f"Proposed in this round: {'; '.join(said)[:800]}."] if said else []
 
 
-def _record(lab: Lab, author: str) -> list[str]:
-    """The agent's predictions and what was measured, the newest first."""
+def _record(lab: Lab, author: str, whose: str) -> list[str]:
+    """An agent's predictions and what was measured, the newest first."""
     done = [m for m in measured(lab.trials) if m.idea.author == author]
     told = [m for m in done if m.idea.expected is not None and m.effect is not None]
+    mine = "your" if whose == "Your" else "its"
     tried = sum(idea.author == author and idea.trial is None for idea in all_ideas(lab.trials))
     if not done:
-        return ["Your record: none of your ideas was measured yet."]
-    covered = f" {sum(bool(m.is_covered) for m in told)} of {len(told)} effects lay in your interval." if told else ""
-    unmet = f" {tried} of your ideas were not tried." if tried else ""
-    return [f"Your record: {'; '.join(_scored(m) for m in done[::-1][:4])}.{covered}{unmet}"]
+        return [f"{whose} record: none of {mine} ideas was measured yet."]
+    covered = f" {sum(bool(m.is_covered) for m in told)} of {len(told)} effects lay in {mine} interval." if told else ""
+    unmet = f" {tried} of {mine} ideas were not tried." if tried else ""
+    return [f"{whose} record: {'; '.join(_scored(m) for m in done[::-1][:4])}.{covered}{unmet}"]
 
 
 def _scored(done: Measured) -> str:
