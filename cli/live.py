@@ -22,6 +22,7 @@ from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.judging.judge import VerdictContent
 from experiments.ledger.store import readable_id
+from experiments.metrics import parse_metric
 from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import span
 from experiments.runs.runner import RunProgress
@@ -170,7 +171,7 @@ class LiveView:
             self._refresh_numbers(force=True)
             words = f"{readable_id('r', progress.run_id)} {progress.purpose} {progress.arm or ''} {progress.model}: {progress.status}"
             if progress.score is not None and progress.purpose != "confirmation":
-                words += f", return {progress.score:.1f}"
+                words += f", {parse_metric(progress.scored_by).shown(progress.score)}"
             if progress.purpose in ("baseline", "search"):
                 self._read_best()
             self._line("lab", words)
@@ -219,11 +220,13 @@ class LiveView:
         """The best search run of every arm, with its distance from the baseline's default."""
         if self.lab is None or self._live is None:
             return
+        metric = parse_metric(self.lab.question.metric)
         for row in self.lab.ledger_query("incumbent").records():
             floors = row["noise floors"]
             distance = "" if floors is None else f", {floors:+.1f} noise floors"
             with self._lock:
-                self._best[str(row["arm"])] = f"{row['score']:.1f} ({row['run']}{distance})"
+                shown = metric.shown(float(row["score"] or 0.0)).removeprefix("return ")
+                self._best[str(row["arm"])] = f"{shown} ({row['run']}{distance})"
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []

@@ -115,6 +115,18 @@ class Metric(NamedTuple):
         score = self.of_tasks(np.asarray(values[self.quantity], dtype=np.float64)[:, self.place])
         return score if math.isfinite(score) else None
 
+    @property
+    def unit(self) -> str:
+        """Of a difference of scores, behind a number; empty where the number says enough."""
+        return "" if self.level is None else " env steps"
+
+    def shown(self, score: float) -> str:
+        """A score with what it is, in one phrase: what is better low as it was measured, without its minus."""
+        if self.level is not None:
+            return f"{-score:,.0f} env steps to a return of {self.level:g}"
+        digits = ".1f" if self.quantity == "return" else ".3g"
+        return f"{QUANTITIES[self.quantity]} {self.sign * score:{digits}}"
+
     def words(self, shot: str) -> str:
         """As it is read by people. shot: what a shot is to the learner, such as "gradient step"."""
         return f"{'minus the ' if self.sign < 0 else ''}{self.asked(shot)}"

@@ -23,9 +23,11 @@ from core.config import FrozenConfig
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, join_value, readable_id
+from experiments.metrics import FIRST_EPISODE, Metric, parse_metric
 from experiments.tables import TableView, rounded
 
 MIN_POINTS = 6
+RETURNS = parse_metric(FIRST_EPISODE)
 MIN_PAIRS = 3  # finished runs that must tie a curve's end to the score before a score is forecast
 MAX_AUTOCORRELATION = 0.9
 _shown = partial(rounded, digits=4)
@@ -111,15 +113,24 @@ def _trend(low: float, high: float, negligible: float | None) -> Trend:
 
 
 def curve_table(
-    ledger: Ledger, runs: Sequence[Run], peers: Sequence[Run], *, full_steps: int, floor: float | None
+    ledger: Ledger,
+    runs: Sequence[Run],
+    peers: Sequence[Run],
+    *,
+    full_steps: int,
+    floor: float | None,
+    metric: Metric = RETURNS,
 ) -> TableView:
     """`runs` with their analysis, one row each.
 
     peers: finished runs whose scores say how far the score, an evaluation, lies from the end of the training curve.
-    full_steps: what a finished run is forecast for; a run still in training is forecast for its own end.
+    full_steps: what a finished run is forecast for; a run still in training is forecast for its own end. metric: of the scores; curves
+    are of returns, so scores and a noise floor of another unit, such as env steps to a return, are not held against them.
     """
     gaps = []
-    for peer in peers:
+    is_return = metric.quantity == RETURNS.quantity
+    floor = floor if is_return else None
+    for peer in peers if is_return else ():
         analysis = _analyse(ledger, peer, full_steps, floor)
         if peer.score is not None and analysis is not None:
             gaps.append(peer.score - analysis.last)
@@ -136,7 +147,9 @@ def curve_table(
         unstable = "yes" if analysis.unstable else "no"
         rows.append((name, run.arm, run.model, analysis.points, *map(_shown, (analysis.gain, low, high)), analysis.trend, _shown(analysis.largest_drop), unstable, analysis.forecast_at, *map(_shown, score)))  # fmt: skip
     notes = ["gain: change of the training return from doubling the env steps, with its 95 % interval"]
-    if len(gaps) < MIN_PAIRS:
+    if not is_return:
+        notes.append(f"scores are {metric.asked('shot')}, which curves of returns do not forecast")
+    elif len(gaps) < MIN_PAIRS:
         notes.append(f"a forecast of the score needs {MIN_PAIRS} finished runs with curves, there are {len(gaps)}")
     else:
         notes.append(

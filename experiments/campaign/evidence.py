@@ -11,6 +11,7 @@ from core.errors import bad_value, unknown_name
 from experiments.campaign.trials import FinishedTrial, Trials, best_first
 from experiments.campaign.views import RoundView, SpaceView
 from experiments.ledger.models import Run
+from experiments.metrics import parse_metric
 from experiments.search.side import Value
 from experiments.tables import Cell, TableView, flatten, rounded
 from experiments.vocabulary import FINISHED, readable_id
@@ -130,6 +131,7 @@ class Evidence:
             [run for run in self.search_runs() if run.status == "done"],
             full_steps=self.trials.plan.env_steps_full,
             floor=self.trials.noise_floor(),
+            metric=parse_metric(self.trials.question.metric),
         )
 
     def episode_returns(self, run_id: str) -> TableView:

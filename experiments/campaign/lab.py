@@ -45,6 +45,7 @@ from experiments.judging.claim import ClaimContent
 from experiments.judging.judge import seeds_to_run
 from experiments.ledger.models import Claim, Run
 from experiments.ledger.store import Ledger
+from experiments.metrics import parse_metric
 from experiments.runs.executor import Executor
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import require_plugins
@@ -320,6 +321,7 @@ class Lab:
             challenger=best.get("challenger"),
             baseline=best.get("baseline", self.trials.default_score()),
             floor=self.trials.noise_floor(),
+            unit=parse_metric(self.question.metric).unit,
         )
 
     def request_confirmation(self, actor: str, reason: str, evidence: Sequence[str] = ()) -> DecisionView:

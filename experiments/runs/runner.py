@@ -57,6 +57,8 @@ class RunProgress:
     steps_per_s: float | None
     train_return: float | None
     score: float | None
+    scored_by: str = FIRST_EPISODE
+    """The metric of the score."""
 
 
 ProgressListener = Callable[[RunProgress], None]
@@ -251,6 +253,7 @@ class _Recorder:
                     steps_per_s=self.rate,
                     train_return=self.last_return,
                     score=score,
+                    scored_by=run.spec.get("scored_by", FIRST_EPISODE),
                 )
             )
 

@@ -18,13 +18,15 @@ def why_not_yet(
     challenger: float | None,
     baseline: float | None,
     floor: float | None,
+    unit: str = "",
 ) -> str:
     """Why the search goes on, or "" where it may end.
 
     It may end once half of the planned rounds are measured and the challenger's best search score lies `CLEAR` noise
     floors above what it has to beat: the baseline's best, plus the margin that the question names. A comparison may end
     with either side ahead. Rounds are whole, so both arms have had the same number of trials. Ending early cannot
-    decide anything: selection and confirmation run on other seeds and tasks. A challenger that is behind keeps its rounds.
+    decide anything: selection and confirmation run on other seeds and tasks. A challenger that is behind keeps its rounds. unit: of the
+    scores, behind a number, such as " env steps".
     """
     least = max(LEAST_ROUNDS, math.ceil(rounds_planned / 2))
     if rounds_done < least:
@@ -38,6 +40,6 @@ def why_not_yet(
     if ahead < CLEAR * floor:
         return (
             f"the challenger's best lies {gap / floor:+.1f} noise floors from what it has to beat, "
-            f"at least {CLEAR:g} are needed (one is {floor:.3g})"
+            f"at least {CLEAR:g} are needed (one is {f'{floor:,.0f}' if unit else f'{floor:.3g}'}{unit})"
         )
     return ""

@@ -96,3 +96,12 @@ def test_what_is_rendered_is_changed_under_the_lock_alone() -> None:
     renderer.join()
     assert failed == []
     assert view._asked == {}
+
+
+def test_a_finished_run_says_its_score_in_the_unit_of_its_metric() -> None:
+    out = io.StringIO()
+    view = LiveView(Console(file=out, force_terminal=False, width=200, highlight=False))
+    for metric, score in (("return_first_episode", -12.34), ("steps_to_-50_first_episode", -123456.0)):
+        view.on_progress(RunProgress(9, "challenger", "search", "s5", "done", 6400, 6400, None, None, score, metric))
+    assert "s5: done, return -12.3" in out.getvalue()
+    assert "s5: done, 123,456 env steps to a return of -50" in out.getvalue()

@@ -16,6 +16,7 @@ from experiments.campaign.sensitivity import rank_interval, sensitivity_table
 from experiments.campaign.trials import FinishedTrial
 from experiments.ledger import Ledger
 from experiments.ledger.models import Run
+from experiments.metrics import parse_metric
 from experiments.search.early_end import why_not_yet
 
 STEPS = np.arange(1, 61) * 1000.0
@@ -101,6 +102,14 @@ def test_a_score_is_forecast_only_where_finished_runs_tie_it_to_the_curves(file_
     assert "needs 3" in few.note
     enough = curve_table(file_ledger, runs[:1], runs, full_steps=2000, floor=1.0).records()[0]
     assert enough["gain"] == pytest.approx(3, abs=0.01)
+    for metric in (
+        "steps_to_-50_first_episode",
+        "success_first_episode",
+    ):  # a curve of returns says nothing of other units
+        other = curve_table(file_ledger, runs[:1], runs, full_steps=2000, floor=9e9, metric=parse_metric(metric))
+        assert (other.records()[0]["forecast"], other.records()[0]["trend"]) == (None, "rising")
+        assert "which curves of returns do not forecast" in other.note
+        assert ("env steps to a return of -50" in other.note) == metric.startswith("steps")
     last = -50 + 3 * np.mean(np.log2([950, 1000]))
     assert enough["forecast"] == pytest.approx(-50 + 3 * np.log2(2000) - last, abs=0.05)  # the scores are 0
 
@@ -168,5 +177,8 @@ def test_sensitivity_ranks_what_goes_with_the_score() -> None:
 def test_a_search_ends_early_only_by_the_rule(changes: dict, words: str) -> None:
     facts = {"kind": "beat", "margin_pct": 0.0, "rounds_done": 4, "rounds_planned": 8, "challenger": -7.0, "baseline": -10.0, "floor": 1.0}  # fmt: skip
     found = why_not_yet(**(facts | changes))
+    assert "(one is 1)" in found or "noise floors from" not in found
+    counted = why_not_yet(**(facts | {"floor": 12_345.6, "unit": " env steps"}))
+    assert counted.endswith("(one is 12,346 env steps)")
     assert words in found
     assert bool(found) == bool(words)

@@ -89,3 +89,16 @@ def test_metrics_are_read_by_people_in_their_learners_terms() -> None:
     assert parse_metric("worst_tenth_success_first_episode").words("shot") == (
         "success rate in the first episode (worst tenth of the tasks)"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "shown"),
+    [
+        ("return_first_episode", -12.34, "return -12.3"),
+        ("steps_to_-50_first_episode", -123456.0, "123,456 env steps to a return of -50"),
+        ("success_after_1", 0.8125, "success rate 0.812"),
+        ("prediction_error_first_episode", -0.25, "prediction error 0.25"),
+    ],
+)
+def test_a_score_is_shown_in_the_unit_that_it_was_measured_in(name: str, score: float, shown: str) -> None:
+    assert parse_metric(name).shown(score) == shown

@@ -15,6 +15,7 @@ from experiments.campaign.evidence import changed_fields
 from experiments.campaign.proposing.ideas import Expected, Measured, all_ideas, measured, standing, unit
 from experiments.campaign.sensitivity import sensitivity_table
 from experiments.campaign.trials import FinishedTrial
+from experiments.metrics import parse_metric
 from experiments.numbers import format_count, format_seconds
 from experiments.search.optimizer import NEAR_TRIALS
 from experiments.search.sizing import count_parameters, state_size
@@ -81,11 +82,14 @@ def _frame(lab: Lab) -> list[str]:
         f"A search run has {format_count(plan.env_steps_search)} env steps, {plan.env_steps_search // iteration} iterations of {iteration} "
         f"by default; a confirmation run {format_count(plan.confirmation_steps)}. Policies are sized to {trials.parameters:,} parameters.",
     ]
+    metric = parse_metric(question.metric)
+    if metric.quantity != "return":
+        lines.append(f"A score is {question.score_in_words}.")
     floor, score = trials.noise_floor(), trials.default_score()
     seeds = len(trials.baseline_scores())
     if floor and score is not None:
         lines.append(
-            f"One noise floor (nf) is {floor:.4g}: the spread of the baseline's default over {seeds} seeds, itself rough. Less than "
+            f"One noise floor (nf) is {floor:.4g}{metric.unit}: the spread of the baseline's default over {seeds} seeds, itself rough. Less than "
             f"{LESS_THAN_NOISE:g} nf is no difference. That default scores {score:.5g} on the seed of all search trials; higher is better."
         )
     else:
