@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from cli.options import CampaignId, Flag, LedgerOptions, Limit
+from cli.options import CampaignId, Flag, LedgerOptions, Limit, Seed
+from core.pools import Pool
 
 
 def runs(
@@ -219,6 +220,62 @@ def plot(
     plotted = write_plot(options.read(), paths, targets or ("c@last",), what=what, out=out)
     figures = [] if options.quiet else [f"  {figure.title}: {figure.rows}" for figure in plotted.figures]
     options.output.result(plotted, plotted.file, *figures)
+
+
+def watch(
+    model: str,
+    /,
+    *,
+    task: int = 0,
+    pool: Pool = "search",
+    episodes: int | None = None,
+    seed: Seed = 0,
+    out: str | None = None,
+    fps: float | None = None,
+    width: int = 640,
+    height: int = 400,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Film a kept model on a task that it was not trained on: the episodes that `evaluate` counts, the robot and its target.
+
+    Parameters
+    ----------
+    model
+        A run such as r-0042 or @best, a folder of saved_models, or a checkpoint.
+    task
+        Which task of the pool, from 0.
+    pool
+        Which of the family's fixed tasks; confirmation only where no verdict on the family is due.
+    episodes
+        How many: a memory lives them one after another, a gradient learner adapts between them (default: what it was trained for, 2 at least).
+    seed
+        Of start states and exploration, as of evaluate.
+    out
+        A .gif, an .mp4 (needs ffmpeg), or a .png with some frames side by side (default: a .gif in the data folder).
+    fps
+        Frames a second (default: 20, in real time where steps have a time).
+    width
+        Of a frame in pixels.
+    height
+        Of a frame in pixels.
+    """
+    from experiments.reading.films import watch as write_film
+
+    paths, ledger = options.paths(), options.read_if_there()
+    film = write_film(
+        ledger,
+        paths,
+        model,
+        pool=pool,
+        index=task,
+        episodes=episodes,
+        seed=seed,
+        out=out,
+        fps=fps,
+        width=width,
+        height=height,
+    )
+    options.output.result(film, film.file, *(() if options.quiet else film.sentences()))
 
 
 def list_names(

@@ -305,16 +305,18 @@ def evaluate(
     """
     from pathlib import Path
 
-    from experiments.runs.few_shot import few_shot_table, model_of_run, spec_of_run
+    from experiments.runs.few_shot import family_of, few_shot_table, kept_model, model_of_run, spec_of_run
 
     ledger = None if Path(model).exists() else options.read_if_there()
     kept = model if ledger is None else model_of_run(ledger, options.paths(), model)
+    judging = ledger or options.read_if_there()
+    if judging is not None:
+        judging.must_not_forestall(family_of(kept_model(kept)), pool)
     spec = None if ledger is None else spec_of_run(ledger, model)
     table = few_shot_table(kept, spec=spec, shots=shots, pool=pool, seed=seed)
     if not prediction:
         options.output.table(table)
         return
-    from experiments.runs.few_shot import kept_model
     from experiments.runs.prediction import prediction_gain
 
     gain = prediction_gain(kept_model(kept), seed=seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -15,6 +16,7 @@ from numpy import ndarray
 
 from core.errors import InputError, bad_value
 from core.seeding import numpy_stream
+from env_runner.drawing import Lived, Picture, Track
 from env_runner.task_distributions import get_family
 from env_runner.task_family import (
     EnvOptions,
@@ -68,6 +70,7 @@ class CutFamily(TaskFamily):
             "engine_packages",
             "target_can_switch",
             "motor_can_fail",
+            "seconds_per_step",
         ):  # a class's, elsewhere
             setattr(self, fact, getattr(base, fact))
         self.pools_are_disjoint = base.pools_are_disjoint and not train
@@ -104,6 +107,18 @@ class CutFamily(TaskFamily):
     def eval_tasks(self, pool: Pool) -> Float64[ndarray, "M P"]:
         tasks = self._test if check_pool(pool) == "confirmation" else self._train
         return self.base.eval_tasks(pool) if tasks is None else tasks.copy()
+
+    def track(self, lived: Lived) -> Track:
+        return self.base.track(lived)
+
+    def picture(self, lived: Lived, step: int) -> Picture | None:
+        return self.base.picture(lived, step)
+
+    def body(self, task: Float64[ndarray, " P"]) -> Any:
+        return self.base.body(task)
+
+    def heading(self, lived: Lived) -> Float64[ndarray, "T 2"] | None:
+        return self.base.heading(lived)
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
         worlds = self.base.make(num_envs, num_threads=num_threads, options=options)

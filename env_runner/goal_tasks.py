@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
+from env_runner.drawing import Lived, Track
 from env_runner.locomotion import ContinuousLocomotion, FiniteLocomotion, Step
 from env_runner.robots import Ant, HalfCheetah, Humanoid, Walker2d
 from env_runner.task_family import register_family
@@ -19,6 +20,14 @@ class TargetVelocity(ContinuousLocomotion):
 
     param_names = ("target_velocity",)
     task_text = "Drawn uniformly (m/s)."
+
+    def track(self, lived: Lived) -> Track:
+        return velocity_and_target(lived)
+
+
+def velocity_and_target(lived: Lived) -> Track:
+    """v beside v*, in m/s."""
+    return Track("velocity", lived.infos["x_velocity"], lived.tasks[:, 0], "m/s")
 
 
 def distance_to_target(step: Step) -> Float64[ndarray, " N"]:
@@ -100,6 +109,9 @@ class HalfCheetahVelClassic(FiniteLocomotion):
     def reward(self, step: Step) -> Float64[ndarray, " N"]:
         return 0.5 * super().reward(step) - 0.5 * distance_to_target(step)
 
+    def track(self, lived: Lived) -> Track:
+        return velocity_and_target(lived)
+
 
 @register_family
 class AntVel(TargetVelocity):
@@ -152,6 +164,12 @@ class HalfCheetahDir(FiniteLocomotion):
     def reward(self, step: Step) -> Float64[ndarray, " N"]:
         return step.tasks[:, 0] * step.velocity[:, 0] - 0.05 * step.effort
 
+    def track(self, lived: Lived) -> Track:
+        return Track("velocity the right way", lived.tasks[:, 0] * lived.infos["x_velocity"], unit="m/s")
+
+    def heading(self, lived: Lived) -> Float64[ndarray, "T 2"]:
+        return np.stack((np.sign(lived.tasks[:, 0]), np.zeros(len(lived.tasks))), axis=1)
+
 
 class PlanarDirection(ContinuousLocomotion):
     """Run in a hidden direction of the plane."""
@@ -160,6 +178,13 @@ class PlanarDirection(ContinuousLocomotion):
     low, high = (0.0,), (2 * np.pi,)
     grid_offset = 0.75
     task_text = "The direction's angle from the x-axis, drawn uniformly (rad)."
+
+    def heading(self, lived: Lived) -> Float64[ndarray, "T 2"]:
+        return np.stack((np.cos(lived.tasks[:, 0]), np.sin(lived.tasks[:, 0])), axis=1)
+
+    def track(self, lived: Lived) -> Track:
+        velocity = np.stack((lived.infos["x_velocity"], lived.infos["y_velocity"]), axis=1)
+        return Track("velocity the right way", (self.heading(lived) * velocity).sum(axis=1), unit="m/s")
 
 
 def speed_along(step: Step) -> Float64[ndarray, " N"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy import ndarray
 
 from core.errors import InputError
 from env_runner.batched_mujoco import silence_mujoco
+from env_runner.drawing import Disc, Line, Lived, Picture, Track, box
 from env_runner.task_family import (
     ActionInfo,
     EnvOptions,
@@ -30,6 +32,39 @@ from env_runner.task_family import (
 LISTED = ("CartPole-v1", "Pendulum-v1")
 DEFAULT_HORIZON = 1000
 EVAL_STARTS = 20
+
+
+DRAWINGS: dict[str, tuple[Callable[[Lived, int], Picture], Callable[[Lived], Track]]] = {}
+"""Picture and track of the environments that have one, by id; of any other the reward is drawn."""
+
+
+def draws(env_id: str, track: Callable[[Lived], Track]) -> Callable[[Callable], Callable]:
+    """Decorator for the function that draws a step of one of Gymnasium's environments."""
+
+    def add(picture: Callable[[Lived, int], Picture]) -> Callable:
+        DRAWINGS[env_id] = picture, track
+        return picture
+
+    return add
+
+
+@draws("CartPole-v1", lambda lived: Track("angle", np.degrees(lived.states[:, 2]), np.zeros(len(lived.states)), "°"))
+def draw_cart_pole(lived: Lived, step: int) -> Picture:
+    """States are (x in m, velocity, angle in rad from upright, its velocity); the pole's half is 0.5 m, the track's 2.4 m."""
+    x, angle = float(lived.states[step, 0]), float(lived.states[step, 2])
+    pole = Line(((x, 0.2), (x + float(np.sin(angle)), 0.2 + float(np.cos(angle)))), "target", 5.0)
+    push = 0.45 if lived.actions[step] == 1 else -0.45
+    pushed = Line(((x, 0.0), (x + push, 0.0)), "soft", 4.0)
+    rail = Line(((-2.4, -0.15), (2.4, -0.15)), "line", 2.0)
+    return Picture((-2.5, -0.4, 2.5, 1.4), (rail, pushed, box(x - 0.2, -0.12, x + 0.2, 0.2, "agent"), pole))
+
+
+@draws("Pendulum-v1", lambda lived: Track("height of the tip", lived.states[:, 0], np.ones(len(lived.states)), "m"))
+def draw_pendulum(lived: Lived, step: int) -> Picture:
+    """States are (cos, sin, velocity) of the angle from upright, counted against the clock."""
+    up, left = float(lived.states[step, 0]), float(lived.states[step, 1])
+    ring = Disc(0.0, 1.0, 0.08, "target", hollow=True)
+    return Picture((-1.8, -1.2, 1.8, 1.2), (ring, Line(((0.0, 0.0), (-left, up)), "agent", 7.0), Disc(0.0, 0.0, 0.06, "ink")))  # fmt: skip
 
 
 class GymnasiumVectorEnv(TaskVectorEnv):
@@ -132,6 +167,12 @@ class GymnasiumTask(TaskFamily):
         """Gymnasium's own page of the environment, under a note on the family."""
         note = (GymnasiumTask.__doc__ or "").strip()
         return f"# {self.id}\n\n{note}\n\n{self._sample.unwrapped.__doc__ or ''}\n\n## Version\n{self.version}\n"
+
+    def track(self, lived: Lived) -> Track:
+        return DRAWINGS[self.id][1](lived) if self.id in DRAWINGS else super().track(lived)
+
+    def picture(self, lived: Lived, step: int) -> Picture | None:
+        return DRAWINGS[self.id][0](lived, step) if self.id in DRAWINGS else None
 
     def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
         return np.zeros((check_count("n", n, 0), 1))

@@ -23,6 +23,7 @@ from numpy import ndarray
 
 from env_runner.batched_mujoco import LoopPhysics, RolloutPhysics, check_threads, compile_model, model_xml
 from env_runner.describe import action_rows, observation_rows
+from env_runner.drawing import Lived, Track
 from env_runner.robots import Physics, Robot
 from env_runner.task_family import (
     ActionInfo,
@@ -97,6 +98,16 @@ class LocomotionFamily(TaskFamily):
 
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
         return MujocoTaskEnv(self, num_envs, num_threads, options)
+
+    @property
+    def seconds_per_step(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return float(self.base_model.opt.timestep * self.robot.frame_skip)
+
+    def track(self, lived: Lived) -> Track:
+        return Track("velocity", lived.infos["x_velocity"], unit="m/s")
+
+    def body(self, task: Float64[ndarray, " P"]) -> mujoco.MjModel:
+        return self.world_model(task)
 
     @property
     def docstring(self) -> str:
@@ -256,6 +267,9 @@ class MujocoTaskEnv(TaskVectorEnv):
             infos["unstable"] = unstable
         terminated = np.zeros(self.num_envs, dtype=bool) if healthy is None else ~healthy
         return rewards, terminated, infos
+
+    def drawn_state(self) -> ndarray:
+        return self.physics.qpos.copy()
 
     def _observe(self) -> ndarray:
         return self.robot.observe(self.physics)

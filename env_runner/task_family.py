@@ -31,6 +31,7 @@ from core.errors import InputError, bad_value
 from core.pools import POOLS, Pool
 from core.registry import Registry
 from core.seeding import numpy_stream
+from env_runner.drawing import Lived, Picture, Track
 
 TRAIN_MARGIN = 1e-3
 """A training task is never within this distance (largest coordinate) of a fixed task of a continuous family."""
@@ -138,6 +139,26 @@ class TaskFamily(ABC):
     @abstractmethod
     def make(self, num_envs: int, *, num_threads: int = 0, options: EnvOptions | None = None) -> TaskVectorEnv:
         """`num_envs` worlds of this family. `num_threads` 0 steps them on the caller's thread."""
+
+    # How it looks -----------------------------------------------------------------------------------------------------
+    seconds_per_step: float | None = None
+    """Of a control step; None where steps have no time."""
+
+    def track(self, lived: Lived) -> Track:
+        """The quantity that is drawn by step. Without another one: the reward."""
+        return Track("reward", lived.rewards)
+
+    def picture(self, lived: Lived, step: int) -> Picture | None:
+        """What is seen in one step of an episode; None where the track alone is drawn."""
+        return None
+
+    def body(self, task: Float64[ndarray, " P"]) -> Any:
+        """The MuJoCo model in which a drawn state is a `qpos`, to be rendered; None where there is none."""
+        return None
+
+    def heading(self, lived: Lived) -> Float64[ndarray, "T 2"] | None:
+        """The direction (x, y), of length 1, that each step should have gone to; None where tasks are no directions."""
+        return None
 
     def check_tasks(self, tasks: Any, num_envs: int) -> Float64[ndarray, "N P"]:
         """`tasks` as a fresh (N, P) float64 array. Raises InputError where shape or values do not fit."""
@@ -347,6 +368,10 @@ class TaskVectorEnv(VectorEnv, ABC):
     @abstractmethod
     def _observe(self) -> Float64[ndarray, "N D"]:
         """A fresh array with the observation of every world."""
+
+    def drawn_state(self) -> Float64[ndarray, "N S"]:
+        """What the family's `picture` or `body` has to know of every world now: the observation, where that is enough."""
+        return self._observe()
 
     def _apply_tasks(self) -> None:
         """Called when `self.tasks` has changed, before the worlds start. Most families read them as they go."""

@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from core.seeding import numpy_stream
+from env_runner.drawing import Disc, Line, Lived, Picture, Track, Words, box
 from env_runner.task_family import (
     ActionInfo,
     ContinuousTasks,
@@ -116,6 +117,18 @@ class PointRobot(ToyFamily, ContinuousTasks):
     low, high = (0.0,), (np.pi,)
     anchors: Mapping[str, float] = {"stand_still": -20.0}
 
+    def track(self, lived: Lived) -> Track:
+        return Track("distance to the goal", lived.infos["distance"], np.zeros(len(lived.rewards)), "m")
+
+    def picture(self, lived: Lived, step: int) -> Picture:
+        circle = tuple((float(np.cos(a)), float(np.sin(a))) for a in np.linspace(0.0, np.pi, 49))
+        angle = lived.tasks[step, 0]
+        goal = Disc(float(np.cos(angle)), float(np.sin(angle)), 0.09, "target", hollow=True)
+        path = [(float(x), float(y)) for x, y in lived.states[: step + 1]]
+        walked = (Line(tuple(path), "agent", 2.5),) if step else ()
+        point = Disc(*path[-1], 0.05)
+        return Picture((-1.6, -0.35, 1.6, 1.25), (Line(circle, "line"), goal, *walked, point))
+
 
 # Bandit --------------------------------------------------------------------------------------------------------------
 class BanditEnv(TaskVectorEnv):
@@ -180,6 +193,20 @@ class Bandit(ToyFamily, ContinuousTasks):
     param_names = tuple(f"chance_{arm}" for arm in range(5))
     low, high = (0.0,) * 5, (1.0,) * 5
     anchors: Mapping[str, float] = {"random": 50.0, "task_blind": 50.0, "ceiling": 100 * 5 / 6}
+
+    def track(self, lived: Lived) -> Track:
+        chance = np.take_along_axis(lived.tasks, lived.actions[:, None].astype(int), axis=1)[:, 0]
+        return Track("chance of the pulled arm", chance, lived.tasks.max(axis=1))
+
+    def picture(self, lived: Lived, step: int) -> Picture:
+        chances, pulled = lived.tasks[step], int(lived.actions[step])
+        shapes: list[Line | Disc | Words] = []
+        for arm, chance in enumerate(chances.tolist()):
+            left, count = 1.2 * arm, int((lived.actions[: step + 1] == arm).sum())
+            shapes += [box(left, 0.0, left + 1.0, 2.0), box(left, 0.0, left + 1.0, 2.0 * chance, "agent" if arm == pulled else "line")]  # fmt: skip
+            shapes.append(Words(left + 0.5, -0.2, f"{chance:.2f}, pulled {count}", "target" if chance == chances.max() else "soft", 10.0))  # fmt: skip
+        paid = Disc(1.2 * pulled + 0.5, 2.25, 0.13, "good", hollow=bool(lived.rewards[step] == 0))
+        return Picture((-0.1, -0.4, 5.9, 2.45), (*shapes, paid))
 
 
 # Tabular MDP ---------------------------------------------------------------------------------------------------------
@@ -259,6 +286,17 @@ class TabularMDP(ToyFamily):
     )
     anchors: Mapping[str, float] = {"random": 10.0, "task_blind": 10.0}
 
+    def picture(self, lived: Lived, step: int) -> Picture:
+        places = [(float(np.sin(a)), float(np.cos(a))) for a in 2 * np.pi * np.arange(self.STATES) / self.STATES]
+        visited = lived.states[: step + 1].argmax(axis=1).tolist()
+        means = lived.tasks[step, : self.STATES * self.ACTIONS].reshape(self.STATES, self.ACTIONS)
+        walked = (Line(tuple(places[state] for state in visited), "agent", 2.0),) if step else ()
+        rings = [Disc(x, y, 0.17, "agent" if state == visited[-1] else "line") for state, (x, y) in enumerate(places)]
+        best = [
+            Words(1.3 * x, 1.3 * y, f"{means[state].max():.1f}", "soft", 10.0) for state, (x, y) in enumerate(places)
+        ]
+        return Picture((-2.2, -1.5, 2.2, 1.5), (*walked, *rings, *best))
+
     def sample_tasks(self, rng: np.random.Generator, n: int) -> Float64[ndarray, "n P"]:
         check_count("n", n, 0)
         rewards = rng.normal(1.0, 1.0, (n, self.STATES * self.ACTIONS))
@@ -294,6 +332,9 @@ class TMazeEnv(TaskVectorEnv):
         cue = np.where((self._place == 0) & (self.elapsed == 0), self.tasks[:, 0], 0.0)
         junction = self._place == TMaze.LENGTH
         return np.stack((cue, junction.astype(np.float64), np.ones(self.num_envs)), axis=1)
+
+    def drawn_state(self) -> ndarray:
+        return self._place[:, None].astype(np.float64)
 
 
 @register_family
@@ -344,3 +385,15 @@ class TMaze(ToyFamily, FiniteTasks):
     param_names = ("side",)
     tasks = ((1.0,), (-1.0,))
     anchors: Mapping[str, float] = {"task_blind": 0.0, "ceiling": 1.0}
+
+    def picture(self, lived: Lived, step: int) -> Picture:
+        place, action, end = float(lived.states[step, 0]), int(lived.actions[step]), float(self.LENGTH)
+        side = float(lived.tasks[step, 0])
+        turned = place == end and action > 0
+        up = {1: 1.0, 2: -1.0}.get(action, 0.0)
+        goal = Disc(end, 2.0 * side, 0.35, "target", hollow=True)
+        corridor = (box(-0.5, -0.5, end + 0.5, 0.5), box(end - 0.5, -2.5, end + 0.5, 2.5))
+        cue = (Words(0.0, 1.0, "cue: left" if side > 0 else "cue: right", "target"),) if step == 0 else ()
+        going = Line(((place, 0.0), (place, up * (2.0 if turned else 0.4))) if up else ((place, 0.0), (place + 0.6, 0.0)), "soft", 3.0)  # fmt: skip
+        walker = Disc(place, 2.0 * up if turned else 0.0, 0.3, ("good" if up == side else "bad") if turned else "agent")
+        return Picture((-1.0, -2.7, end + 1.0, 2.7), (*corridor, goal, *cue, going, walker))

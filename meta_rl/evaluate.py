@@ -116,14 +116,15 @@ def evaluate(
     deterministic: bool = True,
     changes: EnvOptions | None = None,
     adaptation: PolicyAdaptation | None = None,
+    family: TaskFamily | None = None,
 ) -> EvalResult:
     """The evaluation of any learner, in worlds with mid-episode changes and with a policy that adapts, where these are given.
 
-    tasks (M, P). What the learner trains in does not count here, and the learner is as it was afterwards. InputError where its
+    tasks (M, P). family: a copy of its family whose worlds do more, such as note what is lived in them. What the learner trains in does not count here, and the learner is as it was afterwards. InputError where its
     family has no such changes, and where it cannot adapt.
     """
     trained_in = learner.family
-    learner.family = with_changes(get_family(learner.family_id), changes or EnvOptions())
+    learner.family = with_changes(family or get_family(learner.family_id), changes or EnvOptions())
     try:
         if adaptation is not None and adaptation.is_on:
             return learner.adapt_and_evaluate(

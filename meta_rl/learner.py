@@ -18,10 +18,11 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from adaptation.policy_adaptation import PolicyAdaptation
 from core.checkpoint import load_checkpoint, save_checkpoint
-from core.config import FrozenConfig
+from core.config import FrozenConfig, explain_validation
 from core.errors import InputError, bad_value
 from core.policy import PolicyConfig
 from core.registry import ConfigOf, Registry
@@ -70,6 +71,10 @@ class LearnerConfig(FrozenConfig):
     def evaluation_episodes(self) -> int:
         """Columns of an evaluation that show all that these settings train for."""
         return 1
+
+    def column_in_words(self, column: int) -> str:
+        """What the policy has had of a task in a column of an evaluation, such as "the task is new"."""
+        return "the task is new" if column == 0 else f"after {column} episode{'s' * (column > 1)} on the task"
 
     @property
     def why_no_adaptation(self) -> str | None:
@@ -241,14 +246,21 @@ class Learner(ABC):
         if arguments is None:
             raise InputError(f"checkpoint: {path} does not hold a learner")
         entry = LEARNERS[arguments["kind"]]
+        try:
+            policy = PolicyConfig.model_validate(arguments["policy"])
+            config = entry.config_type.model_validate(arguments["config"])
+        except ValidationError as error:
+            raise InputError(
+                f"checkpoint: {path} is of another version of the code: {explain_validation(error)}"
+            ) from None
         learner = entry.learner(
-            arguments["family_id"],
-            PolicyConfig.model_validate(arguments["policy"]),
-            entry.config_type.model_validate(arguments["config"]),
-            env_steps=arguments["env_steps"],
-            seed=arguments["seed"],
+            arguments["family_id"], policy, config, env_steps=arguments["env_steps"], seed=arguments["seed"]
         )
-        learner._restore(tensors, meta["state"])
+        try:
+            learner._restore(tensors, meta["state"])
+        except (KeyError, RuntimeError) as error:  # a tensor that is missing, or of another shape
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"checkpoint: {path} is of another version of the code: {reason}") from None
         return learner
 
 

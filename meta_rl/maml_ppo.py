@@ -90,6 +90,10 @@ class MAMLPPOConfig(LearnerConfig):
         """Env steps of a meta-update: every task's episodes before each inner step and after the last."""
         return self.tasks_per_update * self.episodes_per_task * (self.inner_steps + 1) * horizon
 
+    def column_in_words(self, column: int) -> str:
+        """Before and after its gradient steps."""
+        return "before adapting" if column == 0 else f"after {column} gradient step{'s' * (column > 1)}"
+
     @property
     def why_no_adaptation(self) -> str:
         """What it is meta-trained for is not done a second time."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import InputError
 from core.words.commands import command
-from experiments.ledger.models import Run, Verdict
+from experiments.ledger.models import Campaign, Claim, Run, Verdict
 from experiments.vocabulary import readable_id
 
 UNJUDGED = (Run.pool == "confirmation") & ~exists().where(Verdict.claim_id == Run.claim_id)
@@ -29,4 +29,23 @@ def hidden_error(run: Run) -> InputError:
     return InputError(
         f"{readable_id('r', run.id)} is a confirmation run: its score is not shown before the verdict on "
         f"{readable_id('k', run.claim_id)}." + ("" if name is None else f" Go on with: {command('resume', name)}")
+    )
+
+
+def verdict_due(session: Session, task: str) -> int | None:
+    """The first campaign on a task family whose verdict is still to come: one that is not over, or that has a claim without one."""
+    judged = exists().where(Claim.campaign_id == Campaign.id, Verdict.claim_id == Claim.id)
+    claimed = exists().where(Claim.campaign_id == Campaign.id)
+    open_ones = select(Campaign).where(~judged, claimed | Campaign.status.in_(("running", "paused")))
+    return next(
+        (c.id for c in session.scalars(open_ones.order_by(Campaign.id)) if c.question.get("task") == task), None
+    )
+
+
+def forestalled_error(campaign_id: int, task: str) -> InputError:
+    """What is answered to whoever looks at the tasks that a verdict is going to rest on."""
+    name = readable_id("c", campaign_id)
+    return InputError(
+        f"pool: got 'confirmation', allowed: search, selection. The verdict of {name} on {task} is still to come, and nobody may "
+        f"steer by what it rests on. Go on with: {command('resume', name)}"
     )

@@ -442,6 +442,14 @@ class Ledger:
         if self.score_is_hidden(run):
             raise scores.hidden_error(run)
 
+    def must_not_forestall(self, task: str, pool: str) -> None:
+        """InputError where a pool's tasks may not be looked at by hand: the confirmation pool, while a verdict on the task is due."""
+        if pool == "confirmation":
+            with self.session() as session:
+                due = scores.verdict_due(session, task)
+            if due is not None:
+                raise scores.forestalled_error(due, task)
+
     def metrics(self, run_id: int, name: str | None = None) -> list[Metric]:
         query = select(Metric).where(Metric.run_id == run_id)
         if name is not None:

@@ -13,7 +13,8 @@ from typing import cast
 import numpy as np
 from scipy import stats
 
-from core.errors import InputError, bad_value
+from core.checkpoint import load_checkpoint
+from core.errors import InputError, bad_value, nearest
 from core.words.commands import command
 from env_runner.task_distributions import get_family
 from env_runner.task_family import Pool, check_pool
@@ -60,8 +61,16 @@ def kept_model(model: str | Path) -> Path:
     if path.is_dir():
         path = path / "model"
     if not path.with_suffix(".safetensors").is_file():
-        raise InputError(f"model: {model} is no folder of saved_models/ and no checkpoint. See: ls saved_models")
+        beside = Path(model).parent
+        close = nearest(Path(model).name, [p.name for p in beside.iterdir()] if beside.is_dir() else [])
+        hint = f" Did you mean {str(beside / close)!r}?" if close else ""
+        raise InputError(f"model: {model} is no folder of saved_models/ and no checkpoint.{hint} See: ls saved_models")
     return path
+
+
+def family_of(files: Path) -> str:
+    """Id of the task family that a kept model was trained in."""
+    return str(load_checkpoint(files)[1].get("learner", {}).get("family_id", ""))
 
 
 def few_shot_table(

@@ -23,6 +23,7 @@ from typing import Any
 from core.errors import InputError
 from core.files import write_atomic
 from core.plugins import loaded_plugins, registrations, unlike_recorded
+from core.words.commands import command
 from core.words.text import without_password
 from env_runner.task_family import RESOLVERS
 from experiments.runs.paths import CHECKOUT
@@ -68,6 +69,17 @@ def require_plugins(recorded: Mapping[str, Any], used: Collection[str], name: st
     problems = unlike_recorded(digests, {n: p["source"] for n, p in needed.items()})
     if problems:
         raise InputError(f"{name} needs its plugins as they were: {'; '.join(problems)}")
+
+
+def other_code(recorded: Mapping[str, Any], name: str) -> str:
+    """A sentence where another code than this one trained a run, by its provenance; empty where it was this one, or nobody knows."""
+    now = checkout_and_machine()
+    then_hash, now_hash = (str(record.get("git_commit") or "")[:12] for record in (recorded, now))
+    patched = recorded.get("git_patch_sha256") != now["git_patch_sha256"]
+    if not then_hash or not now_hash or (then_hash == now_hash and not patched):
+        return ""
+    which = f"commit {then_hash}, now {now_hash}" if then_hash != now_hash else f"commit {then_hash} with other changes"
+    return f"{name} was trained by other code ({which}); whether its numbers are still the same says: {command('rerun', name, '--check')}"
 
 
 @cache

@@ -47,6 +47,7 @@ CALLS: dict[str, list[str]] = {
     "strategies": [],
     "tag": [],
     "transcript": [],
+    "watch": ["r-0001"],
     "tune": ["point-robot", "--models", "lstm", "--trials", "1", "--env-steps", "1"],
 }
 """A call of every command that trains nothing."""
@@ -143,12 +144,12 @@ def test_a_number_at_any_distance_is_taken_or_refused_by_its_option(name: str, o
         called = [*([name] if name else []), *words, f"{option}={value}"]
         if name not in ELSEWHERE:
             called += ["--data-dir", str(data)]
-        if name == "evaluate":
+        if name in ("evaluate", "watch"):
             called = [*called[:1], "no-such-model", *called[2:]]
         answer = run_encoded(called, "utf-8")
         assert answer.code in (0, 2), (value, answer)
         assert "Traceback" not in answer.out + answer.error, value
-        if answer.code == 2 and name not in ("evaluate", "extend"):  # whose other words are refused first here
+        if answer.code == 2 and name not in ("evaluate", "extend", "watch"):  # whose other words are refused first here
             assert option.lstrip("-") in answer.error or "NUMBER" in answer.error, (value, answer.error)
 
 
