@@ -113,7 +113,7 @@ def train_dynamics(
 
 
 class OnlineDynamics:
-    """A dynamics model in use during one episode: it remembers, and learns from the last `window` steps after every step.
+    """A dynamics model in use during one episode: it remembers, and learns from the last `window` steps after every `config.every`-th step.
 
     config: how it adapts; None leaves the weights alone. `hidden` (1, S) is the state before the next step.
     `close` gives the model its trained weights back.
@@ -125,6 +125,7 @@ class OnlineDynamics:
         self.model, self.window = model, window
         self.adapter = None if config is None else Adapter(model, config)
         self.hidden = model.init_hidden(1)
+        self._steps = 0
         self._lived: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=window)
 
     @property
@@ -141,7 +142,8 @@ class OnlineDynamics:
         self._lived.append((x, y, self.hidden))
         with torch.no_grad():
             predicted, self.hidden = self.model(x, self.hidden)
-        if self.adapter is not None:
+        self._steps += 1
+        if self.adapter is not None and self._steps % self.adapter.config.every == 0:
             xs, ys, states = zip(*self._lived, strict=True)
             self.adapter.update_step(torch.stack(xs, 1), torch.stack(ys, 1), states[0])
         return (predicted - y).square()[0]
@@ -173,7 +175,7 @@ def adapt_through_episode(
     *,
     window: int = 16,
 ) -> AdaptationTrace:
-    """Live through one recorded episode with the weights frozen, then with an update after every step on the last `window`.
+    """Live through one recorded episode with the weights frozen, then with an update on the last `window` steps after every `config.every`-th one.
 
     The model has its trained weights again afterwards. Raises InputError for shapes that do not agree.
     """

@@ -34,6 +34,8 @@ class AdaptationConfig(FrozenConfig):
     """Step size."""
     num_steps: int = Field(default=1, ge=1, le=1000)
     """Gradient steps an `update_step`."""
+    every: int = Field(default=1, ge=1)
+    """Control steps from one `update_step` to the next, where something is lived step by step (`OnlineDynamics`)."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Plain gradient descent, or Adam."""
     parameters: Literal["all", "head", "norm", "low-rank"] = "all"

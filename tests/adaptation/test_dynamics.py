@@ -14,7 +14,7 @@ from adaptation.dynamics import (
     prediction_errors,
     train_dynamics,
 )
-from adaptation.test_time_adaptation import AdaptationConfig
+from adaptation.test_time_adaptation import AdaptationConfig, Adapter
 from core.errors import InputError
 from core.sequence_model import parse_model_config
 from env_runner.task_distributions import get_family
@@ -71,6 +71,26 @@ def test_the_trained_weights_are_back_afterwards_and_the_trace_repeats(trained: 
     again = adapt_through_episode(trained, CONFIG, episode.obs[0], episode.actions[0])
     assert np.array_equal(first.adapted, again.adapted)
     assert first.rollbacks == again.rollbacks
+
+
+def test_adapting_every_fourth_step_is_a_plain_loop_that_updates_at_every_fourth_step(trained: DynamicsModel):
+    episode, config = live(1, 14, break_at=5, seed=6), CONFIG.model_copy(update={"every": 4, "guard": False})
+    found = adapt_through_episode(trained, config, episode.obs[0], episode.actions[0], window=3).adapted
+    adapter, hidden, lived, errors = Adapter(trained, config), trained.init_hidden(1), [], []
+    for t in range(14):
+        x = torch.cat([episode.obs[0, t], episode.actions[0, t]])[None]
+        y = trained.target(episode.obs[0, t], episode.obs[0, t + 1])[None]
+        lived.append((x, y, hidden))
+        with torch.no_grad():
+            predicted, hidden = trained(x, hidden)
+        errors.append((predicted - y).square()[0].numpy())
+        if t in (3, 7, 11):
+            xs, ys, states = zip(*lived[-3:], strict=True)
+            adapter.update_step(torch.stack(xs, 1), torch.stack(ys, 1), states[0])
+    adapter.reset()
+    np.testing.assert_array_equal(found, np.stack(errors))
+    every_step = adapt_through_episode(trained, config.model_copy(update={"every": 1}), episode.obs[0], episode.actions[0], window=3)  # fmt: skip
+    assert not np.array_equal(found, every_step.adapted)
 
 
 def test_without_a_configuration_it_goes_through_the_episode_with_the_weights_as_they_are(trained: DynamicsModel):
