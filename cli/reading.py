@@ -187,13 +187,21 @@ def sql(statement: str, /, *, limit: Limit = 1000, options: LedgerOptions = Ledg
     options.output.table(read_sql(options.read(), statement, limit=limit))
 
 
-def report(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> None:
-    """Write a campaign's report anew, as one HTML file and as Markdown."""
+def report(
+    campaign: CampaignId = "@last", *, without_film: Flag = False, options: LedgerOptions = LedgerOptions()
+) -> None:
+    """Write a campaign's report anew, as one HTML file and as Markdown.
+
+    Parameters
+    ----------
+    without_film
+        Leave out the film of the two sides on one task, which takes some seconds.
+    """
     paths = options.paths()
     from experiments.reading.report import write_report
 
     ledger = options.read()
-    html, markdown = write_report(ledger, ledger.resolve(campaign, "campaign"), paths)
+    html, markdown = write_report(ledger, ledger.resolve(campaign, "campaign"), paths, film=not without_film)
     options.output.result({"html": str(html), "markdown": str(markdown)}, str(html), str(markdown))
 
 
@@ -262,6 +270,7 @@ def watch(
     from experiments.reading.films import watch as write_film
 
     paths, ledger = options.paths(), options.read_if_there()
+    options.output.say(f"Living and drawing the episodes of {model} ...")
     film = write_film(
         ledger,
         paths,

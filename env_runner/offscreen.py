@@ -119,7 +119,7 @@ class _Stage:
         camera.type = mujoco.mjtCamera.mjCAMERA_FREE
         camera.lookat[:] = self.place[0], self.place[1], 0.75 * self.height
         camera.azimuth, camera.elevation = 90.0, (-10.0 if self.flat else -28.0)
-        camera.distance = (2.9 if self.flat else 3.4) * self.size
+        camera.distance = (2.4 if self.flat else 3.0) * self.size
         return camera
 
     def dress(self, scene: Any, arrow: ndarray | None) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from env_runner.task_family import Pool, check_pool
 from experiments.ledger.ids import is_written_as_id, readable_id
 from experiments.ledger.store import Ledger
 from experiments.numbers import format_count
-from experiments.reading.frames import Act, Sheet, draw_frame
+from experiments.reading.frames import COLOURS, Act, Sheet, draw_frame
 from experiments.runs.few_shot import family_of, kept_model, model_of_run, spec_of_run
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import other_code
@@ -157,8 +158,7 @@ def write_film(
     suffix = file.suffix.lower()
     if suffix == ".png":
         moments = [moments[i] for i in np.linspace(0, len(moments) - 1, min(STRIP, len(moments))).round().astype(int)]
-    sheet, seen, drawn_by, why = _stage(watched, moments, width, height)
-    frames = (draw_frame(sheet, act, step, one) for (act, step), one in zip(moments, seen, strict=True))
+    frames, drawn_by, why = drawn_frames(watched, moments, width, height)
     last = [act != after for (act, _), (after, _) in zip(moments, [*moments[1:], (-1, 0)], strict=True)]
     try:
         with replacing(file) as partial:
@@ -219,32 +219,34 @@ def _moments(watched: Watched, fps: float) -> list[tuple[int, int]]:
     return found
 
 
-def _stage(
+def drawn_frames(
     watched: Watched, moments: Sequence[tuple[int, int]], width: int, height: int
-) -> tuple[Sheet, Sequence[Picture | np.ndarray | None], str, str]:
-    """The sheet, what is seen at every moment, what drew it, and why MuJoCo did not where it would have."""
+) -> tuple[Iterator[Image.Image], str, str]:
+    """The frames of (episode, step) moments, what drew them, and why MuJoCo did not where it would have."""
     family, lived = watched.family, [episode.lived for episode in watched.episodes]
     acts = tuple(
         Act(episode.words, family.track(episode.lived), np.cumsum(episode.lived.rewards).tolist())
         for episode in watched.episodes
     )
     subtitle = f"task {watched.index} of the {watched.pool} pool · {task_in_words(watched)}"
-    sheet = Sheet(f"{family.id} · {watched.model}", subtitle, acts, width, height, has_stage=True)
-    model, why = family.body(watched.task), ""
+    sheet = Sheet(f"{watched.model} · {family.id}", subtitle, acts, width, height, has_stage=True)
+    seen: Sequence[Picture | np.ndarray | None] = [family.picture(lived[act], step) for act, step in moments]
+    drawn_by, why = "shapes", ""
+    model = family.body(watched.task)
     if model is not None:
         headings = [family.heading(one) for one in lived]
         states = np.stack([lived[act].states[step] for act, step in moments])
         arrows = [heading[step] for act, step in moments if (heading := headings[act]) is not None]
         try:
-            rendered = render_states(model, states, width=sheet.stage[0], height=sheet.stage[1], arrows=np.stack(arrows) if arrows else None)  # fmt: skip
-            return sheet, list(rendered.frames), rendered.way, ""
+            rendered = render_states(
+                model, states, width=width, height=sheet.stage[1], arrows=np.stack(arrows) if arrows else None
+            )
+            seen, drawn_by = list(rendered.frames), rendered.way
         except CannotRenderError as error:
             why = f"MuJoCo cannot render here ({error}): the curve is drawn. On Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
-    pictures = [family.picture(lived[act], step) for act, step in moments]
-    if any(picture is not None for picture in pictures):
-        return sheet, pictures, "shapes", why
-    alone = Sheet(sheet.title, subtitle, acts, width, height, has_stage=False)
-    return alone, pictures, "curve", why
+    if all(one is None for one in seen):
+        sheet, drawn_by = replace(sheet, has_stage=False), "curve"
+    return (draw_frame(sheet, act, step, one) for (act, step), one in zip(moments, seen, strict=True)), drawn_by, why
 
 
 def gif(frames: Sequence[Image.Image], fps: float, holds: Sequence[bool], colours: int = 96) -> bytes:
@@ -253,7 +255,9 @@ def gif(frames: Sequence[Image.Image], fps: float, holds: Sequence[bool], colour
     montage = Image.new("RGB", (sample[0].width, sample[0].height * len(sample)))
     for number, frame in enumerate(sample):
         montage.paste(frame, (0, number * frame.height))
-    palette = montage.quantize(colours, method=Image.Quantize.MEDIANCUT)
+    seen = montage.quantize(colours - len(COLOURS), method=Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(part for colour in COLOURS.values() for part in colour), *seen])  # ours are never another one
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     usual = round(100 / fps) * 10  # the format counts hundredths of a second
     buffer = io.BytesIO()

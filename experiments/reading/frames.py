@@ -1,6 +1,7 @@
 """The frames of a film: a header, what is seen, and the family's quantity by step, drawn with Pillow. No ledger and no learner in here.
 
-Drawn at twice the size and then halved, so that edges are smooth. Sizes are in pixels of the finished frame.
+Drawn at twice the size and then halved, so that edges are smooth. All lengths are in units of which the frame is 640 x 400 or more, so that a
+small frame is a large one made smaller.
 """
 
 from __future__ import annotations
@@ -48,46 +49,57 @@ class Sheet:
     """Whether something is seen beside the curve."""
 
     @property
-    def stage(self) -> tuple[int, int]:
-        """Width and height of what is seen, in pixels."""
-        return self.width, self.height - HEADER - self.chart_height
+    def unit(self) -> float:
+        """Pixels of the finished frame that one unit has."""
+        return min(self.width / 640, self.height / 400)
 
     @property
-    def chart_height(self) -> int:
-        room = self.height - HEADER
-        return max(90, round(0.3 * room)) if self.has_stage else room
+    def size(self) -> tuple[float, float]:
+        """Width and height in units."""
+        return self.width / self.unit, self.height / self.unit
+
+    @property
+    def stage(self) -> tuple[int, int]:
+        """Width and height of what is seen, in pixels."""
+        return self.width, self.height - round((HEADER + self.chart_height) * self.unit)
+
+    @property
+    def chart_height(self) -> float:
+        room = self.size[1] - HEADER
+        return 0.3 * room if self.has_stage else room
 
 
 def draw_frame(sheet: Sheet, act: int, step: int, seen: Picture | UInt8[ndarray, "H W 3"] | None) -> Image.Image:
     """One frame: step `step` of act number `act`; seen: shapes, or a picture of the stage's size, or nothing but the curve."""
     canvas = Image.new("RGB", (sheet.width * SCALE, sheet.height * SCALE), COLOURS["ground"])
-    pen = _Pen(canvas)
+    pen = _Pen(canvas, SCALE * sheet.unit)
     _draw_header(pen, sheet, act, step)
     if isinstance(seen, Picture):
-        _draw_picture(pen, seen, (0, HEADER, sheet.width, HEADER + sheet.stage[1]))
+        _draw_picture(pen, seen, (0, HEADER, sheet.size[0], sheet.size[1] - sheet.chart_height))
     elif seen is not None:
         stage = Image.fromarray(seen)
-        canvas.paste(stage.resize((stage.width * SCALE, stage.height * SCALE), Image.Resampling.NEAREST), (0, HEADER * SCALE))  # fmt: skip
+        canvas.paste(stage.resize((stage.width * SCALE, stage.height * SCALE), Image.Resampling.NEAREST), (0, round(HEADER * sheet.unit) * SCALE))  # fmt: skip
         _draw_gauge(pen, sheet, act, step)
     _draw_chart(pen, sheet, act, step)
     return canvas.reduce(SCALE)
 
 
 class _Pen:
-    """Draws on the enlarged canvas in pixels of the finished frame."""
+    """Draws on the enlarged canvas, of which a unit has `scale` pixels."""
 
-    def __init__(self, canvas: Image.Image) -> None:
+    def __init__(self, canvas: Image.Image, scale: float) -> None:
         self.draw = ImageDraw.Draw(canvas)
+        self.scale = scale
 
     def words(self, x: float, y: float, text: str, colour: str, size: float, anchor: str = "lm", bold: bool = False) -> None:  # fmt: skip
-        self.draw.text((x * SCALE, y * SCALE), text, COLOURS[colour], _font(size, bold), anchor)
+        self.draw.text((x * self.scale, y * self.scale), text, COLOURS[colour], self._font(size, bold), anchor)
 
     def width_of(self, text: str, size: float, bold: bool = False) -> float:
-        return self.draw.textlength(text, _font(size, bold)) / SCALE
+        return self.draw.textlength(text, self._font(size, bold)) / self.scale
 
     def lines(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
         if len(points) > 1:
-            self.draw.line([(x * SCALE, y * SCALE) for x, y in points], COLOURS[colour], max(1, round(width * SCALE)), "curve")  # fmt: skip
+            self.draw.line([(x * self.scale, y * self.scale) for x, y in points], COLOURS[colour], max(1, round(width * self.scale)), "curve")  # fmt: skip
 
     def dashes(self, start: tuple[float, float], end: tuple[float, float], colour: str, width: float) -> None:
         length = float(np.hypot(end[0] - start[0], end[1] - start[1]))
@@ -97,15 +109,25 @@ class _Pen:
             self.lines(points, colour, width)
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: str) -> None:
-        self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], COLOURS[colour])
+        self.draw.polygon([(x * self.scale, y * self.scale) for x, y in points], COLOURS[colour])
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: str, radius: float = 0.0) -> None:
         if right > left:
-            self.draw.rounded_rectangle([left * SCALE, top * SCALE, right * SCALE, bottom * SCALE], radius * SCALE, COLOURS[colour])  # fmt: skip
+            self.draw.rounded_rectangle([left * self.scale, top * self.scale, right * self.scale, bottom * self.scale], radius * self.scale, COLOURS[colour])  # fmt: skip
 
     def disc(self, x: float, y: float, radius: float, colour: str, hollow: bool = False) -> None:
-        box = [(x - radius) * SCALE, (y - radius) * SCALE, (x + radius) * SCALE, (y + radius) * SCALE]
-        self.draw.ellipse(box, None if hollow else COLOURS[colour], COLOURS[colour], 3 * SCALE if hollow else 0)
+        box = [
+            (x - radius) * self.scale,
+            (y - radius) * self.scale,
+            (x + radius) * self.scale,
+            (y + radius) * self.scale,
+        ]
+        self.draw.ellipse(
+            box, None if hollow else COLOURS[colour], COLOURS[colour], round(3 * self.scale) if hollow else 0
+        )
+
+    def _font(self, size: float, bold: bool) -> ImageFont.FreeTypeFont:
+        return _font(size * self.scale, bold)
 
 
 @cache
@@ -113,7 +135,7 @@ def _font(size: float, bold: bool) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / f"DejaVuSans{'-Bold' * bold}.ttf"), round(size * SCALE))
+    return ImageFont.truetype(str(folder / f"DejaVuSans{'-Bold' * bold}.ttf"), round(size))
 
 
 def _number(value: float, unit: str) -> str:
@@ -124,9 +146,9 @@ def _draw_header(pen: _Pen, sheet: Sheet, act: int, step: int) -> None:
     one = sheet.acts[act]
     number = f"Episode {act + 1} of {len(sheet.acts)}"
     total = f"return {one.returns[step]:.1f}"
-    pen.words(sheet.width - 12, 14, number, "agent", 13, "rm", bold=True)
-    pen.words(sheet.width - 12, 33, f"{one.words} · {total}", "soft", 11, "rm")
-    room = sheet.width - 36
+    pen.words(sheet.size[0] - 12, 14, number, "agent", 13, "rm", bold=True)
+    pen.words(sheet.size[0] - 12, 33, f"{one.words} · {total}", "soft", 11, "rm")
+    room = sheet.size[0] - 36
     pen.words(12, 14, _cut(pen, sheet.title, room - pen.width_of(number, 13, True), 13, True), "ink", 13, bold=True)
     pen.words(12, 33, _cut(pen, sheet.subtitle, room - pen.width_of(f"{one.words} · {total}0", 11), 11), "soft", 11)
 
@@ -170,7 +192,7 @@ def _draw_gauge(pen: _Pen, sheet: Sheet, act: int, step: int) -> None:
     """The quantity now as a bar, with a mark where it should be."""
     track = sheet.acts[act].track
     low, high = _range(sheet)
-    left, right, y = 16.0, 16.0 + 0.3 * sheet.width, HEADER + 40.0
+    left, right, y = 16.0, 16.0 + 0.3 * sheet.size[0], HEADER + 40.0
     value = float(track.values[step])
 
     def x_of(number: float) -> float:
@@ -191,8 +213,8 @@ def _draw_gauge(pen: _Pen, sheet: Sheet, act: int, step: int) -> None:
 
 def _draw_chart(pen: _Pen, sheet: Sheet, act: int, step: int) -> None:
     """The quantity by step of all episodes so far, one after another, beside the target."""
-    left, right = 58.0, sheet.width - 14.0
-    top, bottom = sheet.height - sheet.chart_height + 20.0, sheet.height - 20.0
+    left, right = 58.0, sheet.size[0] - 14.0
+    top, bottom = sheet.size[1] - sheet.chart_height + 20.0, sheet.size[1] - 20.0
     low, high = _range(sheet)
     starts = np.cumsum([0, *(len(one.returns) for one in sheet.acts)])
     track = sheet.acts[act].track

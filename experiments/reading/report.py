@@ -33,6 +33,7 @@ from experiments.ledger.models import Campaign, Claim, Event, Note, Proposal, Ru
 from experiments.ledger.store import Ledger, readable_id
 from experiments.ledger.waste import count_waste
 from experiments.numbers import format_count, format_seconds
+from experiments.reading.claim_film import film_claim
 from experiments.reading.crew import ideas_table, predictions_table
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths
@@ -131,14 +132,15 @@ class ReportData:
     """The same by agent."""
 
 
-def write_report(ledger: Ledger, campaign_id: int, paths: Paths) -> tuple[Path, Path]:
-    """Write `report.html` and `report.md` of a campaign and return their paths."""
+def write_report(ledger: Ledger, campaign_id: int, paths: Paths, *, film: bool = True) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` of a campaign and return their paths; with a film of the sides where their models are kept."""
     data = gather(ledger, campaign_id)
+    seen = film_claim(ledger, campaign_id, paths) if film and data.verdict is not None else None
     environment = _templates(lstrip_blocks=True)
     html = paths.report(campaign_id) / "report.html"
     markdown = html.with_suffix(".md")
     page = environment.overlay(autoescape=True).get_template("report.html.j2")
-    write_atomic(html, page.render(d=data).encode())
+    write_atomic(html, page.render(d=data, film=seen).encode())
     write_atomic(markdown, environment.get_template("report.md.j2").render(d=data, cell=_cell).encode())
     return html, markdown
 

@@ -104,9 +104,11 @@ def _episodes(steps: list[dict[str, Any]], world: int) -> list[Lived]:
 
 
 def watch_task(
-    files: Path, *, model: str, spec: RunSpec | None, pool: Pool, index: int, episodes: int | None, seed: int
+    files: Path, *, model: str, spec: RunSpec | None, pool: Pool, index: int | None, episodes: int | None, seed: int
 ) -> Watched:
     """Live `episodes` columns of an evaluation on the pool, and give those of its task number `index`.
+
+    index None: the middle task, and it alone is lived on, which is quicker and gives other start states than the evaluation's.
 
     files: of the kept model, without suffix; model: what it is called. spec: the run's, whose mid-episode changes and adaptation hold.
     episodes None: as many as its training is for, and two at least. InputError for a number out of range.
@@ -115,6 +117,8 @@ def watch_task(
     family = get_family(learner.family_id)
     family.check()
     tasks = family.eval_tasks(check_pool(pool))
+    alone = index is None
+    index = len(tasks) // 2 if index is None else index
     if not 0 <= index < len(tasks):
         raise bad_value("--task", index, f"0 to {len(tasks) - 1}, the tasks of {family.id} in the {pool} pool")
     columns = max(2, learner.config.evaluation_episodes) if episodes is None else episodes
@@ -130,8 +134,9 @@ def watch_task(
 
     vars(noting)["make"] = make
     given = {} if spec is None else {"changes": spec.changes, "adaptation": spec.adaptation}
-    result = evaluate(learner, tasks, episodes=columns, seed=seed, family=noting, **given)
-    lived = _counted(made, index, tasks[index], result.returns[index])
+    lived_on, row = (tasks[index : index + 1], 0) if alone else (tasks, index)
+    result = evaluate(learner, lived_on, episodes=columns, seed=seed, family=noting, **given)
+    lived = _counted(made, row, lived_on[row], result.returns[row])
     if lived is None:
         raise InputError(
             f"watch: {learner.kind} does not live the episodes that its evaluation counts one after another"

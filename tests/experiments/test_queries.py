@@ -192,11 +192,19 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
         ledger.must_show(ledger.get_run(1))
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         draw(ledger, run_sides(ledger, [1, 2]), "profile")
+    with pytest.raises(InputError, match=r"'confirmation', allowed: search, selection.*c-0001 on point-robot is still"):
+        ledger.must_not_forestall("point-robot", "confirmation")
+    ledger.must_not_forestall("point-robot", "selection")
+    ledger.must_not_forestall("bandit", "confirmation")
     ledger.add(Verdict(claim_id=claim, outcome="inconclusive", reason="", content={}, created_at=now()))
     assert [row["score"] for row in list_runs(ledger).records()] == [7.0, 7.0]
     assert compare(ledger, "r-0001", "r-0002").by_task is not None
     assert export(ledger, out, what="evals", format="jsonl") == 2
     ledger.must_show(ledger.get_run(1))
+    ledger.must_not_forestall("point-robot", "confirmation")
+    add_campaign(ledger)  # which has no claim yet
+    with pytest.raises(InputError, match="c-0002"):
+        ledger.must_not_forestall("point-robot", "confirmation")
 
 
 def test_seeds_of_one_configuration_are_summed_up_as_the_judge_does_it(ledger: Ledger) -> None:

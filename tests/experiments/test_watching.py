@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,14 @@ from core.policy import PolicyConfig
 from env_runner import offscreen
 from env_runner.drawing import Disc, Lived
 from env_runner.task_distributions import get_family
+from experiments.ledger import Ledger
 from experiments.reading import films
+from experiments.reading.claim_film import HEIGHT, LARGEST, WIDTH, film_claim
 from experiments.reading.films import watch, write_film
+from experiments.reading.report import write_report
 from experiments.runs.paths import Paths
 from experiments.runs.watching import Watched, watch_task
+from experiments.vocabulary import ARMS
 from meta_rl.evaluate import evaluate
 from meta_rl.learner import Learner, build_learner, parse_learner_config
 
@@ -133,6 +141,31 @@ def test_where_mujoco_can_render_the_robot_is_seen_and_moves(tmp_path: Path) -> 
     blue = (np.abs(first[stage] - [31, 111, 139]).sum(axis=2) < 90).mean()  # the torso's colour
     assert blue > 0.003
     assert np.abs(first[stage] - later[stage]).mean() > 0.1
+
+
+def test_a_report_shows_the_sides_of_a_claim_on_one_task_where_their_models_are_kept(
+    old_ledger, tmp_path: Path
+) -> None:
+    ledger, paths = Ledger(f"sqlite:///{old_ledger('0001')}"), Paths.of(tmp_path)
+    assert film_claim(ledger, 1, paths) is None
+    named = []
+    for arm in ARMS:
+        middle = sorted(ledger.runs(1, purpose="confirmation", arm=arm), key=lambda run: run.score or 0.0)
+        named.append(f"r-{middle[len(middle) // 2].id:04d}")
+        for run in middle:
+            files = keep(tmp_path / arm / str(run.id), "point-robot", num_worlds=4)
+            for suffix in (".json", ".safetensors"):
+                target = paths.model(run.id).with_suffix(suffix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(files.with_suffix(suffix), target)
+    html, _ = write_report(ledger, 1, paths)
+    (address,) = re.findall(r'src="data:image/gif;base64,([^"]+)"', html.read_text())
+    data = base64.b64decode(address)
+    assert len(data) <= LARGEST
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (2 * WIDTH, HEIGHT)
+    (caption,) = re.findall(r"<figcaption>(Task 10 of the search pool .*?)</figcaption>", html.read_text())
+    assert all(f"watch {name} --task 10" in caption for name in named)
 
 
 def test_headings_are_of_length_one_and_velocities_count_along_them() -> None:
