@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from cyclopts import App, CycloptsError
 
-from cli import STOPPED, campaigns, former, keeping, reading, steering, training
+from cli import STOPPED, campaigns, former, keeping, reading, serving, steering, training
 from cli.options import LedgerOptions
 from cli.terminal import drop_unread, emit, make_console, prepare_streams
 from core.errors import InputError, bad_value
@@ -63,6 +63,7 @@ for _command in (
     ),
     *(reading.report, reading.plot, reading.watch, reading.export),
     *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
+    serving.mcp,
     *(training.rerun, training.tune, training.grid, training.evaluate, training.bench),
 ):
     app.command(_command)

@@ -120,7 +120,7 @@ class BrainOptions:
     """Which chat model is used, and what it may cost."""
 
     llm: str = "auto"
-    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL, command:PROGRAM or replay:CAMPAIGN."""
+    """offline, auto, openai:MODEL, anthropic:MODEL, google:MODEL, ollama:MODEL, command:PROGRAM, replay:CAMPAIGN or mcp[:AGENT]."""
     base_url: str | None = None
     """Another server than the vendor's, for any that speaks its protocol; the vendor's key is never sent to it."""
     llm_key_env: str | None = None
@@ -189,7 +189,12 @@ class CrewOptions(BrainOptions):
         from multi_agent.agents.agent import choose_members
 
         choose_members(self.members())
-        return BrainOptions.choose(self)
+        choice = BrainOptions.choose(self)
+        if choice.kind == "mcp":
+            from multi_agent.mcp.mailbox import served
+
+            served(choice)
+        return choice
 
     def members(self) -> list[str] | None:
         """The agents that were asked for, by name; None where nothing was said."""

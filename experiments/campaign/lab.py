@@ -151,6 +151,7 @@ class Lab:
         reason: str,
         base: Base = "suggestion",
         author: str = "",
+        client: str = "",
         expected: Expected | None = None,
         prior: bool = False,
         evidence: Sequence[str] = (),
@@ -160,8 +161,8 @@ class Lab:
         What `values` leave open is the base's. Trial 0 is the default configuration of every arm by rule, so other
         values are refused there. The ledger, not the caller, says whose a slice is: the agent's where it departs from
         the base, the optimizer's where all is as suggested. By rule 2 of the plan (`PROPOSING`) every author's change is an idea of its
-        own (`ideas.py`), by rule 1 the slices of one trial are merged. author: who proposes, its role where empty. expected: the effect
-        that it predicts. prior: whether it rests on no row.
+        own (`ideas.py`), by rule 1 the slices of one trial are merged. author: who proposes, its role where empty. client: the MCP client that
+        takes its part, if one does. expected: the effect that it predicts. prior: whether it rests on no row.
         """
         with self._lock:
             space, trial = self.trials.space(arm), self._open_trial()
@@ -195,6 +196,7 @@ class Lab:
                     reason=reason,
                     evidence=tuple(evidence),
                     noise_floor=unit(self.trials),
+                    client=client,
                 )
                 return self._propose_idea(idea, role, configuration)
             if self.plan.proposing > 1:

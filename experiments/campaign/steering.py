@@ -53,15 +53,15 @@ def open_wait(session: Session, campaign_id: int) -> Waiting | None:
     return waiting
 
 
-def approve(ledger: Ledger, campaign_id: int, *, deny: str | None) -> Waiting:
-    """Approve what the campaign waits for, or deny it with a reason. InputError where it waits for nothing."""
+def approve(ledger: Ledger, campaign_id: int, *, deny: str | None, via: str = "") -> Waiting:
+    """Approve what the campaign waits for, or deny it with a reason. via: who passed the person's word on. InputError where it waits for nothing."""
     name = readable_id("c", campaign_id)
     with ledger.session() as session:
         waiting = open_wait(session, campaign_id)
     if waiting is None:
         raise InputError(f"{name} waits for no approval. See: {command('status')}")
     payload: dict[str, Any] = {"key": waiting.key, "granted": deny is None, "text": deny or ""}
-    ledger.record_event(campaign_id, "approve", "human", payload)
+    ledger.record_event(campaign_id, "approve", "human", payload | ({"via": via} if via else {}))
     return waiting
 
 

@@ -123,14 +123,22 @@ class Trials:
         return self.default_specs("baseline")
 
     def proposer(self, arm: str, trial: int | None, purpose: str) -> str:
-        """Who is behind a configuration: default, memory, optimizer, or the roles of the agents that changed it."""
+        """Who is behind a configuration: default, memory, optimizer, or the roles of the agents that changed it, after `agent:`, or
+        after `mcp:CLIENT:` where an MCP client took their part."""
         if trial in (None, 0) or purpose == "baseline":
             return "default"
-        slices = self.slices(arm, trial or 0)
+        trial = trial or 0
+        slices = self.slices(arm, trial)
         agents = sorted(p.role for p in slices if p.source == "agent" and p.changes)
         if not agents and any(p.source == "memory" for p in slices):
             return "memory"
-        return "agent:" + "+".join(agents) if agents else "optimizer"
+        return f"{self._who_spoke(arm, trial)}:{'+'.join(agents)}"[:64] if agents else "optimizer"
+
+    def _who_spoke(self, arm: str, trial: int) -> str:
+        """Whose idea a trial tries: an agent's of the crew, or an MCP client's."""
+        ideas = [event.payload["idea"] for event in self.ledger.events(self.campaign_id, ["idea"])]
+        client = next((i.get("client") for i in ideas[::-1] if (i["arm"], i["trial"]) == (arm, trial)), "")
+        return f"mcp:{client}" if client else "agent"
 
     def suggest(self, arm: str, trial: int) -> SuggestionView:
         """The default for trial 0, then what `experiments/search/optimizer.py` makes of the trials of the rounds before.

@@ -21,7 +21,7 @@ from experiments.search.side import Value
 from experiments.search.space import REGION, Parameter
 from experiments.tables import TableView
 
-OF_AGENTS = "agent:"
+OF_AGENTS = ("agent:", "mcp:")
 
 
 class Strategy(FrozenConfig):
@@ -101,7 +101,7 @@ def strategies_table(ledger: Ledger, campaign_ids: Sequence[int], *, found_alone
             s.campaign,
             s.arm,
             s.trial,
-            s.proposer.removeprefix(OF_AGENTS),
+            s.proposer.removeprefix(OF_AGENTS[0]),
             round(s.novelty, 3),
             None if s.gain is None else round(s.gain, 3),
             None if s.interval is None else f"{s.interval[0]:.3g} to {s.interval[1]:.3g}",

@@ -98,10 +98,10 @@ class LLMChoice:
     """A chat model that can be built. `make_chat` imports LangChain, so it is called only when the crew starts."""
 
     name: str
-    """"offline", "provider:model", "command:program" or "replay:campaign"."""
-    kind: Literal["offline", "langchain", "replay"]
+    """"offline", "provider:model", "command:program", "replay:campaign", "mcp" or "mcp:agent,agent"."""
+    kind: Literal["offline", "langchain", "replay", "mcp"]
     make_chat: Callable[[], Any] | None = None
-    """Builds the LangChain chat model; None for offline and replay, which the workflow builds."""
+    """Builds the LangChain chat model; None for offline and replay, which the workflow builds, and for mcp, which has none."""
     note: str = ""
     """Why `auto` chose it, or where it is served."""
     price_name: str = ""
@@ -124,6 +124,11 @@ class LLMChoice:
             )
         if self.kind == "replay":
             return f"No language model is in use: the crew's recorded answers are replayed ({self.name})."
+        if self.kind == "mcp":
+            who = self.name.partition(":")[2] or "every agent"
+            return (
+                f"An MCP client takes the turns of {who} ({command('mcp')}); the optimizer goes on where it is silent."
+            )
         return f"The crew uses {self.name}" + (f" ({self.note})." if self.note else ".")
 
 
@@ -131,7 +136,7 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
     """The chat model for `--llm name`.
 
     name: "auto" (or None), "offline", "replay:<campaign>", "provider:model", or "command:<program>", which takes a prompt on
-    standard input and answers on standard output.
+    standard input and answers on standard output; "mcp", or "mcp:" and names of agents, for turns of MCP clients.
     base_url: another server than the vendor's. It never gets the vendor's key: it gets the one in the environment variable
     `key_env`, else in SSM_LLM_KEY, else none.
     Raises InputError for an unknown provider, an address that is none, a missing key or package: it says what to set or install.
@@ -140,7 +145,7 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
     if key_env is not None:
         _check_key(key_env)
     provider_name, _, model = name.partition(":")
-    if name in ("auto", "offline") or provider_name in ("replay", "command"):
+    if name in ("auto", "offline") or provider_name in ("replay", "command", "mcp"):
         if base_url is not None or key_env is not None:
             option = "--base-url" if base_url is not None else "--llm-key-env"
             raise InputError(f"{option} needs the model's name too: --llm openai:<model> {option} ...")
@@ -150,6 +155,8 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
             return LLMChoice("offline", "offline")
         if provider_name == "command":
             return _program(name, model)
+        if provider_name == "mcp":
+            return LLMChoice(name, "mcp")
         if not re.fullmatch(r"(?:c-?)?(?:\d+|@\w+)", model):
             raise InputError(
                 f"--llm {name}: got campaign {model!r}, allowed: an id such as c-0007 or @last. See: {command('campaigns')}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from core.config import FrozenConfig
+from experiments.tables import TableView
 from multi_agent.tools.tool import RowId, Tool, ToolContext
 
 
@@ -15,10 +14,10 @@ class RunArguments(FrozenConfig):
     """Run id, such as r-0042."""
 
 
-def adaptation_curve(context: ToolContext, arguments: RunArguments) -> BaseModel:
+def adaptation_curve(context: ToolContext, arguments: RunArguments) -> TableView:
     """Return of a search run's first, second, ... episode on the same task: mean and worst over the search tasks, and
     the gain over the first episode with its 95 % interval."""
     return context.lab.episode_returns(arguments.run)
 
 
-ADAPTATION_CURVE = Tool("adaptation_curve", RunArguments, adaptation_curve, measures=True)
+ADAPTATION_CURVE = Tool("adaptation_curve", RunArguments, adaptation_curve, measures=True, writes="nothing")

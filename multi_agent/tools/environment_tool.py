@@ -79,5 +79,5 @@ def measure_throughput(context: ToolContext, arguments: WorldsArguments) -> Thro
     return Throughput(num_envs=arguments.num_envs, steps_per_s=int(steps / elapsed), measured_s=round(elapsed, 3))
 
 
-DESCRIBE_TASK = Tool("describe_task", NoArguments, describe_task, measures=True)
-MEASURE_THROUGHPUT = Tool("measure_throughput", WorldsArguments, measure_throughput, measures=True)
+DESCRIBE_TASK = Tool("describe_task", NoArguments, describe_task, measures=True, writes="nothing")
+MEASURE_THROUGHPUT = Tool("measure_throughput", WorldsArguments, measure_throughput, measures=True, writes="nothing")

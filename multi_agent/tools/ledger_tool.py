@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.campaign.proposing.ideas import Expected
 from experiments.campaign.trials import Base
-from experiments.campaign.views import FeasibilityView
+from experiments.campaign.views import DecisionView, FeasibilityView, NoteView, SpaceView
 from experiments.ledger.ids import named_rows
+from experiments.tables import TableView
 from experiments.vocabulary import Arm
 from multi_agent.tools.tool import ArmArguments, RowId, Tool, ToolContext, Values, values_dict
 
@@ -147,12 +148,12 @@ class Done(FrozenConfig):
     """What was done."""
 
 
-def describe_search_space(context: ToolContext, arguments: ArmArguments) -> BaseModel:
+def describe_search_space(context: ToolContext, arguments: ArmArguments) -> SpaceView:
     """The hyperparameters of your slice for one arm: name, kind, range or choices, default, meaning."""
     return context.lab.describe_search_space(arguments.arm, context.role)
 
 
-def ledger_query(context: ToolContext, arguments: QueryArguments) -> BaseModel:
+def ledger_query(context: ToolContext, arguments: QueryArguments) -> TableView:
     """A compact table of this campaign's search runs. Scores are shown with their distance in noise-floor units."""
     return context.lab.ledger_query(arguments.view, arguments.arm, arguments.limit)
 
@@ -185,6 +186,7 @@ def propose(context: ToolContext, arguments: ProposeArguments) -> Proposed:
         reason=reason,
         base=arguments.base,
         author=context.actor,
+        client=context.client,
         expected=expected,
         prior=arguments.prior_or_rows == "prior",
         evidence=list(arguments.evidence),
@@ -209,24 +211,24 @@ def veto(context: ToolContext, arguments: VetoArguments) -> BaseModel:
     return context.lab.veto(arguments.arm, arguments.agent, arguments.run)
 
 
-def compare_variants(context: ToolContext, first_second: CompareArguments) -> BaseModel:
+def compare_variants(context: ToolContext, first_second: CompareArguments) -> TableView:
     """What differs between two search runs, and their difference in score in noise-floor units."""
     return context.lab.compare_variants(first_second.first, first_second.second)
 
 
-def analyse_curves(context: ToolContext, arguments: CurvesArguments) -> BaseModel:
+def analyse_curves(context: ToolContext, arguments: CurvesArguments) -> TableView:
     """Learning curves of search runs: gain from doubling the env steps with its 95 % interval, plateau or still rising,
     largest drop, and a forecast of the final score with its interval."""
     return context.lab.analyse_curves(arguments.arm, arguments.run, arguments.limit)
 
 
-def request_confirmation(context: ToolContext, arguments: ConfirmationArguments) -> BaseModel:
+def request_confirmation(context: ToolContext, arguments: ConfirmationArguments) -> DecisionView:
     """Ask that the search ends early and the claim is written. Code decides: half of the rounds must be measured and the
     challenger's best must lie two noise floors above what it has to beat; the answer says what is missing."""
     return context.lab.request_confirmation(context.actor, arguments.reason, list(arguments.evidence))
 
 
-def write_note(context: ToolContext, arguments: NoteArguments) -> BaseModel:
+def write_note(context: ToolContext, arguments: NoteArguments) -> NoteView:
     """Write a note into the ledger for the people who read the report."""
     return context.lab.write_note(context.checked(arguments.text), context.actor, arguments.target)
 
@@ -252,17 +254,19 @@ def _check_rows(context: ToolContext, text: str, evidence: list[str]) -> None:
     context.lab.evidence.check_ids([*evidence, *(row for row in named_rows(text) if row.startswith("r-"))])
 
 
-DESCRIBE_SEARCH_SPACE = Tool("describe_search_space", ArmArguments, describe_search_space)
-LEDGER_QUERY = Tool("ledger_query", QueryArguments, ledger_query, measures=True)
-CHECK_FEASIBILITY = Tool("check_feasibility", CheckArguments, check_feasibility)
-PROPOSE = Tool("propose", ProposeArguments, propose)
-VETO = Tool("veto", VetoArguments, veto)
-COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True)
-ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True)
-REQUEST_CONFIRMATION = Tool("request_confirmation", ConfirmationArguments, request_confirmation, measures=True)
+DESCRIBE_SEARCH_SPACE = Tool("describe_search_space", ArmArguments, describe_search_space, writes="nothing")
+LEDGER_QUERY = Tool("ledger_query", QueryArguments, ledger_query, measures=True, writes="nothing")
+CHECK_FEASIBILITY = Tool("check_feasibility", CheckArguments, check_feasibility, writes="nothing")
+PROPOSE = Tool("propose", ProposeArguments, propose, writes="once")
+VETO = Tool("veto", VetoArguments, veto, writes="once")
+COMPARE_VARIANTS = Tool("compare_variants", CompareArguments, compare_variants, measures=True, writes="nothing")
+ANALYSE_CURVES = Tool("analyse_curves", CurvesArguments, analyse_curves, measures=True, writes="nothing")
+REQUEST_CONFIRMATION = Tool(
+    "request_confirmation", ConfirmationArguments, request_confirmation, measures=True, writes="once"
+)
 WRITE_NOTE = Tool("write_note", NoteArguments, write_note)
 TELL = Tool("tell", TellArguments, tell)
-REMEMBER = Tool("remember", RememberArguments, remember)
+REMEMBER = Tool("remember", RememberArguments, remember, writes="once")
 
 READING = (LEDGER_QUERY, ANALYSE_CURVES)
 PROPOSING = (CHECK_FEASIBILITY, PROPOSE)

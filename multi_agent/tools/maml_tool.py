@@ -133,4 +133,6 @@ def _transitions(task: str) -> list[tuple[Any, Any]]:
     return list(zip(standardized(inputs), standardized(targets), strict=True))
 
 
-INNER_RATE_SENSITIVITY = Tool("inner_rate_sensitivity", InnerRateArguments, inner_rate_sensitivity, measures=True)
+INNER_RATE_SENSITIVITY = Tool(
+    "inner_rate_sensitivity", InnerRateArguments, inner_rate_sensitivity, measures=True, writes="nothing"
+)

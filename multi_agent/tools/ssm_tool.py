@@ -81,4 +81,4 @@ def model_config(context: ToolContext, arm: Arm, given: list[Param]) -> Sequence
     return parse_model_config({name: v for name, v in fields.items() if name in config_fields})
 
 
-MEMORY_LENGTH = Tool("memory_length", MemoryArguments, memory_length, measures=True)
+MEMORY_LENGTH = Tool("memory_length", MemoryArguments, memory_length, measures=True, writes="nothing")

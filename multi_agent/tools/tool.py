@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -73,11 +73,13 @@ class ToolContext:
     interrupt: BaseException | None = None  # a pause that has to pass through the agent framework
     proposed: dict[str, str] = field(default_factory=dict[str, str])  # arm -> reason of what this turn proposed
     heard: list[str] = field(default_factory=list[str])  # what this turn's measuring tools gave
+    client: str = ""  # the MCP client that takes this turn
     given: str = ""  # this turn's prompt, and what its agent predicts; empty for a fixed procedure, which says nothing of its own
 
     def begin_turn(self, owner: RoundOwner) -> None:
         """Forget the last turn."""
-        self.owner, self.interrupt, self.proposed, self.heard, self.given = owner, None, {}, [], ""
+        self.owner, self.interrupt, self.proposed, self.heard = owner, None, {}, []
+        self.client = self.given = ""
 
     def checked(self, words: str) -> str:
         """Words of the agent in which a measured number that neither the rows nor its turn hold is marked."""
@@ -96,6 +98,13 @@ class Tool:
     run: Callable[[ToolContext, Any], BaseModel]
     measures: bool = False
     """Whether its results are rows or measurements, whose numbers a narrative may tell; never what a model put in."""
+    writes: Literal["nothing", "once", "more"] = "more"
+    """What a call leaves behind: nothing, the same however often it is repeated, or more each time."""
+
+    @property
+    def result(self) -> type[BaseModel]:
+        """The type of its result."""
+        return get_type_hints(self.run).get("return", BaseModel)
 
     @property
     def description(self) -> str:

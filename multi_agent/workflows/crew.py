@@ -36,6 +36,7 @@ from multi_agent.communication.shared_memory import SharedMemory
 from multi_agent.llm.calls import CALL_S, MODEL_SHARE, ContextError, NoAnswerError
 from multi_agent.llm.choose import LLMChoice, redact
 from multi_agent.llm.meter import BudgetSpentError, Meter, read_prices
+from multi_agent.mcp.mailbox import Mailbox, served
 from multi_agent.tools.tool import RoundOwner, ToolContext, clean
 from multi_agent.workflows.approval import Approvals, ApproveEach
 from multi_agent.workflows.modes import Collaboration, way_to_work
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from multi_agent.llm.replay import Recording
 
 T = TypeVar("T")
-EventKind = Literal["stage", "agent", "tool_call", "tool_result", "message", "llm_call", "waiting"]
+EventKind = Literal["stage", "agent", "tool_call", "tool_result", "message", "llm_call", "waiting", "turn"]
+ASKED = ("langchain", "mcp")  # kinds of a choice that hear what they are told
 GIVE_UP_AFTER = 3  # turns in a row without an answer: the model is not asked again in this sitting
 MODEL_SECONDS_A_TURN = 300.0  # that one agent may wait for its model in one turn
 TURN_SHARE = 1 / 3  # of what is left of the model's time: one turn that hangs leaves something to the others
@@ -92,9 +94,11 @@ class Crew:
             agents = [name for name in introduced["agents"] if name in AGENTS]
             absent = [name for name in introduced["agents"] if name not in AGENTS]
         self.members = choose_members(agents)
-        from multi_agent.llm.quiet_crewai import boot
+        self.mailbox = Mailbox(lab, self.emit, served(choice)) if choice.kind == "mcp" else None
+        if self.mailbox is None:
+            from multi_agent.llm.quiet_crewai import boot
 
-        boot(data_dir / "crewai")
+            boot(data_dir / "crewai")
         self.lab, self.choice, self._on_event = lab, choice, on_event
         self._lock = threading.Lock()
         names = tuple(member.name for member in self.members)
@@ -121,7 +125,7 @@ class Crew:
         self.contexts = {
             m.name: ToolContext(lab, m.name, m.slice, self.emit, self.broker, self.memory) for m in self.members
         }
-        self.agents: dict[str, Agent] = {m.name: self._build(m) for m in self.members}
+        self.agents: dict[str, Agent] = {} if self.mailbox else {m.name: self._build(m) for m in self.members}
         self.emit(
             "stage",
             WORKFLOW,
@@ -222,13 +226,13 @@ class Crew:
         for event in self.lab.events(["instruct"], after=self._instructions_read):
             self._instructions_read, self.instructed = event.id, True
             self.broker.post(HUMAN, EVERYONE, str(event.payload.get("text", ""))[:2_000], instruction=event.id)
-            if self.choice.kind != "langchain":
+            if self.choice.kind not in ASKED:
                 self.announce("No language model is in use, so nobody can act on this instruction.")
 
     @property
     def can_propose(self) -> bool:
         """Whether somebody would hear why a round was denied and propose another."""
-        return self.choice.kind == "langchain" and not self.silent_because
+        return self.choice.kind in ASKED and not self.silent_because
 
     # ---- turns ----------------------------------------------------------------------------
 
@@ -237,7 +241,7 @@ class Crew:
 
         prompt: file in `agents/prompts/`, whose `$names` come from `turn`. owner: whose configuration the round runs.
         """
-        if self.silent_because:
+        if self.silent_because or (self.mailbox is not None and not self.mailbox.asks(name)):
             return None
         context = self.contexts[name]
         context.begin_turn(owner)
@@ -248,8 +252,7 @@ class Crew:
         text = self._prompt(name, prompt, turn, messages)
         context.given = "" if self.by_procedure else text
         try:
-            answer = outside_event_loop(lambda: self.agents[name].kickoff(text))
-            words = str(getattr(answer, "raw", "")).strip()
+            words = self._closing_words(name, text, turn["turn"])
         except Exception as error:
             self.broker.put_back(name, messages)
             self.check_pause(context)
@@ -259,8 +262,10 @@ class Crew:
         self.failures_in_a_row = 0
         if turn["turn"]["kind"] != "report":  # which is held against all that it heard, see `honesty.py`
             words = context.checked(words)
-        read = {"read": messages[-1].number} if messages else {}
-        self.emit("agent", name, words[:2_000], turn=turn.get("turn"), **read)
+        told: dict[str, Any] = {"read": messages[-1].number} if messages else {}
+        if context.client:
+            told["client"] = context.client
+        self.emit("agent", name, words[:2_000], turn=turn.get("turn"), **told)
         if turn["turn"]["kind"] != "report":
             try:
                 self.lab.evidence.check_ids([row for row in named_rows(words) if row.startswith("r-")])
@@ -268,6 +273,13 @@ class Crew:
                 self.announce(f"What {name} said is passed on to nobody: {problem}.")
                 return None
         return words
+
+    def _closing_words(self, name: str, prompt: str, turn: Mapping[str, Any]) -> str:
+        if self.mailbox is not None:
+            tools = next(member.tools for member in self.members if member.name == name)
+            return self.mailbox.take_turn(self.contexts[name], tools, prompt, turn).strip()
+        answer = outside_event_loop(lambda: self.agents[name].kickoff(prompt))
+        return str(getattr(answer, "raw", "")).strip()
 
     def check_pause(self, context: ToolContext) -> None:
         """Raise Paused if the campaign is to stop, also later on through the agent framework."""
@@ -307,7 +319,7 @@ class Crew:
         self.failures_in_a_row += 1
         if isinstance(error, BudgetSpentError | ContextError):
             self.silent_because = str(error)
-        elif self.failures_in_a_row >= GIVE_UP_AFTER:
+        elif self.failures_in_a_row >= GIVE_UP_AFTER and self.mailbox is None:  # a client may come back
             self.silent_because = f"{GIVE_UP_AFTER} turns in a row failed"
         text = f"{name} could not answer ({str(error)[:300]}); code goes on with the optimizer's suggestion."
         self.emit("agent", name, text, failed=True, error=f"{type(error).__name__}: {error}"[:2_000])

@@ -32,6 +32,7 @@ CALLS: dict[str, list[str]] = {
     "grid": ["point-robot", "--models", "lstm", "--learners", "rl2", "--env-steps", "64k", "--dry-run"],
     "instruct": ["c-0001", "narrower"],
     "list": ["models"],
+    "mcp": ["--http", "0.0.0.0:1"],
     "note": [],
     "pause": ["c-0001"],
     "plot": ["c-0001"],

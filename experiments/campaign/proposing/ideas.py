@@ -60,6 +60,8 @@ class Idea(FrozenConfig):
     evidence: tuple[str, ...] = ()
     noise_floor: float
     """What one unit of the effect is."""
+    client: str = Field(default="", exclude_if=lambda client: not client)
+    """The MCP client that took its author's part; empty for one of the crew's own."""
 
     def words(self) -> str:
         """The idea on one line."""
@@ -200,6 +202,7 @@ def keep(trials: Trials, idea: Idea, configuration: dict[str, Value]) -> None:
     payload = {"text": idea.words(), "idea": idea.model_dump(mode="json")}
     event = Event(campaign_id=trials.campaign_id, kind="idea", actor=idea.author, payload=payload, created_at=now())
     rows: list[Proposal] = []
+    via = f" (mcp:{idea.client})" if idea.client else ""
     if idea.trial is not None:
         authors = {p.role for p in trials.space(idea.arm).parameters if p.name in idea.changes}
         source = "incumbent" if idea.base == "incumbent" else "optimizer"
@@ -214,7 +217,7 @@ def keep(trials: Trials, idea: Idea, configuration: dict[str, Value]) -> None:
                         role=role,
                         source="agent" if is_changed else source,
                         changes=own,
-                        reason=idea.reason[:2000] if is_changed else f"the {idea.base}'s",
+                        reason=(idea.reason[:2000] + via) if is_changed else f"the {idea.base}'s",
                         predicted_effect=str(idea.expected or "") if is_changed else "",
                         evidence=list(idea.evidence) if is_changed else [],
                         created_at=now(),
