@@ -12,13 +12,10 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 
-from core.config import FrozenConfig
 from core.errors import InputError
 from core.words.commands import command
 from experiments.campaign.begin import recorded_in
@@ -33,90 +30,7 @@ from experiments.reading.queries import what_is_left
 from experiments.runs.paths import CHECKOUT, Paths
 from experiments.vocabulary import readable_id
 from multi_agent.mcp.mailbox import Hand, OpenTurn, is_worked_on, open_turn
-
-AGAIN_S = 5
-"""Seconds after which a client asks again."""
-State = Literal["your turn", "planning", "training", "waits for approval", "not running", "finished"]
-
-
-class OpenArguments(FrozenConfig):
-    """A campaign: one goal, researched to its verdict."""
-
-    goal: str = Field(min_length=1, max_length=500)
-    """Such as "beat LSTM on point-robot" or "improve LRU on ant-dir by 10 %"."""
-    budget: str | None = Field(default=None, max_length=20)
-    """Wall time for everything, such as 30m (where nothing is said) or 2h."""
-    env_steps: str | None = Field(default=None, max_length=20)
-    """Training steps instead of wall time, such as 20M; the campaign is then deterministic."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the whole campaign."""
-    approve_each: Literal["none", "stage", "run"] = "none"
-    """What waits for a person's approval."""
-    collaboration: Literal["sequential", "debate", "emergent"] = "sequential"
-    """How the agents work together in a round."""
-
-
-class CampaignArguments(FrozenConfig):
-    """Which campaign."""
-
-    campaign: str | None = Field(default=None, max_length=40)
-    """Its id, such as c-0007; null for the one opened or named last, else the newest."""
-
-
-class FinishArguments(FrozenConfig):
-    """The end of a turn."""
-
-    words: str = Field(min_length=1, max_length=2_000)
-    """Your closing words: what colleagues read of this turn, or, in the last turn, the narrative."""
-
-
-class Standing(FrozenConfig):
-    """What a campaign wants of its client now."""
-
-    campaign: str | None
-    """Its id; null while it is being planned."""
-    state: State
-    text: str
-    """What to do next, in words."""
-    again_s: int | None = None
-    """Seconds after which to ask again; null where there is something to do, or nothing more."""
-    agent: str | None = None
-    """Who you are in this turn."""
-    kind: str | None = None
-    """Of the turn: plan, propose, revise, review or report."""
-    prompt: str | None = None
-    """The turn's task with the briefing that code wrote from the rows."""
-    tools: tuple[str, ...] = ()
-    """Tools of this agent; others are refused in its turn."""
-    deadline_s: float | None = None
-    """Seconds without a word of yours after which the turn is over and the optimizer goes on."""
-
-
-class Status(FrozenConfig):
-    """How a campaign stands."""
-
-    campaign: str
-    goal: str
-    state: State
-    stage: str
-    held_by: str
-    runs_finished: int
-    runs_left: int
-    env_steps_spent: int
-    env_steps_left: int
-    wall_s_spent: float
-    wall_s_budget: float | None
-    trials: int
-    """Of a side, in the search."""
-    waits_for: str | None
-    """What a person is to approve."""
-    claim: str | None
-    """The hypothesis, fixed before its first confirmation run."""
-    verdict: str | None
-    """confirmed, refuted, inconclusive or invalid: by the judge, which is code."""
-    reason: str | None
-    """Of the verdict."""
-    narrative: str | None
+from multi_agent.mcp.values import AGAIN_S, OpenArguments, Standing, State, Status
 
 
 @dataclass
@@ -166,7 +80,7 @@ class Driver:
 
     def hand(self, client: Client) -> Hand:
         """What a client writes with."""
-        return Hand(self.writable, client.name, self.agents)
+        return Hand(self.ledger, self.writable, client.name, self.agents)
 
     @property
     def llm(self) -> str:
@@ -250,6 +164,8 @@ class Driver:
             client.campaign, client.opening = self.ledger.resolve(named, "campaign"), None
         if client.campaign is not None:
             return client.campaign
+        if client.opening is not None:
+            raise InputError(f"the campaign is being planned: ask next_turn in {AGAIN_S} s")
         with self.ledger.session() as session:
             newest = session.scalar(select(Campaign.id).order_by(Campaign.id.desc()).limit(1))
         if newest is None:
@@ -293,8 +209,15 @@ class Driver:
         state = self._state(number)
         again = None if state in ("finished", "not running") else AGAIN_S
         ask = f"Ask next_turn again in {AGAIN_S} s."
+        with self.ledger.session() as session:  # a goal of several questions is a campaign each, one after another
+            newest = session.scalar(select(Campaign.id).order_by(Campaign.id.desc()).limit(1)) or number
+        more = (
+            f" {readable_id('c', newest)} is at work: name it in next_turn."
+            if is_worked_on(self.ledger, newest)
+            else ""
+        )
         words = {
-            "finished": "finished: campaign_status has the verdict.",
+            "finished": f"finished: campaign_status has the verdict.{more}",
             "not running": f"not worked on. Go on with the tool resume_campaign, or: {command('resume', name)}",
             "waits for approval": f"waiting for a person's approval: {command('approve', name)}. {ask}",
         }.get(state, f"at work (stage {self.ledger.get_campaign(number).stage}), nobody's turn waits for you. {ask}")

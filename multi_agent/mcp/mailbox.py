@@ -155,9 +155,13 @@ def is_worked_on(ledger: Ledger, campaign: int) -> bool:
 
 @dataclass(frozen=True)
 class Hand:
-    """Who writes into the mailbox: a client by its name, and the agents that it is, none for all."""
+    """Who writes into the mailbox: a client by its name, and the agents that it is, none for all.
+
+    ledger: for reading alone, so that a look waits for nobody. writable: the same to write in.
+    """
 
     ledger: Ledger
+    writable: Ledger
     client: str
     agents: tuple[str, ...] = ()
 
@@ -181,7 +185,7 @@ class Hand:
 
     def _write(self, campaign: int, payload: dict[str, Any]) -> int:
         payload |= {"agents": list(self.agents)}
-        return self.ledger.record_event(campaign, WORD, f"mcp:{self.client}", payload)
+        return self.writable.record_event(campaign, WORD, f"mcp:{self.client}", payload)
 
 
 def answer_to(ledger: Ledger, campaign: int, call: int) -> str | None:

@@ -14,9 +14,9 @@ from experiments.campaign.evidence import Evidence
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
-from experiments.ledger.models import Campaign
+from experiments.ledger.filters import COLUMNS
+from experiments.ledger.models import Campaign, Run
 from experiments.ledger.store import Ledger, write_json
-from experiments.reading.queries import list_runs
 from experiments.reading.report import write_report
 from experiments.runs.paths import Paths
 from experiments.vocabulary import readable_id
@@ -30,7 +30,8 @@ KINDS = {
     "search-space": ("application/json", "The hyperparameters of both arms: range or choices, default, meaning."),
     "report": ("text/markdown", "The report as it stands."),
 }
-NEWEST, MOST_ROWS = 5, 2_000
+NEWEST = 5
+SHOWN = ("purpose", "arm", "trial", "proposer", "model", "seed", "status", "cause", "env_steps", "score")
 
 
 def templates() -> list[types.ResourceTemplate]:
@@ -69,7 +70,10 @@ def read(ledger: Ledger, paths: Paths, uri: str) -> ReadResourceContents:
     if kind == "report":
         return ReadResourceContents(write_report(ledger, number, paths)[1].read_text(), mime)
     if kind == "rows":
-        records = list_runs(ledger, campaign=number, everything=True, limit=MOST_ROWS).records()
+        query = select(Run.id, *(COLUMNS[name] for name in SHOWN)).where(Run.campaign_id == number).order_by(Run.id)
+        with ledger.session() as session:
+            found = session.execute(query).all()
+        records = [{"run": readable_id("r", row[0]), **dict(zip(SHOWN, row[1:], strict=True))} for row in found]
         return ReadResourceContents(write_json(records, indent=1, default=str), mime)
     row = ledger.get_campaign(number)
     trials = Trials(ledger, number, Question.model_validate(row.question), Plan.model_validate(row.plan), row.seed)

@@ -11,6 +11,8 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,24 +23,24 @@ from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.session import ServerSession
 from pydantic import AnyUrl, BaseModel, ValidationError
 
-from core.config import FrozenConfig
 from core.errors import InputError, unknown_name
 from core.words.commands import command
 from experiments.campaign.steering import Waiting, approve
 from experiments.vocabulary import readable_id
 from multi_agent.agents.agent import AGENTS, AgentSpec, crew_members, read_prompt
 from multi_agent.mcp import resources
-from multi_agent.mcp.driver import (
+from multi_agent.mcp.driver import Client, Driver
+from multi_agent.mcp.mailbox import answer_to, client_name, open_turn
+from multi_agent.mcp.values import (
     AGAIN_S,
+    DRIVING,
     CampaignArguments,
-    Client,
-    Driver,
     FinishArguments,
     OpenArguments,
+    Pending,
     Standing,
     Status,
 )
-from multi_agent.mcp.mailbox import answer_to, client_name, open_turn
 from multi_agent.tools.tool import Tool, explain
 
 T = TypeVar("T")
@@ -54,25 +56,6 @@ many seconds. 3. Read the prompt, which holds all that is known; propose once fo
 it says "finished"; campaign_status has the verdict. Where you are silent, the optimizer goes on: nothing is lost."""
 
 
-class Pending(FrozenConfig):
-    """A call that is still at work."""
-
-    running: str
-    """What is at work; call again with the same arguments."""
-    again_s: int
-    """Seconds after which to call again."""
-
-
-Do = Callable[[Client, ServerSession, Any], Any]
-DRIVING: dict[str, tuple[type[BaseModel], type[BaseModel], str, types.ToolAnnotations]] = {
-    "open_campaign": (OpenArguments, Standing, "Start a campaign in a process of its own, which goes on whatever becomes of you.", types.ToolAnnotations(destructiveHint=False, idempotentHint=False, openWorldHint=False)),
-    "resume_campaign": (CampaignArguments, Standing, "Go on with a campaign that was paused or interrupted.", types.ToolAnnotations(destructiveHint=False, idempotentHint=True, openWorldHint=False)),
-    "next_turn": (CampaignArguments, Standing, "Take the turn that waits for you, with its briefing, or hear when to ask again.", types.ToolAnnotations(destructiveHint=False, idempotentHint=True, openWorldHint=False)),
-    "finish_turn": (FinishArguments, Standing, "End your turn with its closing words.", types.ToolAnnotations(destructiveHint=False, idempotentHint=False, openWorldHint=False)),
-    "campaign_status": (CampaignArguments, Status, "How a campaign stands: stage, budget, claim, and the judge's verdict once there is one.", types.ToolAnnotations(readOnlyHint=True, openWorldHint=False)),
-}  # fmt: skip
-
-
 class CrewServer:
     """One MCP server for all clients of a driver; `server` is the SDK's."""
 
@@ -83,7 +66,10 @@ class CrewServer:
         self._clients: WeakKeyDictionary[ServerSession, Client] = WeakKeyDictionary()
         self._asking: set[asyncio.Task[None]] = set()
         who = ", ".join(driver.agents) or "you are every agent of the crew in turn"
-        self.server: Server[Any, Any] = Server(NAME, instructions=HOW.format(who=who))
+        version = None  # of a checkout that is not installed
+        with suppress(PackageNotFoundError):
+            version = metadata.version("autonomous-ssm-metarl")
+        self.server: Server[Any, Any] = Server(NAME, version or "checkout", instructions=HOW.format(who=who))
         self.server.list_tools()(self._list_tools)
         self.server.call_tool(validate_input=False)(self._call)
         self.server.list_prompts()(self._list_prompts)
@@ -147,14 +133,15 @@ class CrewServer:
         if turn is None:
             raise InputError(await self._why_no_turn(client))
         await to_thread.run_sync(self.driver.hand(client).finish, turn, asked.words)
-        await in_time(lambda: is_over(self.driver, turn.campaign, turn.number))
-        return await self._turn_or_standing(client, session)
+        began = time.monotonic()
+        await in_time(lambda: is_over(self.driver, turn.campaign, turn.number), began)
+        return await self._turn_or_standing(client, session, began)
 
     async def _campaign_status(self, client: Client, session: ServerSession, asked: CampaignArguments) -> Status:
         number = await to_thread.run_sync(self.driver.campaign, client, asked.campaign)
         return await to_thread.run_sync(self.driver.status, number)
 
-    async def _turn_or_standing(self, client: Client, session: ServerSession) -> Standing:
+    async def _turn_or_standing(self, client: Client, session: ServerSession, began: float | None = None) -> Standing:
         """The client's turn as soon as there is one; else, after a while or where none can come, how it stands."""
 
         def look() -> Standing | None:
@@ -166,7 +153,7 @@ class CrewServer:
                 standing if standing.state in ("your turn", "finished", "not running", "waits for approval") else None
             )
 
-        found = await in_time(look)
+        found = await in_time(look, began)
         standing = found or await to_thread.run_sync(self.driver.standing, client, None)
         if standing.state == "waits for approval":
             self._ask_person(client, session)
@@ -300,9 +287,9 @@ def is_over(driver: Driver, campaign: int, turn: int) -> bool:
     return now is None or now.number != turn
 
 
-async def in_time(look: Callable[[], T]) -> T | None:
-    """What `look`, called again and again in a thread, gives first; None after `WAIT_S`."""
-    end = time.monotonic() + WAIT_S
+async def in_time(look: Callable[[], T], began: float | None = None) -> T | None:
+    """What `look`, called again and again in a thread, gives first; None `WAIT_S` after the call began (now, where nothing is said)."""
+    end = (time.monotonic() if began is None else began) + WAIT_S
     while not (found := await to_thread.run_sync(look)) and time.monotonic() < end:
         await sleep(LOOK_S)
     return found or None

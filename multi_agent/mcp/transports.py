@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import hmac
+import logging
 import os
 import re
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
@@ -36,7 +40,8 @@ PATH = "/mcp"
 
 def serve_stdio(driver: Driver) -> None:
     """Serve the one client that started this process, until it closes standard input."""
-    served = CrewServer(driver).server
+    served = _quiet(driver)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread waits for input, and there is nothing to save here
     # What a library prints would stand between two messages: the client alone gets standard output.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
@@ -46,6 +51,12 @@ def serve_stdio(driver: Driver) -> None:
                 await served.run(read, write, served.create_initialization_options())
 
         anyio.run(run)
+
+
+def _quiet(driver: Driver) -> Server[Any, Any]:
+    """The server, whose library says nothing of clients that are gone or send what is no message: those get an answer."""
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
+    return CrewServer(driver).server
 
 
 def serve_http(driver: Driver, address: str, say: Callable[[str], None]) -> None:
@@ -106,7 +117,7 @@ def the_token(data: Path) -> tuple[str, str]:
 
 def http_app(driver: Driver, token: str) -> ASGIApp:
     """The server as an ASGI application at `PATH`, behind `Guard`."""
-    manager = StreamableHTTPSessionManager(CrewServer(driver).server)
+    manager = StreamableHTTPSessionManager(_quiet(driver))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -50,6 +50,8 @@ def agent_arms(options: argparse.Namespace, names: Sequence[str], say: Callable[
     """The searches of the named arms with the chat model that the options of `bench proposers` ask for."""
     caps: dict[str, Any] = {"max_tokens": options.max_tokens, "max_usd": options.max_usd}
     llm = choose_llm(options.llm, options.base_url, options.llm_key_env)
+    if llm.kind == "mcp":
+        raise bad_value("--llm", llm.name, "a chat model: no MCP client reaches the searches of a bench")
     if llm.kind == "replay":  # its answers name the rows of their own campaign
         raise bad_value(
             "--llm", llm.name, "any but replay: these searches are no campaign of which answers are recorded"

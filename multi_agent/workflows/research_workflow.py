@@ -219,8 +219,9 @@ def _verdict(crew: Crew) -> None:
         outcome=verdict.outcome,
     )
     narrative = redact(narrative or "")[:4_000]
-    narrator = f"{COORDINATOR_NAME} ({crew.choice.name})"
-    heard = crew.contexts[COORDINATOR_NAME].heard
+    context = crew.contexts[COORDINATOR_NAME]
+    narrator = f"{COORDINATOR_NAME} ({f'mcp:{context.client}' if context.client else crew.choice.name})"
+    heard = context.heard
     sources = [facts, lab.question.model_dump_json(), lab.plan.model_dump_json(), *heard]
     problem = narrative_problem(narrative, verdict.outcome, " ".join(sources)) if narrative else ""
     if problem:

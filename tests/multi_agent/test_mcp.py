@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import re
+import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,21 +18,29 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from crew_on_script import alone, crew_lab, idea
-from lab_on_script import ssm_leads
+from crew_on_script import alone, crew_lab, idea, narrative_of
+from lab_on_script import search_and_confirm, ssm_leads
 from mcp import ClientSession, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from pydantic import AnyUrl
+from starlette.responses import PlainTextResponse
 
+from cli.app import main as run_command
+from core.errors import InputError
 from experiments.campaign.lab import Lab
 from experiments.campaign.proposing.ideas import measured
+from experiments.campaign.steering import approve
+from experiments.ledger import Ledger
 from experiments.ledger.models import Proposal
 from experiments.runs.executor import Job
 from experiments.runs.paths import Paths
+from multi_agent.llm.calls import NoAnswerError
 from multi_agent.llm.choose import choose_llm
-from multi_agent.mcp import mailbox, server, transports
+from multi_agent.mcp import mailbox, resources, server, transports
 from multi_agent.mcp.driver import Driver
 from multi_agent.tools.ledger_tool import PROPOSE
+from multi_agent.tools.tool import ToolContext
 from multi_agent.workflows.research_workflow import run_research
 
 TOKEN = "a-token-of-this-test"
@@ -43,8 +56,8 @@ def prefers_one_layer(job: Job) -> float:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailbox, "POLL_S", 0.01)
-    monkeypatch.setattr(server, "LOOK_S", 0.02)
+    monkeypatch.setattr(mailbox, "POLL_S", 0.05)
+    monkeypatch.setattr(server, "LOOK_S", 0.05)
 
 
 @contextmanager
@@ -140,7 +153,7 @@ async def play(ask: Ask, act: Callable[[dict[str, Any]], Awaitable[str]]) -> lis
             ended = await ask("finish_turn", words=await act(now))
             assert isinstance(ended, dict), ended
         else:
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.05)
 
 
 def the_expert(ask: Ask, answers: list[Any]) -> Callable[[dict[str, Any]], Awaitable[str]]:
@@ -151,13 +164,14 @@ def the_expert(ask: Ask, answers: list[Any]) -> Callable[[dict[str, Any]], Await
             mine = idea("challenger", STACK, base="incumbent", expected_delta=90.0, low=50.0, high=200.0)
             answers.append(await ask("propose", **mine))
             answers.append(await ask("propose", **idea("baseline", {}, expected_delta=0.0)))
-        return "Nothing to add." if turn["kind"] != "report" else "It is confirmed."
+        outcome = re.search(r'Use the word "(\w+)"', turn["prompt"])
+        return f"It is {outcome[1]}." if outcome else "Nothing to add."
 
     return act
 
 
 def test_an_assistant_over_stdio_finds_the_better_stack_is_credited_and_the_verdict_follows(tmp_path: Path) -> None:
-    lab = crew_lab(tmp_path, 3, score=prefers_one_layer, trials_at_once=2, suggesting=2)
+    lab = crew_lab(tmp_path, 2, score=prefers_one_layer, trials_at_once=2, suggesting=2)
     loaded, answers = tmp_path / "loaded", []
     code = (
         "import sys; from cli.start import main; code = main();"
@@ -199,5 +213,242 @@ def test_an_assistant_over_stdio_finds_the_better_stack_is_credited_and_the_verd
     with lab.ledger.session() as session:
         reasons = [p.reason for p in session.query(Proposal).where(Proposal.source == "agent")]
     assert reasons == ["r (mcp:claude-code)"]
+    assert narrative_of(lab) == (f"It is {lab.judge().outcome}.", "Coordinator (mcp:claude-code)")
     assert lab.is_judged()
     assert loaded.read_text() == "none"  # of crewai and langchain, in the server's process
+
+
+def test_one_agent_over_http_is_asked_for_its_own_turns_and_its_person_approves_where_the_client_asks(
+    tmp_path: Path,
+) -> None:
+    lab = crew_lab(tmp_path, 2, score=prefers_one_layer, trials_at_once=2, suggesting=2)
+    answers: list[Any] = []
+    asked: list[str] = []
+
+    async def person(context: Any, question: types.ElicitRequestParams) -> types.ElicitResult:
+        asked.append(question.message)
+        return types.ElicitResult(action="accept", content={"approve": True})
+
+    async def main(url: str) -> list[dict[str, Any]]:
+        async with over_http(url, elicitation_callback=person) as session:
+            ask = asking(session)
+            names = {tool.name for tool in (await session.list_tools()).tools}
+            assert {"propose", "memory_length"} <= names
+            assert not {"request_confirmation", "inner_rate_sensitivity", "measure_throughput"} & names
+            assert [prompt.name for prompt in (await session.list_prompts()).prompts] == ["State-Modeling"]
+            prompt = (await session.get_prompt("State-Modeling")).messages[0].content
+            assert isinstance(prompt, types.TextContent)
+            assert "Your slice: the cell, its depth" in prompt.text
+            with worked_on(lab, tmp_path, "mcp:State-Modeling", approve_each="stage"):
+                turns = await play(ask, the_expert(ask, answers))
+            listed = [str(resource.uri) for resource in (await session.list_resources()).resources]
+            assert listed == [f"ssm-metarl://c-0001/{kind}" for kind in ("rows", "search-space", "report")]
+            texts = [(await session.read_resource(AnyUrl(uri))).contents[0] for uri in listed]
+            rows, space, report = (text.text for text in texts if isinstance(text, types.TextResourceContents))
+            assert "mcp:mcp:state-modeling" in {row["proposer"] for row in json.loads(rows)}
+            assert "model.num_layers" in {p["name"] for p in json.loads(space)[0]["parameters"]}
+            assert lab.judge().outcome in report
+            return turns
+
+    with served(driver_of(tmp_path, "State-Modeling")) as url:
+        turns = anyio.run(main, url)
+    assert {turn["agent"] for turn in turns} == {"State-Modeling"}
+    assert [done.idea.author for done in measured(lab.trials)] == ["State-Modeling"]
+    assert lab.is_judged()
+    assert len(asked) == 5
+    assert "c-0001 waits for your approval of the stage baseline" in asked[0]
+    assert {event.payload["via"] for event in lab.events(["approve"])} == {"mcp:mcp"}
+
+
+def test_a_client_that_goes_away_costs_one_deadline_and_is_asked_again_once_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "TURN_S", 0.3)
+    monkeypatch.setattr(server, "WAIT_S", 0.5)
+    lab = crew_lab(tmp_path, 2)
+    with worked_on(lab, tmp_path):
+        _wait_until(lambda: lab.stage == "done")
+    assert len(lab.events(["turn"])) == 1  # of the first agent; then nobody was there
+    assert "no MCP client took the turn within 0 s" in lab.events(["agent"])[0].payload["text"]
+    assert lab.is_judged()
+    assert {run.proposer for run in lab.ledger.runs(lab.number, purpose="search")} == {"default", "optimizer"}
+    lab.stop_event.clear()
+    box = mailbox.Mailbox(lab, lambda kind, actor, text, **payload: lab.record_event(kind, actor, payload), ["A", "B"])
+    context = ToolContext(lab, "A", None, lambda *a, **k: 0, None, None)  # type: ignore[arg-type]
+    with pytest.raises(NoAnswerError):
+        box.take_turn(context, [], "", {})
+    assert (box.asks("A"), box.asks("B")) == (False, False)
+    mailbox.Hand(lab.ledger, lab.ledger, "x", ("B",)).come(lab.number, None)
+    assert (box.asks("A"), box.asks("B"), box.asks("C")) == (False, True, False)
+
+
+def test_what_a_client_does_out_of_turn_or_wrongly_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "WAIT_S", 0.2)
+    lab = crew_lab(tmp_path / "data", 2)
+    mine = idea("challenger", STACK, base="incumbent")
+
+    async def main(url: str, empty: str) -> None:
+        async with over_http(empty) as session:
+            ask = asking(session)
+            assert await ask("next_turn") == "there is no campaign yet: start one with the tool open_campaign"
+            assert "unknown task" in await ask("open_campaign", goal="beat LSTM on nowhere")
+            assert "not both" in await ask("open_campaign", goal="beat LSTM on point-robot", budget="1m", env_steps="1M")  # fmt: skip
+            assert "did you mean 'goal'?" in await ask("open_campaign", gaol="x")
+            assert "Did you mean 'next_turn'?" in await ask("next_turns")
+            assert "no-such" in await ask("campaign_status", campaign="no-such")
+        async with over_http(url) as session:
+            ask = asking(session)
+            assert "it is not your turn: c-0001 is not worked on. Go on with the tool resume_campaign" in await ask("propose", **mine)  # fmt: skip
+            assert "it is not your turn" in await ask("finish_turn", words="Done.")
+            with worked_on(lab, tmp_path, approve_each="stage"):
+                while (now := await ask("next_turn"))["state"] != "waits for approval":
+                    pass
+                assert "approve c-0001" in now["text"]  # no elicitation: a person is told the command
+                assert "a person's approval" in await ask("propose", **mine)
+                approve(lab.ledger, lab.number, deny=None)
+                while (now := await ask("next_turn"))["state"] != "waits for approval":
+                    pass
+                approve(lab.ledger, lab.number, deny=None)
+                while (now := await ask("next_turn"))["state"] != "your turn":
+                    pass
+                assert (now["agent"], now["kind"]) == ("Coordinator", "plan")
+                assert "propose is no tool of Coordinator, whose turn it is; allowed: ledger_query" in await ask("propose", **mine)  # fmt: skip
+                assert "got 99" in await ask("ledger_query", view="top", limit=99)
+                assert (await ask("ledger_query", view="baseline"))["columns"]
+                assert "is being worked on already" in await ask("resume_campaign")
+                with monkeypatch.context() as patch:  # a tool that takes longer than a call may
+                    patch.setattr(server, "WAIT_S", 0.0)
+                    late = await ask("ledger_query", view="top", limit=3)
+                    assert late["again_s"] == 5
+                assert (await ask("ledger_query", view="top", limit=3))["columns"]
+                calls = [e for e in lab.events(["tool_call"]) if e.payload["arguments"].get("view") == "top"]
+                assert len(calls) == 2  # the refused one, and the late one, which ran once
+
+    with served(driver_of(tmp_path / "data")) as url, served(driver_of(tmp_path / "empty")) as empty:
+        anyio.run(main, url, empty)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code", "words"),
+    [
+        ({}, 401, "the bearer token is missing"),
+        ({"Authorization": "Bearer of-another-server"}, 401, "the bearer token is wrong"),
+        ({"Authorization": "Basic " + TOKEN}, 401, "the bearer token is wrong"),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "https://evil.example"}, 403, "Origin: got 'https://evil.example', allowed: this machine"),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "null"}, 403, "Origin: got 'null'"),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://127.0.0.1.evil.example"}, 403, "Origin: got"),
+        ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example:8765"}, 403, "Host: got 'evil.example:8765'"),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://localhost:3000"}, 200, "reached"),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200, "reached"),
+    ],
+)  # fmt: skip
+def test_a_request_without_the_token_or_from_a_foreign_page_is_refused_in_a_sentence(
+    headers: dict[str, str], code: int, words: str
+) -> None:
+    async def main() -> httpx.Response:
+        guarded = transports.Guard(PlainTextResponse("reached"), TOKEN)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(guarded), base_url="http://127.0.0.1:8765"
+        ) as client:  # type: ignore[arg-type]
+            return await client.post("/mcp", headers=headers)
+
+    answer = anyio.run(main)
+    assert answer.status_code == code
+    assert words in answer.text
+
+
+def test_an_address_that_is_none_foreign_or_in_use_is_refused_in_a_sentence() -> None:
+    with transports.listening("127.0.0.1:0") as door:
+        port = door.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--http: got '127.0.0.1:{port}', allowed: a port that no other program"):
+            transports.listening(f"127.0.0.1:{port}")
+    for address, cause in (("8765", "such as 127.0.0.1:8765"), ("0.0.0.0:8765", "SSH tunnel"), ("localhost:99999", "such as")):  # fmt: skip
+        with pytest.raises(InputError, match=cause):
+            transports.listening(address)
+
+
+def test_the_token_is_the_persons_or_is_drawn_once_and_readable_by_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, where = transports.the_token(tmp_path)
+    assert transports.the_token(tmp_path) == (drawn, where)
+    assert Path(where).stat().st_mode & 0o077 == 0
+    monkeypatch.setenv(transports.TOKEN, TOKEN)
+    assert transports.the_token(tmp_path)[0] == TOKEN
+    monkeypatch.setenv(transports.TOKEN, "short")
+    with pytest.raises(InputError, match="SSM_MCP_TOKEN: got 5 characters, allowed: 16 or more"):
+        transports.the_token(tmp_path)
+
+
+def test_a_role_that_nobody_has_is_refused_by_the_command_and_by_llm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["mcp", "--agent", "State-Modelling", "--data-dir", str(tmp_path)],
+        ["--goal", "beat LSTM on point-robot", "--llm", "mcp:State-Modelling", "--dry-run"],
+    ):
+        assert run_command(words) == 2
+        assert "unknown agent 'State-Modelling'. Did you mean 'State-Modeling'?" in capsys.readouterr().err
+
+
+def test_a_confirmations_scores_stay_hidden_until_its_verdict(tmp_path: Path) -> None:
+    lab = crew_lab(tmp_path, 1)
+    search_and_confirm(lab)
+
+    def shown() -> set[Any]:
+        rows = json.loads(str(resources.read(lab.ledger, lab.paths, "ssm-metarl://c-0001/rows").content))
+        return {row["score"] for row in rows if row["purpose"] == "confirmation"}
+
+    assert shown() == {None}
+    assert driver_of(tmp_path).status(lab.number).verdict is None
+    lab.judge()
+    assert None not in shown()
+    with pytest.raises(InputError, match="allowed: ssm-metarl://c-0001/ and one of rows, search-space, report"):
+        resources.read(lab.ledger, lab.paths, "ssm-metarl://c-0001/evals")
+
+
+def _wait_until(fact: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not fact():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_campaign_opened_by_a_client_outlives_its_server_and_a_kill_of_its_own_process(tmp_path: Path) -> None:
+    answers: list[Any] = []
+
+    async def begin() -> tuple[int, str]:
+        async with over_stdio(tmp_path) as session:
+            ask = asking(session)
+            refused = await ask("open_campaign", goal="beat LSTM on point-robot", env_steps="1")
+            while isinstance(refused, dict) and refused["state"] == "planning":
+                refused = await ask("next_turn")
+            assert "too small" in refused
+            now = await ask("open_campaign", goal="beat LSTM on point-robot", env_steps="600k", seed=3)
+            while now["state"] != "your turn":
+                assert now["again_s"], now
+                await anyio.sleep(0.5)
+                now = await ask("next_turn")
+            holder = Ledger(Paths.of(tmp_path).ledger_url, read_only=True).get_campaign(1).holder
+            assert holder is not None
+            return holder["pid"], now["campaign"]
+
+    async def go_on() -> dict[str, Any]:
+        async with over_stdio(tmp_path) as session:
+            ask = asking(session)
+            assert (await ask("next_turn"))["state"] == "your turn"  # which a new server finds
+            os.kill(pid, signal.SIGKILL)
+            while (now := await ask("next_turn"))["state"] != "not running":
+                await anyio.sleep(0.2)
+            assert "resume_campaign" in now["text"]
+            await ask("resume_campaign", campaign=campaign)
+            await play(ask, the_expert(ask, answers))
+            return await ask("campaign_status")
+
+    pid, campaign = anyio.run(begin)
+    status = anyio.run(go_on)
+    assert status["verdict"] in ("confirmed", "refuted", "inconclusive")
+    assert "model.num_layers" in answers[0]["configuration"]
