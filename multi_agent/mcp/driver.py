@@ -90,7 +90,12 @@ class Driver:
     # ---- opening and resuming -----------------------------------------------------------
 
     def open(self, client: Client, asked: OpenArguments) -> None:
-        """Start a campaign's process. InputError for a goal or a budget that the command line would refuse."""
+        """Start a campaign's process. InputError for a goal or a budget that the command line would refuse, and while the client's last
+        campaign is at work: a call that was cut off and is repeated starts no second one."""
+        own = client.campaign
+        if client.opening is not None or (own is not None and is_worked_on(self.ledger, own)):
+            name = "a campaign of yours" if own is None else readable_id("c", own)
+            raise InputError(f"{name} is at work already: ask next_turn. To end it first: {command('stop')}")
         if asked.budget is not None and asked.env_steps is not None:
             raise InputError("budget: got env_steps too, allowed: either budget or env_steps, not both")
         if asked.env_steps is not None:
@@ -165,18 +170,18 @@ class Driver:
         if client.campaign is not None:
             return client.campaign
         if client.opening is not None:
-            raise InputError(f"the campaign is being planned: ask next_turn in {AGAIN_S} s")
+            raise InputError(f"the campaign is being planned: ask next_turn in {AGAIN_S['planning']} s")
         with self.ledger.session() as session:
             newest = session.scalar(select(Campaign.id).order_by(Campaign.id.desc()).limit(1))
         if newest is None:
             raise InputError("there is no campaign yet: start one with the tool open_campaign")
         return newest
 
-    def turn(self, client: Client, named: str | None = None) -> OpenTurn | None:
+    def turn(self, client: Client) -> OpenTurn | None:
         """The turn that waits for this client, None where none does."""
-        if named is None and not self._settle(client):
+        if not self._settle(client):
             return None
-        turn = open_turn(self.ledger, self.campaign(client, named))
+        turn = open_turn(self.ledger, self.campaign(client, None))
         return turn if turn is not None and (not self.agents or turn.agent in self.agents) else None
 
     def waits(self, campaign: int) -> Waiting | None:
@@ -188,8 +193,9 @@ class Driver:
         """What the client's campaign wants of it now."""
         if client.opening is not None:
             name = readable_id("c", client.campaign)
-            words = f"The campaign is being planned. Ask next_turn again in {AGAIN_S} s."
-            return Standing(campaign=name, state="planning", text=words, again_s=AGAIN_S)
+            again = AGAIN_S["planning"]
+            words = f"The campaign is being planned. Ask next_turn again in {again} s."
+            return Standing(campaign=name, state="planning", text=words, again_s=again)
         number = self.campaign(client, None)
         name = str(readable_id("c", number))
         if turn is not None:
@@ -207,8 +213,8 @@ class Driver:
                 deadline_s=turn.seconds_left,
             )
         state = self._state(number)
-        again = None if state in ("finished", "not running") else AGAIN_S
-        ask = f"Ask next_turn again in {AGAIN_S} s."
+        again = AGAIN_S.get(state)
+        ask = f"Ask next_turn again in {again} s."
         with self.ledger.session() as session:  # a goal of several questions is a campaign each, one after another
             newest = session.scalar(select(Campaign.id).order_by(Campaign.id.desc()).limit(1)) or number
         more = (

@@ -32,8 +32,8 @@ from multi_agent.mcp import resources
 from multi_agent.mcp.driver import Client, Driver
 from multi_agent.mcp.mailbox import answer_to, client_name, open_turn
 from multi_agent.mcp.values import (
-    AGAIN_S,
     DRIVING,
+    TOOL_AGAIN_S,
     CampaignArguments,
     FinishArguments,
     OpenArguments,
@@ -177,8 +177,8 @@ class CrewServer:
 
         answer = await in_time(look)
         if answer is None:
-            words = f"{name} is at work. Call it again with the same arguments in {AGAIN_S} s."
-            return told(Pending(running=words, again_s=AGAIN_S))
+            words = f"{name} is at work. Call it again with the same arguments in {TOOL_AGAIN_S} s."
+            return told(Pending(running=words, again_s=TOOL_AGAIN_S))
         try:
             data = json.loads(answer)
         except ValueError:  # cut by its length

@@ -27,7 +27,6 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import InputError, bad_value
-from core.files import write_atomic
 from multi_agent.mcp.driver import Driver
 from multi_agent.mcp.server import CrewServer
 
@@ -107,12 +106,14 @@ def the_token(data: Path) -> tuple[str, str]:
             raise InputError(f"{TOKEN}: got {len(token)} characters, allowed: {SHORTEST_TOKEN} or more")
         return token, f"the environment variable {TOKEN}"
     file = data / "mcp" / "token"
-    if not file.is_file():
+    token = file.read_text().strip() if file.is_file() else ""
+    if len(token) < SHORTEST_TOKEN:  # none yet, or what a full disk left of one
+        token, new = secrets.token_urlsafe(32), file.with_suffix(".new")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        write_atomic(file, secrets.token_urlsafe(32).encode())
-        file.chmod(0o600)
-    return file.read_text().strip(), str(file)
+        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as kept:
+            kept.write(token)
+        new.replace(file)
+    return token, str(file)
 
 
 def http_app(driver: Driver, token: str) -> ASGIApp:

@@ -9,9 +9,11 @@ from pydantic import BaseModel, Field
 
 from core.config import FrozenConfig
 
-AGAIN_S = 5
-"""Seconds after which a client asks again."""
 State = Literal["your turn", "planning", "training", "waits for approval", "not running", "finished"]
+AGAIN_S: dict[State, int] = {"planning": 5, "training": 30, "waits for approval": 15}
+"""Seconds after which a client asks again, well within the deadline of a turn; no entry where there is nothing to wait for."""
+TOOL_AGAIN_S = 5
+"""The same for a tool that is still at work."""
 
 
 class OpenArguments(FrozenConfig):

@@ -318,6 +318,8 @@ def test_what_a_client_does_out_of_turn_or_wrongly_is_refused_in_a_sentence(
                 assert "got 99" in await ask("ledger_query", view="top", limit=99)
                 assert (await ask("ledger_query", view="baseline"))["columns"]
                 assert "is being worked on already" in await ask("resume_campaign")
+                assert (await ask("next_turn", campaign="c-0001"))["state"] == "your turn"
+                assert "c-0001 is at work already" in await ask("open_campaign", goal="beat LSTM on point-robot")
                 with monkeypatch.context() as patch:  # a tool that takes longer than a call may
                     patch.setattr(server, "WAIT_S", 0.0)
                     late = await ask("ledger_query", view="top", limit=3)
@@ -375,6 +377,8 @@ def test_the_token_is_the_persons_or_is_drawn_once_and_readable_by_nobody_else(
     drawn, where = transports.the_token(tmp_path)
     assert transports.the_token(tmp_path) == (drawn, where)
     assert Path(where).stat().st_mode & 0o077 == 0
+    Path(where).write_text("")
+    assert len(transports.the_token(tmp_path)[0]) > 40  # an empty one would let everybody in
     monkeypatch.setenv(transports.TOKEN, TOKEN)
     assert transports.the_token(tmp_path)[0] == TOKEN
     monkeypatch.setenv(transports.TOKEN, "short")
