@@ -61,7 +61,7 @@ for _command in (
         reading.diff,
         reading.sql,
     ),
-    *(reading.report, reading.plot, reading.watch, reading.export),
+    *(reading.report, reading.plot, reading.watch, reading.export, serving.serve),
     *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
     serving.mcp,
     *(training.rerun, training.tune, training.grid, training.evaluate, training.bench),

@@ -106,17 +106,9 @@ class Output:
 
     def _print_json(self, value: Any) -> None:
         from experiments.ledger.store import write_json
+        from experiments.tables import plain_data
 
-        emit_json(write_json(_plain_data(value), indent=2, default=str))
-
-
-def _plain_data(value: Any) -> Any:
-    """The value with pydantic models in it, at any depth, as plain data."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {name: _plain_data(item) for name, item in value.items()}
-    return [_plain_data(item) for item in value] if isinstance(value, list | tuple) else value
+        emit_json(write_json(plain_data(value), indent=2, default=str))
 
 
 def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:

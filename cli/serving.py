@@ -1,10 +1,10 @@
-"""Let an assistant be the crew, or one of its agents, over MCP."""
+"""Serve: an assistant that is the crew or one of its agents, over MCP; the ledger, to a browser."""
 
 from __future__ import annotations
 
 import sys
 
-from cli.options import LedgerOptions, Words
+from cli.options import Flag, LedgerOptions, Words
 from cli.terminal import emit
 from core.errors import InputError
 
@@ -37,3 +37,44 @@ def mcp(*, http: str | None = None, agent: Words = None, options: LedgerOptions 
             "mcp: a person is at the terminal, allowed: an MCP client that starts this command (docs/mcp.md), or --http 127.0.0.1:8765"
         )
     serve_stdio(driver)
+
+
+def serve(
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    token: Flag = False,
+    dry_run: Flag = False,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Show the ledger as pages in a browser: campaigns as they run, runs, comparisons, claims and verdicts. Nothing can be changed there.
+
+    Parameters
+    ----------
+    port
+        Where to listen; 0 is any free one.
+    host
+        An address of this machine; one that others reach needs --token.
+    token
+        Ask for a secret, new with every start, which stands in the address that is printed.
+    dry_run
+        Open the ledger, take the address, and stop.
+    """
+    options.paths()
+    ledger = options.read()
+    from experiments.serving.server import listen, serve_forever
+
+    at = listen(host, port, with_token=token)
+    output = options.output
+    shown = {"address": at.address, "ledger": ledger.place, "read_only": True}
+    if dry_run:
+        at.socket.close()
+        output.result(shown, f"{ledger.place} can be served at {at.address}", "Dry run: nothing was started.")
+        return
+
+    def ready() -> None:
+        output.result(shown, at.address if output.quiet else words)
+        sys.stdout.flush()  # a pipe is to have the address now
+
+    words = f"{ledger.place} is at {at.address}, to be read and not to be changed. Ctrl-C ends it."
+    serve_forever(ledger, at, on_ready=ready)

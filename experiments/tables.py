@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
@@ -74,6 +74,15 @@ def cell(value: Any) -> str:
 def named_cell(name: str, value: Any) -> str:
     """A seed is a name and no amount, so it has no thousands separators."""
     return str(value) if name.rpartition(".")[2] in ("seed", "seeds") and isinstance(value, int) else cell(value)
+
+
+def plain_data(value: Any) -> Any:
+    """The value with pydantic models in it, at any depth, as plain data: what `--json` prints."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {name: plain_data(item) for name, item in value.items()}
+    return [plain_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

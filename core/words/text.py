@@ -47,6 +47,8 @@ def harmless(text: str, *, lines: bool = False) -> str:
     every kind of space is a space; what joins letters stays behind a letter that is not ASCII, once. lines: line breaks and
     tabs stay; without, they are spaces too.
     """
+    if text.isascii() and text.isprintable():
+        return text
 
     def visible(run: re.Match[str]) -> str:
         shown, joins = "", False  # whether a joiner may come next

@@ -16,7 +16,9 @@ from sqlalchemy import select
 from core.errors import InputError, unknown_name
 from core.words.commands import command
 from env_runner.task_distributions import get_family
+from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
+from experiments.campaign.trials import Trials
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Claim, Run, Verdict
@@ -37,6 +39,18 @@ class Side:
     key: str
     label: str
     runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the search of a campaign went: its finished runs in order, and the baseline's default with its noise."""
+
+    runs: tuple[Run, ...]
+    """Those with a score: the default on its seeds, then every trial."""
+    default: float | None
+    """Mean score of the baseline's default configuration."""
+    noise_floor: float | None
+    """Standard deviation of that score over seeds."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,17 @@ def run_sides(ledger: Ledger, numbers: Sequence[int]) -> tuple[Side, ...]:
         )
         for runs in groups.values()
     )
+
+
+def search_so_far(ledger: Ledger, number: int) -> Search:
+    """What the search of a campaign has found until now. No held-out score is among it."""
+    row = ledger.get_campaign(number)
+    trials = Trials(ledger, number, Question.model_validate(row.question), Plan.model_validate(row.plan), row.seed)
+    runs = ledger.runs(number, purpose=("baseline", "search"))
+    scored = sorted(
+        (run for run in runs if run.score is not None), key=lambda run: (run.ended_at or run.created_at, run.id)
+    )
+    return Search(tuple(scored), trials.baseline_mean(), trials.noise_floor())
 
 
 def draw(ledger: Ledger, sides: Sequence[Side], what: str) -> Drawn:

@@ -261,6 +261,7 @@ def _describe_run(ledger: Ledger, number: int) -> dict[str, Any]:
             )
             .where(Eval.run_id == number)
             .group_by(Eval.name, Eval.episode)
+            .order_by(Eval.name, Eval.episode)
         )
         evals = [
             {"quantity": q, "episode": e, "mean": mean, "worst": worst, "tasks": finite}

@@ -41,6 +41,7 @@ CALLS: dict[str, list[str]] = {
     "resume": ["c-0001", "--dry-run"],
     "run": ["--preset", "point-robot.lstm", "--env-steps", "64k", "--dry-run"],
     "runs": [],
+    "serve": ["--port", "0", "--dry-run"],
     "show": ["r-0001"],
     "sql": ["select 1"],
     "status": [],
