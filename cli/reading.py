@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from cli.options import CampaignId, Flag, LedgerOptions, Limit, Seed
+from core.errors import bad_value
 from core.pools import Pool
 
 
@@ -323,12 +324,12 @@ def export(
     out: str | None = None,
     options: LedgerOptions = LedgerOptions(),
 ) -> None:
-    """Write a table of the ledger as a file.
+    """Write a table of the ledger as a file, or what it holds as another program's files.
 
     Parameters
     ----------
     format
-        csv, jsonl or parquet.
+        csv, jsonl or parquet; optuna: a campaign's search as an SQLite storage of Optuna.
     table
         runs, metrics, evals, campaigns, proposals, claims, verdicts, events, artifacts, notes or tags.
     campaign
@@ -340,10 +341,23 @@ def export(
     """
     from pathlib import Path
 
+    from experiments.ledger.export import OF_OTHERS
     from experiments.ledger.export import export as write_export
 
+    exports = options.paths().data / "exports"
+    if format in OF_OTHERS and table != "runs":
+        raise bad_value("--table", table, f"runs, where the format is {format}")
     ledger = options.read()
+    if format == "optuna":
+        if where is not None:
+            raise bad_value("--where", where, "nothing where the format is optuna: a study holds a whole search")
+        from experiments.serving.studies import write_studies
+
+        number = ledger.resolve(campaign or "@last", "campaign")
+        file = Path(out) if out else exports / f"c-{number:04d}.optuna.db"
+        options.output.done({"file": str(file), "trials": write_studies(ledger, number, file)})
+        return
     campaign_id = None if campaign is None else ledger.resolve(campaign, "campaign")
-    file = Path(out) if out else options.paths().data / "exports" / f"{table}.{format}"
+    file = Path(out) if out else exports / f"{table}.{format}"
     count = write_export(ledger, file, what=table, format=format, campaign=campaign_id, where=where)
     options.output.done({"file": str(file), "rows": count})

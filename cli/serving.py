@@ -1,4 +1,4 @@
-"""Serve: an assistant that is the crew or one of its agents, over MCP; the ledger, to a browser."""
+"""Serve: an assistant that is the crew or one of its agents, over MCP; the ledger to a browser, a campaign's search in Optuna's dashboard."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def serve(
     port: int = 8000,
     host: str = "127.0.0.1",
     token: Flag = False,
+    search: str | None = None,
     dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> None:
@@ -57,24 +58,37 @@ def serve(
         An address of this machine; one that others reach needs --token.
     token
         Ask for a secret, new with every start, which stands in the address that is printed.
+    search
+        A campaign, such as c-0001: its trials in Optuna's own dashboard, in place of the pages.
     dry_run
         Open the ledger, take the address, and stop.
     """
     options.paths()
     ledger = options.read()
+    from experiments.serving.guard import OTHERS, OWN
     from experiments.serving.server import listen, serve_forever
 
-    at = listen(host, port, with_token=token)
+    if search is None:
+        from experiments.serving.site import make_site
+
+        at = listen(host, port, with_token=token)
+        site, headers, what = make_site(ledger), OWN, ledger.place
+    else:
+        from experiments.serving.studies import dashboard
+
+        number = ledger.resolve(search, "campaign")
+        site, headers = dashboard(ledger, number), OTHERS
+        at, what = listen(host, port, with_token=token), f"A copy of the search of c-{number:04d} in {ledger.place}"
     output = options.output
     shown = {"address": at.address, "ledger": ledger.place, "read_only": True}
     if dry_run:
         at.socket.close()
-        output.result(shown, f"{ledger.place} can be served at {at.address}", "Dry run: nothing was started.")
+        output.result(shown, f"{what} can be served at {at.address}", "Dry run: nothing was started.")
         return
 
     def ready() -> None:
         output.result(shown, at.address if output.quiet else words)
         sys.stdout.flush()  # a pipe is to have the address now
 
-    words = f"{ledger.place} is at {at.address}, to be read and not to be changed. Ctrl-C ends it."
-    serve_forever(ledger, at, on_ready=ready)
+    words = f"{what} is at {at.address} (nothing there changes the ledger). Ctrl-C ends it."
+    serve_forever(site, at, headers=headers, on_ready=ready)

@@ -48,6 +48,7 @@ TABLES: dict[str, type[Base]] = {
     "tags": Tag,
 }
 FORMATS = ("csv", "jsonl", "parquet")
+OF_OTHERS = ("optuna", "tensorboard")  # no tables; they are written by `experiments/serving/`
 LONG = ("metrics", "evals", "events")  # written row by row; the others are small and get one column a field
 OF_RUNS = ("metrics", "evals", "artifacts")
 PREFIX = {"campaign_id": "c", "claim_id": "k", "run_id": "r", "rerun_of": "r"}
@@ -65,7 +66,7 @@ def export(
     if what not in TABLES:
         raise unknown_name("table", what, TABLES)
     if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
+        raise unknown_name("format", format, (*FORMATS, *OF_OTHERS))
     if format == "parquet":
         _need_pyarrow()
     table, conditions = TABLES[what], []

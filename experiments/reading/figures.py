@@ -6,6 +6,7 @@ the runs of one configuration over their seeds. What cannot be derived from rows
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -16,9 +17,7 @@ from sqlalchemy import select
 from core.errors import InputError, unknown_name
 from core.words.commands import command
 from env_runner.task_distributions import get_family
-from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
-from experiments.campaign.trials import Trials
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Claim, Run, Verdict
@@ -110,13 +109,13 @@ def run_sides(ledger: Ledger, numbers: Sequence[int]) -> tuple[Side, ...]:
 
 def search_so_far(ledger: Ledger, number: int) -> Search:
     """What the search of a campaign has found until now. No held-out score is among it."""
-    row = ledger.get_campaign(number)
-    trials = Trials(ledger, number, Question.model_validate(row.question), Plan.model_validate(row.plan), row.seed)
-    runs = ledger.runs(number, purpose=("baseline", "search"))
-    scored = sorted(
-        (run for run in runs if run.score is not None), key=lambda run: (run.ended_at or run.created_at, run.id)
+    runs = [run for run in ledger.runs(number, purpose=("baseline", "search")) if run.score is not None]
+    default = [run.score or 0.0 for run in runs if (run.purpose, run.arm) == ("baseline", "baseline")]
+    return Search(
+        runs=tuple(sorted(runs, key=lambda run: (run.ended_at or run.created_at, run.id))),
+        default=statistics.fmean(default) if default else None,
+        noise_floor=statistics.stdev(default) if len(default) > 1 else None,
     )
-    return Search(tuple(scored), trials.baseline_mean(), trials.noise_floor())
 
 
 def draw(ledger: Ledger, sides: Sequence[Side], what: str) -> Drawn:

@@ -7,7 +7,7 @@ import ipaddress
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,7 @@ import uvicorn
 
 from core.errors import InputError, bad_value
 from core.words.commands import command
-from experiments.ledger.store import Ledger
-from experiments.serving.site import LOOPBACK, make_site
+from experiments.serving.guard import LOOPBACK, Guarded
 
 FREE_PORT = 0
 
@@ -67,10 +66,12 @@ def listen(host: str, port: int, *, with_token: bool) -> Listening:
     return Listening(opened, f"http://{shown}:{taken}/{query}", token, shown, is_loopback)
 
 
-def serve_forever(ledger: Ledger, at: Listening, *, on_ready: Callable[[], None] = lambda: None) -> None:
+def serve_forever(
+    site: Any, at: Listening, *, headers: Mapping[str, str], on_ready: Callable[[], None] = lambda: None
+) -> None:
     """Answer requests until Ctrl-C or SIGTERM; what is being answered then is finished first, for a second at most."""
-    hosts = (*LOOPBACK, at.host) if at.is_loopback else ()
-    site = make_site(ledger, hosts=hosts, token=at.token, port=at.socket.getsockname()[1])
+    hosts = tuple(dict.fromkeys((*LOOPBACK, at.host))) if at.is_loopback else ()
+    guarded = Guarded(site, hosts=hosts, token=at.token, port=at.socket.getsockname()[1], headers=headers)
     settings: dict[str, Any] = {
         "log_level": "error",
         "access_log": False,
@@ -79,7 +80,7 @@ def serve_forever(ledger: Ledger, at: Listening, *, on_ready: Callable[[], None]
         "http": "h11",
     }
     server = uvicorn.Server(
-        uvicorn.Config(site, server_header=False, proxy_headers=False, timeout_graceful_shutdown=1, **settings)
+        uvicorn.Config(guarded, server_header=False, proxy_headers=False, timeout_graceful_shutdown=1, **settings)
     )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

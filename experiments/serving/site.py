@@ -1,28 +1,26 @@
-"""The pages as a web application that reads a ledger: routes, what a browser may do with them, and how text becomes HTML.
+"""The pages as a web application that reads a ledger: its routes, and how text becomes HTML.
 
-Everything from rows goes through `harmless` and Jinja's escaping; the only text that is trusted is markup of `drawing.py`. The policy
-of every answer allows this server's own style sheet, script and pictures and nothing else. A page in another tab that has given its own
-name this machine's address (DNS rebinding) is known by its Host header, and refused.
+Everything from rows goes through `harmless` and Jinja's escaping; the only text that is trusted is markup of `drawing.py` and
+`linked`.
 """
 
 from __future__ import annotations
 
-import hmac
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from core.errors import InputError
@@ -36,27 +34,12 @@ from experiments.tables import cell, flatten, named_cell, plain_data
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MOST_LISTED = 1000
 SHORT = 24  # characters of a cell
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-
-def make_site(ledger: Ledger, *, hosts: Sequence[str] = LOOPBACK, token: str = "", port: int = 0) -> Guarded:
-    """The application. ledger: opened read-only. hosts: names that a request may have come for, all where empty. token: what a
-    request has to know, nothing where empty. port: tells this server's cookie from that of another one on this machine."""
+def make_site(ledger: Ledger) -> Starlette:
+    """The pages over a ledger that was opened read-only; who may see them is decided by `experiments/serving/guard.py`."""
     show = _Renderer(ledger)
     made: dict[str, Callable[[Request], Page]] = {
         "/runs": lambda request: _runs(ledger, request),
@@ -68,53 +51,7 @@ def make_site(ledger: Ledger, *, hosts: Sequence[str] = LOOPBACK, token: str = "
     routes = [Route(path, show.endpoint(lambda request: pages.front(ledger))) for path in ("/", "/index.json")]
     routes.append(Route("/static/{name}", _static))
     routes += [Route(path + suffix, show.endpoint(make)) for path, make in made.items() for suffix in (".json", "")]
-    site = Starlette(routes=routes, exception_handlers={HTTPException: show.refusal, Exception: show.fault})
-    return Guarded(site, hosts=hosts, token=token, cookie=f"serve-{port}")
-
-
-class Guarded:
-    """An application behind the check of the Host header and of the token, with `HEADERS` on every answer."""
-
-    def __init__(self, site: Starlette, *, hosts: Sequence[str], token: str, cookie: str) -> None:
-        self.site, self.hosts, self.token, self.cookie = site, [name.lower() for name in hosts], token, cookie
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                kept = [(name, value) for name, value in message["headers"] if name.decode() not in HEADERS]
-                message["headers"] = kept + [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            await send(message)
-
-        if scope["type"] != "http":
-            return
-        answer: Callable[..., Awaitable[None]] = self._refused(Request(scope)) or self.site
-        await answer(scope, receive, send_with_headers)
-
-    def _refused(self, request: Request) -> Response | None:
-        """What is answered in place of a page; None where the request may see it."""
-        host = re.sub(r":\d*$", "", request.headers.get("host", "")).lower()
-        if self.hosts and host not in self.hosts:
-            return PlainTextResponse(f"This page is for {', '.join(self.hosts)}, not for {harmless(host)!r}.\n", 421)
-        if not self.token:
-            return None
-        given = request.query_params.get("token")
-        if given is not None and self._is_token(given):  # once in the address, from then on in a cookie
-            rest = urlencode([pair for pair in parse_qsl(request.url.query) if pair[0] != "token"])
-            moved = RedirectResponse(_same_place(request.url.path) + (f"?{rest}" if rest else ""), 303)
-            moved.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
-            return moved
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if self._is_token(request.cookies.get(self.cookie, "")) or (scheme.lower() == "bearer" and self._is_token(bearer)):  # fmt: skip
-            return None
-        return PlainTextResponse("Open the address that `serve` printed, with its token.\n", 401, {"www-authenticate": "Bearer"})  # fmt: skip
-
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.token.encode())
-
-
-def _same_place(path: str) -> str:
-    """A path on this server: two slashes at its start would name another one."""
-    return "/" + path.lstrip("/\\")
+    return Starlette(routes=routes, exception_handlers={HTTPException: show.refusal, Exception: show.fault})
 
 
 @cache

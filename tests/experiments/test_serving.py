@@ -10,10 +10,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import chromium
@@ -26,8 +25,9 @@ from core.errors import InputError
 from experiments.ledger import Ledger
 from experiments.ledger.models import Base
 from experiments.serving.drawing import Line, best_line, chart
+from experiments.serving.guard import LOOPBACK, OWN, Guarded
 from experiments.serving.server import listen
-from experiments.serving.site import HEADERS, make_site
+from experiments.serving.site import make_site
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["/", "/runs", "/runs?where=model=lstm&sort=-score", "/c-0001", "/c-0001/space", "/r-0001", "/r-0009", "/p-0001", "/k-0001", "/v-0001",
@@ -48,8 +48,9 @@ def site(file: Path) -> Iterator[TestClient]:
     ledger.close()
 
 
-def _client(ledger: Ledger, **options: Any) -> TestClient:
-    return TestClient(make_site(ledger, **options), base_url="http://localhost", follow_redirects=False)  # type: ignore[arg-type]
+def _client(ledger: Ledger, hosts: Sequence[str] = LOOPBACK, token: str = "", port: int = 8000) -> TestClient:
+    guarded = Guarded(make_site(ledger), hosts=hosts, token=token, port=port)
+    return TestClient(guarded, base_url="http://localhost", follow_redirects=False)  # type: ignore[arg-type]
 
 
 def _nearly(number: str) -> float:
@@ -75,7 +76,7 @@ def _change(file: Path, *statements: str) -> None:
 def test_every_page_is_there_and_as_json_too_under_a_strict_policy(page: str, site: TestClient) -> None:
     answer = site.get(page)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8"), answer.text
-    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert {name: answer.headers[name] for name in OWN} == OWN
     assert not re.search(r'style="|<style|<script>|\son\w+=|(src|href)="(?!/|\?|#)', answer.text)
     path, _, query = page.partition("?")
     both = [site.get(_as_json(page)), site.get(f"{path if path != '/' else '/index'}.json?{query}")]
