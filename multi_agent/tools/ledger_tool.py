@@ -10,7 +10,7 @@ from core.config import FrozenConfig
 from core.errors import InputError
 from experiments.campaign.proposing.ideas import Expected
 from experiments.campaign.trials import Base
-from experiments.campaign.views import DecisionView, FeasibilityView, NoteView, SpaceView
+from experiments.campaign.views import DecisionView, FeasibilityView, NoteView, SpaceView, VetoView
 from experiments.ledger.ids import named_rows
 from experiments.tables import TableView
 from experiments.vocabulary import Arm
@@ -205,7 +205,7 @@ def _expected(arguments: ProposeArguments) -> Expected:
     return Expected(delta=arguments.expected_delta, low=arguments.low, high=arguments.high)
 
 
-def veto(context: ToolContext, arguments: VetoArguments) -> BaseModel:
+def veto(context: ToolContext, arguments: VetoArguments) -> VetoView:
     """Take back an idea of this round that repeats a finished run; the optimizer has its trial then. Code allows it only where no field
     differs by more than a tenth of its range."""
     return context.lab.veto(arguments.arm, arguments.agent, arguments.run)
