@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import main
 from cli import former
 from cli.app import app
 from cli.field_reference import FOLDER, PAGES, field_reference
@@ -164,7 +166,7 @@ PYTHON = [(page, code) for page in TELLING for code in blocks(page, "python") if
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[f"{name_of(page)}-{n}" for n, (page, _) in enumerate(PYTHON)])
 def test_a_python_snippet_compiles_and_a_short_one_runs(
-    page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_loaded
 ) -> None:
     compiled = compile(code, name_of(page), "exec")
     if not code.startswith("# trains"):
@@ -224,3 +226,11 @@ def test_every_query_of_the_reference_runs_on_a_recorded_campaign(old_ledger) ->
             found = read_sql(ledger, query)
             assert found.rows or "queued" in query, query
             assert all(value is not None for row in found.rows[:1] for value in row), query
+
+
+def test_every_filter_of_the_reference_runs_on_a_recorded_campaign(old_ledger, tmp_path: Path, capsys) -> None:
+    shutil.move(old_ledger("0001"), tmp_path / "ledger.db")
+    commands = list(_commands(DOCS / "reference" / "queries.md"))
+    assert len(commands) > 7
+    for words in commands:
+        assert main.main([*words, "--data-dir", str(tmp_path)]) == 0, words
