@@ -16,7 +16,7 @@ import main
 from cli import former
 from cli.app import app
 from cli.field_reference import FOLDER, PAGES, field_reference
-from core.plugins import load_plugin
+from core.plugins import OPTION, plugins_from
 from core.sequence_model import MODELS
 from experiments.campaign.question import parse_goals
 from experiments.ledger import Ledger
@@ -110,25 +110,19 @@ def _recorded(name: str) -> Recorded:
 
 def _check(words: list[str]) -> None:
     """Raises what the command line would answer with, where it would refuse these words; nothing is run."""
-    plugins = [words[place + 1] for place, word in enumerate(words) if word == "--plugin"]
-    for plugin in plugins:
-        if (ROOT / plugin).is_file():
-            load_plugin(ROOT / plugin)
-        else:
-            assert PLACEHOLDER.fullmatch(plugin), plugin
-            return
-    for _ in plugins:
-        place = words.index("--plugin")
-        words = words[:place] + words[place + 2 :]
-    if not words or words == ["--help"] or words[-1] == "--help":
+    named = [words[place + 1] for place, word in enumerate(words) if word == OPTION]
+    if any(PLACEHOLDER.fullmatch(plugin) for plugin in named):
         return
-    _called, bound, _ignored = app.parse_args(former.with_former_first(words), exit_on_error=False, print_error=False)
+    words, _ = plugins_from(words)
+    if not words or words[-1] == "--help":
+        return
+    _, bound, _ = app.parse_args(former.with_former_first(words), exit_on_error=False, print_error=False)
     given: dict[str, Any] = dict(bound.arguments)
     if words[0] == "bench":
         files = [*(ROOT / "experiments" / "bench").glob("*.py"), *(ROOT / "examples" / "plugins").glob("*.py")]
         (source,) = (text for text in (file.read_text() for file in files) if f'@register_bench("{words[1]}")' in text)
         assert [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in source] == []
-    if words[0] == "--goal" and given["goal"] != "...":
+    if given.get("goal", "...") != "...":
         parse_goals(given["goal"], _recorded)
     if isinstance(given.get("where"), str):
         parse_where(given["where"], lambda *_: 1)
@@ -138,7 +132,10 @@ def _check(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", TELLING, ids=name_of)
-def test_every_command_of_a_page_is_one_that_the_command_line_takes(page: Path, plugins_loaded) -> None:
+def test_every_command_of_a_page_is_one_that_the_command_line_takes(
+    page: Path, plugins_loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     refused = {}
     for words in _commands(page):
         if any(PLACEHOLDER.fullmatch(word) for word in words if word != "...") and words[0] != "--goal":
