@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from core.config import FrozenConfig
 from core.words.text import storable
-from experiments.campaign.holder import is_alive
+from experiments.campaign.holder import TOKEN, is_alive
 from experiments.ledger.models import Event
 from experiments.ledger.store import Ledger, now
 from experiments.runs.runner import Paused
@@ -76,7 +76,9 @@ class Mailbox:
         """
         began = time.monotonic()
         words = f"Waits for an MCP client to be {context.actor}."
-        number = self._emit(TURN, context.actor, words, prompt=prompt, turn=dict(turn), tools=[t.name for t in tools])
+        number = self._emit(
+            TURN, context.actor, words, prompt=prompt, turn=dict(turn), tools=[t.name for t in tools], holder=TOKEN
+        )
         try:
             return self._listen(context, {tool.name: tool for tool in tools}, number)
         finally:
@@ -133,7 +135,11 @@ def open_turn(ledger: Ledger, campaign: int) -> OpenTurn | None:
         event = session.scalar(query.order_by(Event.id.desc()).limit(1))
     if event is None or event.kind != TURN or not is_worked_on(ledger, campaign):
         return None
-    words = [word for word in ledger.events(campaign, [WORD, ANSWER], after=event.id)]
+    if event.payload["holder"] != (ledger.get_campaign(campaign).holder or {}).get("token"):
+        return None  # asked by a process that ended; the one that holds the campaign now asks again
+    words = ledger.events(campaign, [WORD, ANSWER], after=event.id)
+    if any("words" in word.payload and word.payload["turn"] == event.id for word in words):
+        return None  # it is finished, and over once its last tool has answered
     silent_s = (now() - (words[-1] if words else event).created_at).total_seconds()
     told = event.payload
     return OpenTurn(

@@ -196,7 +196,7 @@ def test_what_agents_tell_one_another_marks_numbers_that_no_row_holds(tmp_path: 
             return call(*(("propose", idea(arm, {"learner.learning_rate": 0.001}, **told)) for arm in turn["arms"]))
         return say(lie)
 
-    lab = crew_lab(tmp_path, 4)
+    lab = crew_lab(tmp_path, 2)
     with ModelServer(brain).running() as server:
         events = run_crew(lab, tmp_path, server.choice())
     prompts = json.dumps([m["content"] for r in server.requests for m in r["messages"] if m["role"] == "user"])
