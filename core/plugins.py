@@ -3,7 +3,7 @@
 Three ways to name one: `--plugin FILE|MODULE` with any command, the environment variable `AUTONOMOUS_SSM_METARL_PLUGINS`
 (several are parted as in PATH), and the entry point group `autonomous_ssm_metarl.plugins` of an installed package. What
 the first two name is loaded at once, and a mistake ends the command; the processes that it starts get the same through the
-variable. An entry point is loaded when names are first looked up, and one that is broken is reported as a broken file of
+variable. A script that registers something itself calls `load_plugin(__file__)`, so that those processes know it too. An entry point is loaded when names are first looked up, and one that is broken is reported as a broken file of
 the tree is. A plugin is loaded once a process and known by its name and by the SHA-256 of its code, which a run records.
 """
 
@@ -199,6 +199,8 @@ def _load_file(source: str | Path) -> Plugin:
         if present.sha256 != digest:
             raise InputError(f"{OPTION} {path}: it was changed after it had been loaded; start anew")
         return present
+    if os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "") == str(path):
+        return _keep(Plugin(path.stem, str(path), digest, "__main__"))  # a script that names itself is imported already
     module = ModuleType(f"plugin_{path.stem}")
     module.__file__ = str(path)
     plugin = Plugin(path.stem, str(path), digest, module.__name__)

@@ -195,10 +195,16 @@ def test_the_contract_suites_take_it_in(tmp_path: Path) -> None:
         "tests/experiments/test_every_bench.py",
     ]
     names = ("mgu", "crosswind", "reinforce", "Sceptic", "footprint")
-    environment = os.environ | {VARIABLE: os.pathsep.join(map(str, FILES.values()))}
+    scripts = {"custom_model": "leaky", "custom_family": "thermostat", "custom_agent_creation": "Archivist"}
+    files = [*FILES.values(), *(ROOT / "examples" / f"{script}.py" for script in scripts)]
+    environment = os.environ | {VARIABLE: os.pathsep.join(map(str, files))}
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "--timeout", "300"]  # fmt: skip
     done = subprocess.run(
-        [*command, "-k", " or ".join(names), *suites], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "-k", " or ".join((*names, *scripts.values())), *suites],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     passed = [line for line in done.stdout.splitlines() if " PASSED" in line]
@@ -206,6 +212,7 @@ def test_the_contract_suites_take_it_in(tmp_path: Path) -> None:
         assert len([line for line in passed if line.startswith(suite) and name in line]) >= (
             1 if name == "footprint" else 2
         )
+    assert [name for name in scripts.values() if sum(name in line for line in passed) < 2] == []
 
 
 def test_standing_still_in_the_crosswind_costs_what_its_anchor_says() -> None:

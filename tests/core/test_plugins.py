@@ -55,6 +55,32 @@ def test_a_file_registers_what_it_defines_and_nothing_that_it_only_imports(tmp_p
     assert plugin in loaded_plugins()
 
 
+def test_a_script_that_names_itself_is_a_plugin_and_not_executed_again(tmp_path: Path) -> None:
+    """What it registered is its own, with its hash, and the processes that it starts are told of it."""
+    file = write(
+        tmp_path,
+        "own_cell.py",
+        MODEL.format(kind="own-lstm")
+        + """
+import os
+from core.plugins import VARIABLE, load_plugin, registrations
+from core.sequence_model import MODELS
+
+if __name__ == "__main__":
+    plugin = load_plugin(__file__)
+    assert MODELS.plugin_of("own-lstm") == plugin == load_plugin(__file__)
+    print(plugin.name, plugin.sha256, registrations(plugin), os.environ[VARIABLE])
+""",
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop(VARIABLE, None)
+    done = subprocess.run([sys.executable, file.name], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert done.stdout == f"own_cell {digest} {{'model': ['own-lstm']}} {file}\n"
+    assert load_plugin(file).sha256 == digest  # as such a process loads it
+
+
 def test_a_plugin_is_loaded_once_however_often_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = tmp_path / "trace"
     file = write(tmp_path, "traced.py", f"open({str(trace)!r}, 'a').write('x')\n")

@@ -1,0 +1,48 @@
+"""The first minutes: one small training by hand, its row, the same again, and a small question to its verdict.
+
+    python examples/getting_started.py [--data-dir FOLDER] [--env-steps 100k]
+
+Each step is a command of `main.py`, shown before it runs; nothing is written but to the data folder, which is a temporary one
+unless it is named. It takes about three minutes of CPU time, half of it for compiling kernels, which a named folder keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, also where it is not installed
+
+from core.words.commands import command
+from main import main as run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every step; the exit code of the first that fails, or 0."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-dir", help="where the rows go (without: a temporary folder)")
+    parser.add_argument("--env-steps", default="100k", help="training steps of the whole question")
+    options = parser.parse_args(arguments)
+    question = "beat MLP with LSTM on point-robot"  # is memory worth anything where the goal is not observed?
+    steps = (
+        ["run", "--preset", "point-robot.lstm", "--env-steps", "2560"],
+        ["show", "r-0001"],
+        ["rerun", "r-0001", "--check"],
+        ["--goal", question, "--env-steps", options.env_steps, "--llm", "offline", "--quiet"],
+        ["campaigns"],
+    )
+    with TemporaryDirectory() as temporary:
+        folder = options.data_dir or temporary
+        for words in steps:
+            print(f"\n$ {command(*words)}", flush=True)
+            code = run_command([*words, "--data-dir", folder])
+            if code:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
