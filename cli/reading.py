@@ -329,7 +329,7 @@ def export(
     Parameters
     ----------
     format
-        csv, jsonl or parquet; optuna: a campaign's search as an SQLite storage of Optuna.
+        csv, jsonl or parquet; optuna: a campaign's search as an SQLite storage of Optuna; tensorboard: event files, a folder a run.
     table
         runs, metrics, evals, campaigns, proposals, claims, verdicts, events, artifacts, notes or tags.
     campaign
@@ -337,7 +337,7 @@ def export(
     where
         Only these runs and what belongs to them, as in runs --where.
     out
-        The file (default: exports/ in the data folder).
+        The file, or with tensorboard the folder (default: exports/ in the data folder).
     """
     from pathlib import Path
 
@@ -358,6 +358,13 @@ def export(
         options.output.done({"file": str(file), "trials": write_studies(ledger, number, file)})
         return
     campaign_id = None if campaign is None else ledger.resolve(campaign, "campaign")
+    if format == "tensorboard":
+        from experiments.serving.tensorboard import write_event_files
+
+        folder = Path(out) if out else exports / "tensorboard"
+        count = write_event_files(ledger, folder, campaign=campaign_id, where=where)
+        options.output.done({"folder": str(folder), "runs": count})
+        return
     file = Path(out) if out else exports / f"{table}.{format}"
     count = write_export(ledger, file, what=table, format=format, campaign=campaign_id, where=where)
     options.output.done({"file": str(file), "rows": count})
