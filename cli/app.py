@@ -64,6 +64,7 @@ for _command in (
     *(reading.report, reading.plot, reading.watch, reading.export, serving.serve),
     *(keeping.note, keeping.tag, keeping.archive, keeping.doctor, keeping.gc),
     serving.mcp,
+    serving.push,
     *(training.rerun, training.tune, training.grid, training.evaluate, training.bench),
 ):
     app.command(_command)

@@ -92,3 +92,36 @@ def serve(
 
     words = f"{what} is at {at.address} (nothing there changes the ledger). Ctrl-C ends it."
     serve_forever(site, at, headers=headers, on_ready=ready)
+
+
+def push(
+    model: str,
+    /,
+    *,
+    to: str,
+    private: Flag = False,
+    dry_run: Flag = False,
+    options: LedgerOptions = LedgerOptions(),
+) -> None:
+    """Push a kept model to the Hugging Face Hub with a card of what was measured; the token is that of HF_TOKEN or of `hf auth login`.
+
+    Parameters
+    ----------
+    model
+        A run such as r-0042 or @best, or a folder of saved_models.
+    to
+        The repository there, such as someone/s5-halfcheetah-vel; it is made where there is none.
+    private
+        Make it a private one.
+    dry_run
+        Write the folder that would be pushed, and stop.
+    """
+    paths = options.paths()
+    ledger = options.read_if_there()
+    from experiments.serving.hub import FILES, push_folder, write_folder
+
+    folder = write_folder(ledger, paths, model, to, paths.data / "exports" / "hub" / to.replace("/", "--"))
+    if dry_run:
+        options.output.done({"folder": str(folder), "files": ", ".join(FILES), "pushed": "nothing (dry run)"})
+        return
+    options.output.done({"folder": str(folder), "pushed": push_folder(folder, to, private=private)})

@@ -84,6 +84,7 @@ def _write(ledger: Ledger, run: Run, folder: Path) -> None:
         for tag, step, value in rows:
             writer.add_scalar(tag, value, step, walltime=end if tag.startswith("eval/") else times.get(step, began))
         shown = {tag: value for tag, _, value in rows if tag == FIRST}
+        assert writer.file_writer is not None
         for summary in hparams(hyperparameters(run), shown):
             writer.file_writer.add_summary(summary)  # in the run's own file: add_hparams would begin another folder
         writer.close()

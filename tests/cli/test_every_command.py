@@ -36,6 +36,7 @@ CALLS: dict[str, list[str]] = {
     "note": [],
     "pause": ["c-0001"],
     "plot": ["c-0001"],
+    "push": ["r-0001", "--to", "someone/small", "--dry-run"],
     "report": ["c-0001"],
     "rerun": ["r-0001", "--dry-run"],
     "resume": ["c-0001", "--dry-run"],

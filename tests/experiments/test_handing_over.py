@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import sqlite3
 import struct
+import threading
+from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import optuna
 import pytest
+import yaml
+from scipy import stats
 
 import main
 from core.errors import InputError
 from experiments.ledger import Ledger
 from experiments.metrics import WATCHED
 from experiments.runs.runner import RUNG_SCORE
+from experiments.serving.hub import FILES
 from experiments.serving.studies import INSTALL, Studies, dashboard
 from experiments.serving.tensorboard import INSTALL as TENSORBOARD
 from experiments.serving.tensorboard import scalars, write_event_files
@@ -211,3 +219,142 @@ def test_no_score_is_handed_over_before_its_verdict(file: Path) -> None:
     )
     assert tags() == set()
     ledger.close()
+
+
+# ---- the Hugging Face Hub -----------------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as a push needs; `asked` holds every request, `refuse` is the code that it answers with instead."""
+
+    asked: ClassVar[list[tuple[str, str, bytes]]] = []
+    refuse: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.asked.append((self.path, self.headers.get("authorization", ""), body))
+        answer: dict[str, Any] = {}
+        here = f"http://127.0.0.1:{self.server.server_address[1]}/someone/small"
+        if self.path.endswith("/repos/create"):
+            answer = {"url": here, "name": "someone/small"}
+        elif "/preupload/" in self.path:
+            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]}  # fmt: skip
+        elif "/commit/" in self.path:
+            answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{here}/commit/{'0' * 40}"}
+        content = json.dumps(answer).encode()
+        self.send_response(self.refuse or 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder in which every run has a kept model."""
+    data = tmp_path / "data"
+    (data / "models").mkdir(parents=True)
+    file.rename(data / "ledger.db")
+    for number in range(1, 18):
+        for suffix in ("safetensors", "json"):
+            (data / "models" / f"r-{number:04d}.{suffix}").write_text(f"{number} {suffix}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    return data
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    Hub.asked, Hub.refuse = [], 0
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def _push(data: Path, *words: str) -> int:
+    return main.main(["push", *words, "--data-dir", str(data)])
+
+
+def test_a_pushed_model_has_its_files_and_a_card_of_what_its_rows_say(kept: Path, hub: type[Hub], capsys) -> None:
+    assert _push(kept, "r-0008", "--to", "someone/small", "--private", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["pushed"].endswith("/someone/small/commit/" + "0" * 40)
+    assert "hf_secret" not in said.out + said.err
+    (made,) = [json.loads(body) for path, _, body in hub.asked if path.endswith("/repos/create")]
+    assert (made["name"], made["organization"]) == ("small", "someone")
+    assert made.get("private") or made.get("visibility") == "private"
+    assert {token for _, token, _ in hub.asked} <= {"Bearer hf_secret", ""}
+    (commit,) = [body for path, _, body in hub.asked if "/commit/" in path]
+    parts = [json.loads(line)["value"] for line in commit.splitlines() if json.loads(line)["key"] == "file"]
+    files = {part["path"]: base64.b64decode(part["content"]).decode() for part in parts}
+    assert set(files) == set(FILES)
+    assert (files["model.safetensors"], files["model.json"]) == ("8 safetensors", "8 json")
+    ((spec, score),) = _rows(kept / "ledger.db", "select spec, score from runs where id = 8")
+    assert json.loads(files["spec.json"]) == json.loads(spec)
+    card = files["README.md"]
+    ids = [
+        number
+        for (number,) in _rows(
+            kept / "ledger.db", "select id from runs where pool = 'confirmation' and arm = 'challenger'"
+        )
+    ]
+    scores = [
+        value
+        for (value,) in _rows(
+            kept / "ledger.db", "select score from runs where pool = 'confirmation' and arm = 'challenger'"
+        )
+    ]
+    low, high = stats.t.interval(0.95, len(scores) - 1, np.mean(scores), stats.sem(scores))
+    assert f"| {score:.2f} | r-0008 |" in card
+    assert f"| {np.mean(scores):.2f}, 95 % interval [{low:.2f}, {high:.2f}] |" in card
+    assert all(f"r-{number:04d}" in card for number in ids)
+    assert "Verdict v-0001: **inconclusive**" in card
+    assert "Claim k-0001" in card
+    metadata = yaml.safe_load(card.split("---")[1])
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == f"{np.mean(scores):.2f} +/- {(high - low) / 2:.2f}"
+    assert "reinforcement-learning" in metadata["tags"]
+
+
+def test_a_dry_push_writes_the_folder_and_speaks_to_nobody(kept: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # fmt: skip
+    monkeypatch.delenv("HF_TOKEN")
+    assert _push(kept, "r-0003", "--to", "someone/small", "--dry-run", "--json") == 0
+    folder = Path(json.loads(capsys.readouterr().out)["folder"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert "One seed" in (folder / "README.md").read_text()
+    assert _push(kept, str(folder), "--to", "someone/again", "--dry-run") == 0  # a folder of saved_models looks so
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["r-0003", "--to", "no-user"], 0, "user/repo"), (["r-0003", "--to", "a/../b"], 0, "--to"), (["r-0099", "--to", "a/b"], 0, "The nearest is"),
+    (["nothing", "--to", "a/b"], 0, "no folder of saved_models"), (["r-0003", "--to", "a/b"], 401, "does not know this token"),
+    (["r-0003", "--to", "a/b"], 403, "may not write"), (["r-0003", "--to", "a/b"], -1, "cannot be reached"), (["r-0003", "--to", "a/b"], -2, "hf auth login"),
+])  # fmt: skip
+def test_a_push_that_cannot_be_is_one_sentence(words: list[str], code: int, said: str, kept: Path, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # fmt: skip
+    hub.refuse = max(code, 0)
+    if code == -1:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    if code == -2:
+        monkeypatch.delenv("HF_TOKEN")
+    assert _push(kept, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert "hf_secret" not in error
+
+
+def test_no_model_is_pushed_before_its_verdict(kept: Path, hub: type[Hub], capsys) -> None:
+    _change(kept / "ledger.db", "delete from verdicts")
+    assert _push(kept, "r-0008", "--to", "someone/small") == 2
+    assert "before the verdict" in capsys.readouterr().err
+    assert hub.asked == []
