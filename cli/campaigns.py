@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from experiments.ledger import Ledger
     from experiments.runs.paths import Paths
     from experiments.runs.runner import ProgressListener
+    from experiments.serving.notify import Hook
     from multi_agent.llm.choose import LLMChoice
+    from multi_agent.workflows.crew import CrewEvent
 
 
 DEFAULT_GOAL = "beat LSTM on halfcheetah-vel"
@@ -322,50 +324,64 @@ def _work(
     from experiments.campaign.steering import is_stopped
     from experiments.runs.machine import available_workers
     from experiments.runs.runner import Denied, Paused
+    from experiments.serving.notify import Hook
     from multi_agent.workflows.research_workflow import run_research
 
     output = options.output
+    hook = Hook(brain.notify, lambda words: output.say(words, always=True))
     view = LiveView(output.console, quiet=output.quiet or output.json)
     lab = _open_lab(
         ledger, campaign_id, options.paths(), workers=available_workers(), listener=view.on_progress, began=began
     )
     view.lab = lab
     if is_stopped(ledger, campaign_id):  # asked for while nobody worked on it
-        return _end(lab, options, take_over=take_over)
+        return _end(lab, options, take_over=take_over, hook=hook)
+
+    def hear(event: CrewEvent) -> None:
+        view.on_event(event.kind, event.actor, event.text, event.payload)
+        if event.kind == "waiting" and "key" in event.payload:  # recorded now; what is only shown again has none
+            hook.post("waiting", lab.campaign_id, lab.question.goal)
+
     try:
         with lab.holding(take_over=take_over), stopping(lab.stop_event, output.say), view:
             output.say(f"Campaign {lab.campaign_id} in {ledger.place}")
-            run_research(
-                lab,
-                choice,
-                data_dir=lab.paths.data,
-                on_event=lambda event: view.on_event(event.kind, event.actor, event.text, event.payload),
-                **brain.caps,
-                approve_each=brain.approve_each,
-                collaboration=brain.collaboration,
-                agents=brain.members(),
-            )
+            try:
+                run_research(
+                    lab,
+                    choice,
+                    data_dir=lab.paths.data,
+                    on_event=hear,
+                    **brain.caps,
+                    approve_each=brain.approve_each,
+                    collaboration=brain.collaboration,
+                    agents=brain.members(),
+                )
+            except Paused:
+                raise
+            except Exception:
+                hook.post("failed", lab.campaign_id, lab.question.goal)
+                raise
     except (Paused, KeyboardInterrupt) as paused:
         if is_stopped(ledger, campaign_id):
-            return _end(lab, options)
+            return _end(lab, options, hook=hook)
         if isinstance(paused, Denied):
             output.say(f"{paused}.")
         output.say(f"Paused; nothing is lost. Go on with: {command('resume', lab.campaign_id)}", always=True)
         return 130
-    return _conclude(lab, options)
+    return _conclude(lab, options, hook)
 
 
-def _end(lab: Lab, options: LedgerOptions, *, take_over: bool = False) -> int:
+def _end(lab: Lab, options: LedgerOptions, *, take_over: bool = False, hook: Hook | None = None) -> int:
     """End a campaign that a person stopped, with a verdict where confirming had begun."""
     from experiments.campaign.steering import end_campaign
 
     with lab.holding(take_over=take_over):
         end_campaign(lab)
-    return _conclude(lab, options)
+    return _conclude(lab, options, hook)
 
 
-def _conclude(lab: Lab, options: LedgerOptions) -> int:
-    """Write the report, keep the better model, show the verdict."""
+def _conclude(lab: Lab, options: LedgerOptions, hook: Hook | None = None) -> int:
+    """Write the report, keep the better model, show the verdict. hook: who is told of it, where it is a new one."""
     from cli.live import verdict_lines, verdict_panel
     from experiments.reading.report import keep_model, write_report
 
@@ -377,6 +393,8 @@ def _conclude(lab: Lab, options: LedgerOptions) -> int:
         output.result(shown, narrative, f"Report: {html}")
         return 0
     verdict = lab.judge()
+    if hook is not None:
+        hook.post("verdict", lab.campaign_id, lab.question.goal, verdict)
     model = keep_model(ledger, lab.number, lab.paths)
     shown |= {"verdict": verdict, "model": str(model) if model else None}
     lines = verdict_lines(

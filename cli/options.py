@@ -183,12 +183,19 @@ class CrewOptions(BrainOptions):
     single (one agent with everything); `list agents` shows all."""
     agents: Words = None
     """Agents that take part, such as Meta-Learning State-Modeling, in place of a crew; the optimizer chooses for the others."""
+    notify: str | None = None
+    """Webhook that gets one JSON post at the verdict, at a failure, and where a person is waited for; of Slack, Discord or any
+    other. It is kept nowhere, so resume takes it anew."""
 
     def choose(self) -> LLMChoice:
-        """The chat model; caps that make no sense and agents that nobody knows are refused."""
+        """The chat model; caps that make no sense, agents that nobody knows and what is no webhook are refused."""
         from multi_agent.agents.agent import choose_members
 
         choose_members(self.members())
+        if self.notify is not None:
+            from experiments.serving.notify import check_address
+
+            check_address(self.notify)
         choice = BrainOptions.choose(self)
         if choice.kind == "mcp":
             from multi_agent.mcp.mailbox import served

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ PACKAGES = (
     "torch", "numpy", "mujoco", "gymnasium", "metaworld", "numba", "scipy", "optuna", "crewai", "langchain", "langchain-openai",
     "sqlalchemy", "pydantic", "safetensors", "jaxtyping",
 )  # fmt: skip
+WEBHOOK = "--notify"
 ALWAYS_USED = ("agent", RESOLVERS.kind)  # what a campaign's plugins register that it does not name
 CODE = ("*.py", "*.json", "*.toml", "*.j2", "*.md")  # new files of other kinds, such as data, are not part of the patch
 
@@ -82,6 +83,16 @@ def other_code(recorded: Mapping[str, Any], name: str) -> str:
     return f"{name} was trained by other code ({which}); whether its numbers are still the same says: {command('rerun', name, '--check')}"
 
 
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """The words of a command line as they may be recorded: of a webhook, whose address lets anybody post, the option alone."""
+    kept = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith(f"{WEBHOOK}="):
+            word = f"{WEBHOOK}=***"
+        kept.append("***" if before == WEBHOOK else without_password(word))
+    return kept
+
+
 @cache
 def checkout_and_machine() -> dict[str, Any]:
     """What `provenance` says of all runs of a process."""
@@ -105,7 +116,7 @@ def checkout_and_machine() -> dict[str, Any]:
             "cores": os.cpu_count(),
         },
         "threads_per_run": 1,
-        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *_without_secrets(sys.argv[1:])],
     }
 
 
