@@ -164,6 +164,16 @@ def test_the_hooks_before_a_commit_are_the_programs_of_the_check() -> None:
     assert all(program in installed for program in ("ruff", "basedpyright", "import-linter"))
 
 
+def test_coverage_measures_every_package_but_what_is_compiled() -> None:
+    settings = SETTINGS["tool"]["coverage"]["run"]
+    assert sorted(settings["source"]) == PACKAGES
+    assert all((ROOT / place.removesuffix("/*")).is_dir() for place in settings["omit"])
+    assert "core/kernels/*" in settings["omit"]
+    assert settings["patch"] == ["subprocess"]  # runs are trained in processes of their own
+    assert settings["parallel"]
+    assert any(word.startswith("pytest-cov") for word in SETTINGS["project"]["optional-dependencies"]["dev"])
+
+
 def _words_in_code(text: str) -> Iterator[str]:
     """Words of code blocks and of `code` in a Markdown text."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
