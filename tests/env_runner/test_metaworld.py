@@ -75,18 +75,22 @@ def test_rewards_are_the_v2_ones_and_a_known_good_policy_succeeds():
 
 @needs_metaworld
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ml10", "mt10"])
-def test_ten_manipulations_at_once(kind: str):
+@pytest.mark.timeout(1200)  # the goals of ML45 and MT50 take minutes to draw
+@pytest.mark.parametrize("kind", ["ml10", "mt10", "ml45", "mt50"])
+def test_all_training_manipulations_at_once(kind: str):
     family = get_family(f"metaworld-{kind}")
-    env = family.make(10)
-    tasks = np.array([(0, environment, 0) for environment in range(10)], dtype=float)
+    assert isinstance(family, MetaWorldFamily)
+    count = family.num_train_environments
+    env = family.make(count)
+    tasks = np.array([(0, environment, 0) for environment in range(count)], dtype=float)
     obs, _ = env.reset(seed=0, options={"tasks": tasks})
-    if kind == "mt10":
-        np.testing.assert_array_equal(obs[:, 39:], np.eye(10))
+    assert obs.shape == (count, family.obs_dim)
+    if kind.startswith("mt"):
+        np.testing.assert_array_equal(obs[:, 39:], np.eye(count))
         assert np.abs(obs[:, 36:39]).sum(axis=1).min() > 0
     else:
         np.testing.assert_array_equal(obs[:, 36:39], 0.0)
-    obs, rewards, *_ = env.step(np.zeros((10, 4)))
+    obs, rewards, *_ = env.step(np.zeros((count, 4)))
     assert np.isfinite(obs).all()
     assert ((rewards >= 0) & (rewards <= 10)).all()
     # Other environments in other worlds: the old ones are used again.
