@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-contract", action="store_true", help="leave the contract suite out")
     options = parser.parse_args(arguments)
     load_plugin(__file__)  # so that every process of a campaign knows it, and the rows have the hash of this file
-    for name, proposes, goal in list_agents().rows:
+    for name, _, proposes, goal in list_agents().rows:
         print(f"{name:16}{proposes:16}{goal}")
 
     def show(event: CrewEvent) -> None:

@@ -200,8 +200,10 @@ def _silent_s(holder: dict[str, Any]) -> float | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's own count, so that a reused pid is told apart. None where unknown."""
+    """When a process started, in the kernel's own count, so that a reused pid is told apart. None where unknown, and of one that has
+    ended and whose parent has not asked for its end yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if state in "ZX" else numbers[18]
+    except (OSError, IndexError, ValueError):
         return None

@@ -41,13 +41,13 @@ def remembered(
 
     First the configuration of its space with the best selection score that a campaign on this task has chosen: for all arms or for
     none, since what one side is told the other must be told; a side whose best is its own default has that as trial 0, and is left
-    out. Without one (or without a ledger), the tuned preset of a side's next kind: every kind's own preset is its side's to begin
-    with, and a side of one kind has it as trial 0.
+    out. Without one (or without a ledger), the tuned preset of each side's next kind, where all of them have one.
     """
     found = {arm: None if ledger is None else _best(ledger, question, space) for arm, space in spaces.items()}
     if any(values is None for values in found.values()):
         presets = {arm: _next_preset(space) for arm, space in spaces.items()}
-        return {arm: values for arm, values in presets.items() if values is not None}
+        told = {arm: values for arm, values in presets.items() if values is not None}
+        return told if len(told) == len(spaces) else {}
     kept: dict[str, dict[str, Value]] = {}
     for arm, space in spaces.items():
         values = found[arm]

@@ -40,8 +40,8 @@ class Client:
     name: str
     campaign: int | None = None
     opening: Opening | None = None
-    asked: set[str] = field(default_factory=set[str])
-    """What its person was asked to approve."""
+    asked: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    """(campaign, what its person was asked to approve)."""
 
 
 @dataclass

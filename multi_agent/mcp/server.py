@@ -61,8 +61,9 @@ class CrewServer:
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.members = [m for m in crew_members() if not driver.agents or m.name in driver.agents]
-        self.tools: dict[str, Tool] = {tool.name: tool for member in self.members for tool in member.tools}
+        self.members = [AGENTS[name] for name in driver.agents] if driver.agents else crew_members()
+        able = self.members if driver.agents else [AGENTS[name] for name in AGENTS]  # a campaign may have another crew
+        self.tools: dict[str, Tool] = {tool.name: tool for member in able for tool in member.tools}
         self._clients: WeakKeyDictionary[ServerSession, Client] = WeakKeyDictionary()
         self._asking: set[asyncio.Task[None]] = set()
         who = ", ".join(driver.agents) or "you are every agent of the crew in turn"
@@ -199,9 +200,9 @@ class CrewServer:
         wanted = types.ClientCapabilities(elicitation=types.ElicitationCapability())
         number = self.driver.campaign(client, None)
         waiting = self.driver.waits(number)
-        if waiting is None or waiting.key in client.asked or not session.check_client_capability(wanted):
+        if waiting is None or (number, waiting.key) in client.asked or not session.check_client_capability(wanted):
             return
-        client.asked.add(waiting.key)
+        client.asked.add((number, waiting.key))
         task = asyncio.get_running_loop().create_task(self._elicit(client, session, number, waiting))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)

@@ -31,6 +31,14 @@ def test_a_reused_process_number_is_told_apart() -> None:
     assert is_alive(own | {"host": "elsewhere", "pid": 1})
     assert not is_alive(dead_holder())
     assert not is_alive(None)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        holder = own | {"pid": child.pid, "start": holder_module._start_time(child.pid)}
+        assert is_alive(holder)
+        child.kill()
+        wait_until = time.monotonic() + 10
+        while is_alive(holder) and time.monotonic() < wait_until:  # ended, and not asked for by its parent
+            time.sleep(0.01)
+        assert not is_alive(holder) or holder["start"] is None
 
 
 @pytest.fixture

@@ -199,16 +199,18 @@ def test_what_an_earlier_campaign_chose_is_trial_1_of_both_sides_or_of_none(tmp_
         assert again.trials.proposer(arm, 1, "search") == "memory"
 
 
-def test_where_nothing_is_remembered_the_next_kinds_tuned_preset_is_a_trial_of_the_first_round() -> None:
-    question = parse_goal("beat LSTM on halfcheetah-vel")
-    spaces = {arm: SearchSpace(side, question.task, learner="rl2", marks=MARKS) for arm, side in zip(("challenger", "baseline"), question.sides, strict=True)}  # fmt: skip
+def test_where_nothing_is_remembered_the_next_tuned_preset_is_a_trial_of_the_first_round_of_all_sides_or_of_none() -> (
+    None
+):
+    arms = ("challenger", "baseline")
+    question = parse_goal("beat recurrent with ssm on halfcheetah-vel")
+    spaces = {arm: SearchSpace(side, question.task, learner="rl2", marks=MARKS) for arm, side in zip(arms, question.sides, strict=True)}  # fmt: skip
     found = remembered(None, question, spaces)
-    assert list(found) == ["challenger"]  # the baseline's one kind has its preset as trial 0
-    known = preset("halfcheetah-vel", "minlstm", "rl2")
-    trained = spaces["challenger"].spec(
-        found["challenger"], env_steps=known.env_steps, seed=known.seed, parameters=None
-    )
-    assert trained == known
+    for arm, kind in zip(arms, ("minlstm", "gru"), strict=True):
+        known = preset("halfcheetah-vel", kind, "rl2")
+        assert spaces[arm].spec(found[arm], env_steps=known.env_steps, seed=known.seed, parameters=None) == known
+    lstm = SearchSpace(parse_goal("beat LSTM on halfcheetah-vel").baseline, question.task, learner="rl2", marks=MARKS)
+    assert remembered(None, question, {"challenger": spaces["challenger"], "baseline": lstm}) == {}  # one kind has one
     toys = parse_goal("beat LSTM on point-robot")
     assert remembered(None, toys, {"challenger": SearchSpace(toys.challenger, toys.task, learner="rl2")}) == {}
 
