@@ -305,12 +305,20 @@ def evaluate(
     """
     from pathlib import Path
 
-    from experiments.runs.few_shot import family_of, few_shot_table, kept_model, model_of_run, spec_of_run
+    from experiments.runs.few_shot import (
+        family_of,
+        few_shot_table,
+        kept_model,
+        model_of_run,
+        must_show_model,
+        spec_of_run,
+    )
 
     ledger = None if Path(model).exists() else options.read_if_there()
     kept = model if ledger is None else model_of_run(ledger, options.paths(), model)
     judging = ledger or options.read_if_there()
     if judging is not None:
+        must_show_model(judging, options.paths(), kept_model(kept))
         judging.must_not_forestall(family_of(kept_model(kept)), pool)
     spec = None if ledger is None else spec_of_run(ledger, model)
     table = few_shot_table(kept, spec=spec, shots=shots, pool=pool, seed=seed)

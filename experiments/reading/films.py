@@ -24,7 +24,7 @@ from experiments.ledger.ids import is_written_as_id, readable_id
 from experiments.ledger.store import Ledger
 from experiments.numbers import format_count
 from experiments.reading.frames import COLOURS, Act, Sheet, draw_frame
-from experiments.runs.few_shot import family_of, kept_model, model_of_run, spec_of_run
+from experiments.runs.few_shot import family_of, kept_model, model_of_run, must_show_model, spec_of_run
 from experiments.runs.paths import Paths
 from experiments.runs.provenance import other_code
 from experiments.runs.watching import Watched, watch_task
@@ -105,6 +105,7 @@ def watch(
     else:
         files = kept_model(model)
     if ledger is not None:
+        must_show_model(ledger, paths, files)
         ledger.must_not_forestall(family_of(files), pool)
     name = readable_id("r", run) or (files.parent if files.name == "model" else files).name
     watched = watch_task(files, model=name, spec=spec, pool=pool, index=index, episodes=episodes, seed=seed)

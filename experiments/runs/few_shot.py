@@ -29,6 +29,13 @@ from meta_rl.learner import Learner
 SHOTS = (0, 1, 5, 10)
 
 
+def must_show_model(ledger: Ledger, paths: Paths, files: Path) -> None:
+    """InputError where these files, given by their place, are the model of a run whose score is not shown before its verdict."""
+    name = files.with_suffix("").name.removesuffix("-best")
+    if files.resolve().parent == paths.model(0).resolve().parent and is_written_as_id(name):
+        ledger.must_show(ledger.get_run(ledger.resolve(name, "run")))
+
+
 def model_of_run(ledger: Ledger, paths: Paths, name: str) -> str | Path:
     """The kept model of a run that `name` means, or `name` itself where it is written as no id.
 

@@ -30,6 +30,7 @@ from experiments.reading.compare import compare, diff
 from experiments.reading.figures import draw, run_sides
 from experiments.reading.queries import list_active, list_runs
 from experiments.runs.by_hand import seed_scores
+from experiments.runs.few_shot import must_show_model
 from experiments.runs.paths import Paths
 
 
@@ -190,6 +191,11 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [None, None]
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         ledger.must_show(ledger.get_run(1))
+    paths = Paths(tmp_path, tmp_path / "saved_models")
+    for name in ("r-0001", "r-0001.safetensors", "r-0001-best"):  # its model, given by its place
+        with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
+            must_show_model(ledger, paths, tmp_path / "models" / name)
+    must_show_model(ledger, paths, tmp_path / "saved_models" / "r-0001" / "model")
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         draw(ledger, run_sides(ledger, [1, 2]), "profile")
     with pytest.raises(InputError, match=r"'confirmation', allowed: search, selection.*c-0001 on point-robot is still"):
