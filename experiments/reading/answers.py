@@ -252,7 +252,7 @@ class _Answerer:
             return "No search run of this campaign has a score yet."
         text = f"Best in the search, on one seed: {'; '.join(said)}."
         seeds = self.select(
-            f"select id, score from runs where campaign_id = {self.campaign} and purpose = 'baseline' and score is not null"
+            f"select id, score from runs where campaign_id = {self.campaign} and purpose = 'baseline' and arm = 'baseline' and score is not null"
         )
         if len(seeds) > 1:
             floor = statistics.stdev(row["score"] for row in seeds)
