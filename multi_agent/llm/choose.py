@@ -88,8 +88,6 @@ OWN_KEY = "SSM_LLM_KEY"
 """Environment variable of the key for a server that is not the vendor's, where none is named."""
 _USER = re.compile(r"//[^/]*@")
 _hidden: dict[str, str] = {}  # what `redact` takes out beside the vendors' keys, and what stands for it
-LONGEST_NAME = 120
-"""Characters of a chat model's name that a campaign's row holds."""
 EXAMPLES = (
     "offline, auto, openai:gpt-5-mini, anthropic:claude-sonnet-4-5, ollama:qwen3:8b, command:claude -p, replay:c-0007"
 )
@@ -144,11 +142,6 @@ def choose_llm(name: str | None = "auto", base_url: str | None = None, key_env: 
     Raises InputError for an unknown provider, an address that is none, a missing key or package: it says what to set or install.
     """
     name = (name or "auto").strip()
-    if len(name) > LONGEST_NAME:
-        raise InputError(
-            f"--llm: got {len(name)} characters, allowed: {LONGEST_NAME} at most, which a campaign records. A longer command stands in a script: "
-            "--llm 'command:./ask.sh'"
-        )
     if key_env is not None:
         _check_key(key_env)
     provider_name, _, model = name.partition(":")

@@ -177,7 +177,5 @@ def test_a_program_that_fails_or_hangs_gives_no_answer(monkeypatch: pytest.Monke
     monkeypatch.setattr("multi_agent.llm.command.CALL_S", 0.3)
     with pytest.raises(InputError, match="timed out"):
         preflight(choose_llm("command:sleep 60"), Meter("", {}))
-    with pytest.raises(InputError, match="got 132 characters, allowed: 120 at most"):
-        choose_llm(f"command:cat {120 * 'x'}")
     with pytest.raises(InputError, match="allowed: a program that can be run"):
         choose_llm("command:no-such-program-here -p")
