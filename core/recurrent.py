@@ -1,7 +1,7 @@
 """LSTM and GRU under the common contract: the baselines that a state space model has to beat, none of them handicapped.
 
-LSTM runs through torch's fused kernel. torch has no fused GRU on CPU (its loop is five times slower than its LSTM), so
-the GRU has a kernel (`core.kernels.gru`): one product for all inputs, then a compiled loop. Both have a reference loop in plain
+On a CPU both run through kernels of ours (`core.kernels.recurrent`): one product for all inputs, then a compiled loop each way. torch's
+LSTM there is no faster and its GRU five times slower; on a GPU torch's own kernels run. Both have a reference loop in plain
 operations, used for second derivatives, under torch.func transforms, and by the tests.
 Gates, layouts and names are torch's (nn.LSTM, nn.GRU), so weights can be exchanged with them.
 """
@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import search
 from core.fused.autograd import Fused, Native, fused_allowed
-from core.kernels.gru import gru_scan, gru_scan_backward
 from core.kernels.jit import as_numpy, f32
+from core.kernels.recurrent import gru_scan, gru_scan_backward, load_recurrent, lstm_scan, lstm_scan_backward
 from core.sequence_model import SequenceModel, SequenceModelConfig, linear, register_model, transforms_active
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -73,6 +72,31 @@ class _Recurrent(SequenceModel):
         """weight_ih, weight_hh, bias_ih, bias_hh of a layer."""
         held = self.core._parameters
         return tuple(held[f"{name}_l{layer}"] for name in NAMES)  # pyright: ignore[reportReturnType]
+
+
+def _mask(keep: Tensor | None, batch: int, time: int) -> np.ndarray:
+    """1 - resets (B, T) for a kernel."""
+    return np.ones((batch, time), f32) if keep is None else as_numpy(keep)
+
+
+def _projected(x: Tensor, weight: Tensor) -> Tensor:
+    """W x (B, T, G H) of all steps in one product."""
+    batch, time, _ = x.shape
+    return torch.mm(x.reshape(batch * time, -1), weight.T).view(batch, time, -1)
+
+
+def _slope(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient that autograd left out, as zeros; else a copy of it, which a kernel may write over."""
+    return torch.zeros(like.shape) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+
+
+def _runner(x: Tensor, fused: type[Fused], native: type[Native]) -> Callable[..., Any]:
+    """What computes a layer for such x: the compiled kernel on a CPU, torch's on a GPU, the reference where neither may run."""
+    if fused_allowed(x):
+        return fused.apply
+    if x.device.type == "cpu" or transforms_active():
+        return fused.reference
+    return native.apply if torch.is_grad_enabled() else native.native
 
 
 # -------------------------------------------------------------------------------------------------------------- LSTM
@@ -131,7 +155,42 @@ def _gru_torch(x: Tensor, h: Tensor, keep: Tensor | None, *weights: Tensor) -> t
     return _between_resets(run, x, (h,), keep)
 
 
-class _LSTM(Native):
+class _LSTM(Fused):
+    """One layer: x (B, T, D), h and c (B, H), keep and torch's four parameters to y (B, T, H) and the last h and c."""
+
+    reference = staticmethod(lstm_reference)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, h, c, keep, w_ih, w_hh, b_ih, b_hh = inputs
+        load_recurrent()
+        gates, ctx.mask = _projected(x, w_ih), _mask(keep, *x.shape[:2])
+        previous, cells, squashed, out = (torch.empty(*x.shape[:2], h.shape[1]) for _ in range(4))
+        lstm_scan(
+            gates.numpy(), as_numpy(b_ih + b_hh), as_numpy(w_hh.T), as_numpy(h), as_numpy(c), ctx.mask, previous.numpy(),
+            cells.numpy(), squashed.numpy(), out.numpy(),
+        )  # fmt: skip
+        _LSTM.keep_inputs(ctx, inputs, gates, previous, cells, squashed)
+        return out, out[:, -1].clone(), cells[:, -1].clone()
+
+    @staticmethod
+    def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        """dp by `core.kernels.recurrent.lstm_scan_backward`; p = W x:  dW = dp^T x,  dx = dp W;  likewise dU from q."""
+        x, _, c, _, w_ih, w_hh, b_ih, _ = inputs
+        gates, previous, cells, squashed = saved
+        slopes, grad, grad_bias = gates.clone(), _slope(grads[0], cells), torch.zeros(b_ih.shape)
+        grad_h, grad_c = _slope(grads[1], c), _slope(grads[2], c)
+        lstm_scan_backward(
+            slopes.numpy(), as_numpy(w_hh), as_numpy(c), ctx.mask, cells.numpy(), squashed.numpy(), grad.numpy(), grad_h.numpy(),
+            grad_c.numpy(), grad_bias.numpy(),
+        )  # fmt: skip
+        flat = slopes.flatten(0, 1)
+        grad_x = torch.mm(flat, w_ih).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_w, grad_u = torch.mm(flat.T, x.reshape(len(flat), -1)), torch.mm(flat.T, previous.flatten(0, 1))
+        return grad_x, grad_h, grad_c, None, grad_w, grad_u, grad_bias, grad_bias.clone()
+
+
+class _NativeLSTM(Native):
     reference = staticmethod(lstm_reference)
     native = staticmethod(_lstm_torch)
 
@@ -149,9 +208,7 @@ class LSTM(_Recurrent):
                 self.weights(layer)[2][self.width : 2 * self.width] = config.forget_bias
 
     def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        run: Callable[..., Any] = lstm_reference
-        if not transforms_active():
-            run = _LSTM.apply if torch.is_grad_enabled() else _lstm_torch
+        run = _runner(x, _LSTM, _NativeLSTM)
         states, parts = hidden.split(self.width, 1), []
         for layer in range(self.layers):
             h, c = states[2 * layer].contiguous(), states[2 * layer + 1].contiguous()
@@ -194,56 +251,36 @@ class _GRU(Fused):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         x, h, keep, w_ih, w_hh, b_ih, b_hh = inputs
-        batch, time, _ = x.shape
-        width = h.shape[1]
-        by_time = x.transpose(0, 1).reshape(time * batch, -1)
-        projected = torch.addmm(b_ih, by_time, w_ih.T)
-        mask = np.ones((time, batch), f32) if keep is None else as_numpy(keep.T)
-        out, gates = torch.empty(time, batch, width), torch.empty(time, batch, 4 * width)
-        previous = torch.empty(time, batch, width)
+        load_recurrent()
+        gates, ctx.mask = _projected(x, w_ih), _mask(keep, *x.shape[:2])
+        previous, heard, out = (torch.empty(*x.shape[:2], h.shape[1]) for _ in range(3))
         gru_scan(
-            projected.numpy().reshape(time, batch, -1), as_numpy(w_hh.T), as_numpy(b_hh), as_numpy(h), mask,
-            out.numpy(), gates.numpy(), previous.numpy(),
+            gates.numpy(), as_numpy(b_ih), as_numpy(b_hh), as_numpy(w_hh.T), as_numpy(h), ctx.mask, previous.numpy(), heard.numpy(),
+            out.numpy(),
         )  # fmt: skip
-        _GRU.keep_inputs(ctx, inputs, by_time, gates, previous)
-        ctx.mask = mask
-        return out.transpose(0, 1), out[-1].clone()
+        _GRU.keep_inputs(ctx, inputs, gates, previous, heard)
+        return out, out[:, -1].clone()
 
     @staticmethod
     def fast_backward(ctx: Any, inputs: list[Any], saved: list[Tensor], grads: tuple[Any, ...]) -> tuple[Any, ...]:
-        _, _, _, w_ih, w_hh, _, _ = inputs
-        by_time, gates, previous = saved
-        grad_y, grad_last = grads
-        time, batch, width = previous.shape
-        carry = torch.zeros(batch, width) if grad_last is None else grad_last.clone()
-        grad_y = torch.zeros(time, batch, width) if grad_y is None else grad_y.transpose(0, 1)
-        d_x, d_h = torch.empty(time, batch, 3 * width), torch.empty(time, batch, 3 * width)
+        """dp and da by `core.kernels.recurrent.gru_scan_backward`; p = W x, a = U q:  dW = dp^T x,  dx = dp W,  dU = da^T q."""
+        x, h, _, w_ih, w_hh, b_ih, b_hh = inputs
+        gates, previous, heard = saved
+        slopes, grad, carry = gates.clone(), _slope(grads[0], previous), _slope(grads[1], h)
+        grad_heard, grad_b_ih, grad_b_hh = heard.clone(), torch.zeros(b_ih.shape), torch.zeros(b_hh.shape)
         gru_scan_backward(
-            as_numpy(grad_y), as_numpy(w_hh), ctx.mask, gates.numpy(), previous.numpy(), d_x.numpy(), d_h.numpy(),
-            as_numpy(carry),
+            slopes.numpy(), as_numpy(w_hh), ctx.mask, previous.numpy(), grad_heard.numpy(), grad.numpy(), carry.numpy(),
+            grad_b_ih.numpy(), grad_b_hh.numpy(),
         )  # fmt: skip
-        flat_x, flat_h = d_x.flatten(0, 1), d_h.flatten(0, 1)
-        grad_x = torch.mm(flat_x, w_ih).view(time, batch, -1).transpose(0, 1) if ctx.needs_input_grad[0] else None
-        grad_w_hh = torch.mm(flat_h.T, previous.flatten(0, 1))
-        return grad_x, carry, None, torch.mm(flat_x.T, by_time), grad_w_hh, flat_x.sum(0), flat_h.sum(0)
+        flat, q, two = slopes.flatten(0, 1), previous.flatten(0, 1), 2 * h.shape[1]
+        grad_x = torch.mm(flat, w_ih).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_u = torch.cat([torch.mm(flat[:, :two].T, q), torch.mm(grad_heard.flatten(0, 1).T, q)])
+        return grad_x, carry, None, torch.mm(flat.T, x.reshape(len(flat), -1)), grad_u, grad_b_ih, grad_b_hh
 
 
 class _NativeGRU(Native):
     reference = staticmethod(gru_reference)
     native = staticmethod(_gru_torch)
-
-
-def gru_layer(
-    x: Float[Tensor, "B T D"], h: Float[Tensor, "B H"], keep: Float[Tensor, "B T"] | None, *weights: Tensor
-) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B H"]]:
-    """One GRU layer: the compiled kernel on CPU, torch's on a GPU, the reference where neither may run."""
-    if fused_allowed(x):
-        run = _GRU.apply
-    elif x.device.type == "cpu" or transforms_active():
-        run = gru_reference
-    else:
-        run = _NativeGRU.apply if torch.is_grad_enabled() else _gru_torch
-    return run(x, h, keep, *weights)  # pyright: ignore[reportReturnType]
 
 
 @register_model("gru", GRUConfig)
@@ -253,9 +290,9 @@ class GRU(_Recurrent):
     gates, states = 3, 1
 
     def _sequence(self, x: Tensor, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        parts = []
+        run, parts = _runner(x, _GRU, _NativeGRU), []
         for layer, h in enumerate(hidden.split(self.width, 1)):
-            x, h = gru_layer(x, h, keep, *self.weights(layer))
+            x, h = run(x, h, keep, *self.weights(layer))
             parts.append(h)
         return x if self.decoder is None else self.decoder(x), torch.cat(parts, 1)
 

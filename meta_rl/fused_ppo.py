@@ -1,7 +1,7 @@
 """One gradient of PPO's loss without autograd: the same numbers as `meta_rl.ppo`'s plain path, in a third of the time.
 
 Encoder, heads and loss run compiled for every policy that `core.fused.policy.covered` allows; so does a memory of state space
-blocks, of minGRU's or of minLSTM's layers.
+blocks, of minGRU's or minLSTM's layers, an LSTM, a GRU or a diagonal GRU.
 Any other memory keeps autograd for itself and takes part through its input and output.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core.fused.policy import CompiledPolicy, covered
+from core.fused.recurrent_layers import Memory
 from core.kernels.adam import norm
 from core.kernels.gated import GatedTrace, gated_backward, gated_forward
 from core.kernels.jit import as_flat, f32
@@ -112,6 +113,7 @@ class FusedLoss:
         whole = (seen, actions, old_log_prob, advantages, returns)
         self.batch = tuple(np.ascontiguousarray(part.detach().numpy()).reshape(count, -1) for part in whole)
         self.minibatches: dict[int, Minibatch] = {}
+        self.memories: dict[int, Memory] = {}
 
     @staticmethod
     def allowed(policy: RecurrentPolicy, optimizer: torch.optim.Optimizer, hints: torch.Tensor | None) -> bool:
@@ -128,6 +130,8 @@ class FusedLoss:
             gated = (compiled.gated.size, compiled.parts)
             buffers = Minibatch(compiled.sizes, gated, self.batch, index.size, self.steps)
             self.minibatches[index.size] = buffers
+            if compiled.recurrent:
+                self.memories[index.size] = Memory(compiled.recurrent, compiled.blas, index.size, self.steps)
         for source, part in zip(self.batch, buffers.parts, strict=True):
             gather(index, source, part)
         # Kernels take tuples without names, as `core.kernels.layout` says.
@@ -139,7 +143,7 @@ class FusedLoss:
 
         gradients.fill(0)
         encode(blas, weights, sizes, places, buffers.seen, encoded)
-        leaf = out = None
+        leaf, out, recurrent = None, None, self.memories.get(index.size)
         if compiled.whole:
             discretize_layers(weights, sizes, places, system)
             memory_forward(blas, weights, sizes, places, system, sequences, encoded, trace)
@@ -148,6 +152,8 @@ class FusedLoss:
             gated_trace = tuple(buffers.gated)
             gated_forward(blas, weights, sizes, compiled.gated, sequences, encoded, gated_trace)
             memory = buffers.gated.out[-1]
+        elif recurrent is not None:
+            memory = recurrent.forward(weights, recurrent.derived(weights), encoded)
         else:
             leaf = torch.from_numpy(encoded).view(index.size, self.steps, -1).requires_grad_()
             out = self.policy.memory(leaf)[0]
@@ -172,6 +178,8 @@ class FusedLoss:
             gated_backward(
                 blas, weights, gradients, sizes, compiled.gated, sequences, encoded, gated_trace, spare, slopes
             )
+        elif recurrent is not None:
+            recurrent.backward(weights, gradients, encoded, buffers.slopes.memory, grad_encoded)
         else:
             assert leaf is not None
             assert out is not None

@@ -2,7 +2,8 @@
 
 Autograd costs more than the arithmetic where a batch is a few hundred rows: a training step of two sequences of 200 steps
 is 0.8 ms of matrix products, and was 3.5 ms in all. So parameters and gradients are two flat vectors, activations live
-in buffers made once, and the backward is written out (`core.kernels.policy`, `core.kernels.ssm_memory`, `core.kernels.gated`).
+in buffers made once, and the backward is written out (`core.kernels.policy`, `core.kernels.ssm_memory`, `core.kernels.gated`,
+`core.fused.recurrent_layers`).
 `core.policy.RecurrentPolicy` says what is computed and is the truth that the tests hold these functions against; what is not
 covered here (see `covered`) runs there.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from core.cells.mingru import LinearGates
+from core.fused.recurrent_layers import Memory, recurrent_layers
 from core.kernels.blas import sgemm_address
 from core.kernels.discretization import METHODS
 from core.kernels.gated import GATED_PLACES, GatedStep, gated_act, load_gated
@@ -85,6 +87,8 @@ class CompiledPolicy:
         """The places of a compiled gated memory's layers; empty for any other memory."""
         self.parts = getattr(policy.memory, "parts", 3) if gated else 3
         """How many widths such a layer's W has."""
+        self.recurrent = recurrent_layers(policy.memory, starts)
+        """The layers of a compiled memory that hears its own state; empty for any other memory."""
         if blocks:
             load_shared()
         if gated:
@@ -156,6 +160,7 @@ class CompiledActing:
             weights[start : start + parameter.numel()] = as_flat(parameter)
         sizes = compiled.sizes
         self.whole, self.gated, self.memory, self.size = compiled.whole, None, policy.memory, (count, sizes.actions)
+        self.recurrent: Memory | None = None
         self.activations = Activations(
             encoded=np.empty(count * sizes.encoder, f32),
             hidden=np.empty(count * 2 * sizes.head, f32),
@@ -182,6 +187,9 @@ class CompiledActing:
                 out=np.empty(count * sizes.width, f32),
             )
             self.gated = (compiled.gated, tuple(step), tuple(self.activations))
+        elif compiled.recurrent:
+            self.recurrent = Memory(compiled.recurrent, compiled.blas, count, 1)
+            self.derived = self.recurrent.derived(weights)
         else:
             self.carried = policy.init_hidden(count)
 
@@ -193,8 +201,13 @@ class CompiledActing:
         elif self.gated is not None:
             gated_act(*self.policy, *self.gated, seen)
         else:
-            encode(*self.policy, seen, self.activations.encoded)
-            encoded = torch.from_numpy(self.activations.encoded).view(self.size[0], -1)
-            memory, self.carried = self.memory(encoded, self.carried)
-            heads(*self.policy, as_flat(memory), *self.buffers)
+            encoded = self.activations.encoded
+            encode(*self.policy, seen, encoded)
+            if self.recurrent is not None:
+                memory = self.recurrent.forward(self.policy[1], self.derived, encoded)
+                self.recurrent.go_on()
+            else:
+                out, self.carried = self.memory(torch.from_numpy(encoded).view(self.size[0], -1), self.carried)
+                memory = as_flat(out)
+            heads(*self.policy, memory, *self.buffers)
         return self.activations.mean.reshape(self.size).copy(), self.activations.value.copy()

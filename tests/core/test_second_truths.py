@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 
 from core.errors import InputError
 from core.mamba import MambaBlock, MambaConfig
-from core.recurrent import _GRU, GRU, LSTM, _NativeGRU, gru_reference
 from core.sequence_model import build_model, parse_model_config
 from core.ssm import (
     DiagonalCell,
@@ -310,34 +309,6 @@ def test_mamba_is_algorithm_2_step_by_step() -> None:
         wanted.append(x + p["merge.weight"] @ (y * z / (1 + np.exp(-z))))
     got = block(u, torch.zeros(1, block.state_size), None)[0][0]
     assert np.allclose(got.detach().numpy(), np.stack(wanted), atol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "theirs"), [("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU)])
-def test_lstm_and_gru_equal_torch_with_the_same_weights(kind: str, theirs: type[torch.nn.RNNBase]) -> None:
-    model = build_model(parse_model_config({"kind": kind, "hidden_dim": WIDTH, "num_layers": 2}), 5, WIDTH)
-    assert isinstance(model, LSTM | GRU)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator(4)), alpha=0.3)
-    rival = theirs(5, WIDTH, 2, batch_first=True)
-    rival.load_state_dict(model.core.state_dict())
-    x = torch.randn(3, TIME, 5, generator=generator(1))
-    assert torch.allclose(model(x)[0], rival(x)[0], atol=1e-6)
-
-
-def test_the_gru_for_gpus_equals_the_kernel_for_cpus() -> None:
-    model = build_model(parse_model_config({"kind": "gru", "hidden_dim": WIDTH}), 5, WIDTH)
-    assert isinstance(model, GRU)
-    x, keep = torch.randn(3, TIME, 5, generator=generator(1)), torch.ones(3, TIME)
-    keep[1, 4] = keep[0, 0] = 0
-    results = []
-    for run in (_GRU.apply, _NativeGRU.apply, gru_reference):
-        inputs = [x.clone().requires_grad_(), torch.ones(3, WIDTH).requires_grad_(), *model.weights(0)]
-        y, h = run(*inputs[:2], keep, *inputs[2:])
-        results.append([y, h, *torch.autograd.grad(y.square().sum() + h.sum(), inputs)])
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
 def test_hippo_eigenvalues_are_those_of_the_matrix_in_the_paper() -> None:

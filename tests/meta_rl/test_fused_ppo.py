@@ -27,7 +27,11 @@ MODELS = {
     "selective": {"kind": "s5", "hidden_dim": 16, "state_dim": 12, "selective": True},
     "another width": {"kind": "lru", "hidden_dim": 24, "state_dim": 12},
     "lstm": {"kind": "lstm", "hidden_dim": 16},
+    "lstm, wider and deeper": {"kind": "lstm", "hidden_dim": 22, "num_layers": 3},
     "gru": {"kind": "gru", "hidden_dim": 24},
+    "gru, narrower and deeper": {"kind": "gru", "hidden_dim": 15, "num_layers": 2},
+    "diag-gru": {"kind": "diag-gru", "hidden_dim": 16},
+    "diag-gru, wider and deeper": {"kind": "diag-gru", "hidden_dim": 24, "num_layers": 3},
     "mingru": {"kind": "mingru", "hidden_dim": 16},
     "minlstm": {"kind": "minlstm", "hidden_dim": 16},
     "minlstm, wider and deeper": {"kind": "minlstm", "hidden_dim": 24, "num_layers": 3},
@@ -120,7 +124,7 @@ def test_compiled_acting_steps_equal_the_policy_on_the_sequence(model: str, skip
         np.testing.assert_allclose(value, truth.value[:, t].numpy(), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["lru", "lstm", "mingru", "minlstm"])
+@pytest.mark.parametrize("kind", ["lru", "lstm", "gru", "diag-gru", "mingru", "minlstm"])
 def test_a_whole_update_equals_the_same_one_by_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PPOConfig(kind="ppo", epochs=3, minibatches=4, learning_rate=1e-3)
     results = []
