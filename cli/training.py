@@ -416,6 +416,7 @@ def _show_intention(
     from experiments.numbers import format_count, format_seconds
     from experiments.runs.by_hand import intention
     from experiments.runs.machine import available_workers
+    from experiments.search.sizing import trains
 
     plan = intention(ledger, spec, seeds, pool, min(available_workers(), len(seeds)))
     if plan.expected_s is None:
@@ -424,7 +425,7 @@ def _show_intention(
         time = f"about {format_seconds(plan.expected_s)} by what this ledger recorded"
     options.output.result(
         plan,
-        f"{spec.policy.model.kind} on {spec.task}, {plan.parameters:,} parameters, learner {spec.learner.kind}, {pool} pool."
+        f"{spec.policy.model.kind} on {spec.task}, {plan.parameters:,} parameters, learner {spec.learner.kind} ({trains(spec)}), {pool} pool."
         f"{spec.conditions}".rstrip("."),
         f"{len(seeds)} run{'s' if len(seeds) > 1 else ''} of {format_count(spec.env_steps)} env steps "
         f"({format_count(plan.env_steps_total)} in all), {time}",

@@ -62,6 +62,15 @@ def gated_layers(policy: RecurrentPolicy) -> list[nn.Linear]:
     return [layer for layer in memory.layers if isinstance(layer, nn.Linear)]
 
 
+def training_path(policy: RecurrentPolicy) -> str:
+    """How `meta_rl.fused_ppo` trains it, in words: compiled, its memory alone by autograd, or all of it by autograd."""
+    if not covered(policy):
+        return "by autograd"
+    starts = {id(parameter): 0 for parameter in policy.parameters()}
+    whole = compiled_blocks(policy) or gated_layers(policy) or recurrent_layers(policy.memory, starts)
+    return "compiled" if whole else "memory by autograd"
+
+
 def flat_layout(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
     """Where each parameter starts in a flat vector, and the vector's size."""
     starts, size = [], 0

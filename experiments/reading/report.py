@@ -37,6 +37,8 @@ from experiments.reading.claim_film import film_claim
 from experiments.reading.crew import ideas_table, predictions_table
 from experiments.reading.figures import campaign_sides, draw_all, span
 from experiments.runs.paths import Paths
+from experiments.search.sizing import trains
+from experiments.spec import recorded_spec
 from experiments.tables import TableView
 from experiments.vocabulary import ARMS, FINISHED
 
@@ -87,6 +89,8 @@ class Way:
     search: float | None
     selection: float | None
     confirmation: float | None
+    trains: str
+    """ "compiled", "memory by autograd" or "by autograd"."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +266,17 @@ def _ways(
         means = {purpose: float(np.mean(scores)) if scores else None for purpose, scores in by_purpose.items()}
         last = [r.score or 0.0 for r in own if r.arm == arm and r.purpose == "confirmation" and r.spec["env_steps"] == claim.lengths(arm)[0]]  # fmt: skip
         confirmed = float(np.mean(last)) if verdict is not None and last else None
-        ways.append(Way(arm, means["search"], means["selection"], confirmed))
+        path = _trains(own[0]) if own else ""
+        ways.append(Way(arm, means["search"], means["selection"], confirmed, path))
     return tuple(ways)
+
+
+def _trains(run: Run) -> str:
+    """How the policy of a run trains; nothing where a plugin that it needs is not loaded."""
+    try:
+        return trains(recorded_spec(run.spec, readable_id("r", run.id), run.provenance))
+    except InputError:
+        return ""
 
 
 def _trial(run: Run, proposals: Sequence[Proposal]) -> Trial:

@@ -19,6 +19,22 @@ def count_parameters(spec: RunSpec) -> int:
     return _measure(spec.task, spec.policy.model_dump_json())[0]
 
 
+@lru_cache(maxsize=1024)
+def _path(task: str, policy: str) -> str:
+    from core.fused.policy import training_path
+
+    family = get_family(task)
+    return training_path(
+        RecurrentPolicy(family.obs_dim, ActionSpec(*family.action), PolicyConfig.model_validate_json(policy))
+    )
+
+
+def trains(spec: RunSpec) -> str:
+    """How PPO trains the policy of `spec`: "compiled", "memory by autograd" or "by autograd"; other learners use autograd."""
+    recurrent = spec.learner.kind == "rl2" and not getattr(spec.learner, "privileged_critic", False)
+    return _path(spec.task, spec.policy.model_dump_json()) if recurrent else "by autograd"
+
+
 def state_size(spec: RunSpec) -> int:
     """Real numbers that the policy carries from step to step for one sequence."""
     return _measure(spec.task, spec.policy.model_dump_json())[2]
@@ -26,7 +42,7 @@ def state_size(spec: RunSpec) -> int:
 
 @lru_cache(maxsize=1024)
 def _measure(task: str, policy: str) -> tuple[int, bool, int]:
-    """(trainable numbers of a policy, whether its memory trains compiled, size of its state)."""
+    """(trainable numbers of a policy, whether it is best as wide as the encoder, size of its state)."""
     from core.fused.policy import compiled_blocks, covered
 
     family = get_family(task)

@@ -76,21 +76,25 @@ def _differences() -> dict[str, tuple[str, str]]:
 
 DIFFERENCES = _differences()
 EXACT = not DIFFERENCES
+OTHER_KERNELS = (
+    "lstm",
+    "gru",
+)  # torch's and np.dot's then, `core.kernels.recurrent` now: other last bits on any machine
 
 
-def _same(recorded: Any, found: Any, where: str = "", tolerance: float = 0.0) -> None:
-    """Equal in every name and number; numbers within `tolerance` of the larger one, or of 1, where this is another machine."""
+def _same(recorded: Any, found: Any, where: str = "", tolerance: float = 0.0, *, exact: bool = EXACT) -> None:
+    """Equal in every name and number; numbers within `tolerance` of the larger one, or of 1, where they need not be exact."""
     if isinstance(recorded, dict):
         assert recorded.keys() == found.keys(), where
         for name in recorded:
-            _same(recorded[name], found[name], f"{where}.{name}", tolerance)
+            _same(recorded[name], found[name], f"{where}.{name}", tolerance, exact=exact)
     elif isinstance(recorded, list):
         assert len(recorded) == len(found), where
         for number, (one, other) in enumerate(zip(recorded, found, strict=True)):
-            _same(one, other, f"{where}[{number}]", tolerance)
+            _same(one, other, f"{where}[{number}]", tolerance, exact=exact)
     elif isinstance(recorded, float) and isinstance(found, float) and math.isnan(recorded):
         assert math.isnan(found), where
-    elif isinstance(recorded, float) and isinstance(found, float) and not EXACT and tolerance:
+    elif isinstance(recorded, float) and isinstance(found, float) and not exact and tolerance:
         assert found == pytest.approx(recorded, rel=tolerance, abs=tolerance), where
     else:
         assert recorded == found, where
@@ -122,19 +126,19 @@ def _numbers(learner: Learner, spec: RunSpec, pool: Any) -> tuple[list[Any], dic
 
 
 def _same_training(
-    recorded: tuple[list[Any], dict[str, Any]], found: tuple[list[Any], dict[str, Any]], *, smooth: bool
+    recorded: tuple[list[Any], dict[str, Any]], found: tuple[list[Any], dict[str, Any]], *, exact: bool, smooth: bool
 ) -> None:
-    """Every number where this is the recorded machine; else as many as rounding leaves alone."""
-    if EXACT or smooth:
-        _same(recorded[0], found[0], "reports", TOLERANCE)
-        _same(recorded[1], found[1], "evals", TOLERANCE)
+    """Every number where it must be exact; else as many as rounding leaves alone."""
+    if exact or smooth:
+        _same(recorded[0], found[0], "reports", TOLERANCE, exact=exact)
+        _same(recorded[1], found[1], "evals", TOLERANCE, exact=exact)
         return
     assert [(steps, set(metrics)) for steps, metrics in recorded[0]] == [(s, set(m)) for s, m in found[0]]
     assert {k: np.shape(v) for k, v in recorded[1].items()} == {k: np.shape(v) for k, v in found[1].items()}
-    _same(recorded[1]["return"], found[1]["return"], "return", CHAOTIC_TOLERANCE)
+    _same(recorded[1]["return"], found[1]["return"], "return", CHAOTIC_TOLERANCE, exact=exact)
     for name, value in recorded[0][0][1].items():  # collected by the first weights, before anything was learned
         if name.startswith("rollout/"):
-            _same(value, found[0][0][1][name], name, CHAOTIC_TOLERANCE)
+            _same(value, found[0][0][1][name], name, CHAOTIC_TOLERANCE, exact=exact)
 
 
 def _train(name: str) -> tuple[list[Any], dict[str, Any], str]:
@@ -168,8 +172,10 @@ def test_a_training_gives_the_numbers_that_it_gave_before(name: str, other_proce
     assert (spec.config_hash, spec.variant_hash) == (row["config_hash"], row["variant_hash"])
     assert count_parameters(spec) == row["parameters"]
     reports, evals, digest = other_process.submit(_train, name).result()
-    _same_training((row["reports"], row["evals"]), (reports, evals), smooth=not spec.task.startswith(CHAOTIC))
-    if EXACT:
+    exact = EXACT and spec.policy.model.kind not in OTHER_KERNELS
+    smooth = not spec.task.startswith(CHAOTIC)
+    _same_training((row["reports"], row["evals"]), (reports, evals), exact=exact, smooth=smooth)
+    if exact:
         assert float(np.array(evals["return"])[:, 0].mean()) == row["score"]
         assert digest == row["state_sha256"], "the numbers are the same, but not the trained state that is saved"
 
@@ -355,10 +361,12 @@ def test_an_old_model_loads_and_evaluates_to_the_recorded_returns(
     learner = Learner.load(path / "model" if path.is_dir() else path)
     tasks = get_family(learner.family_id).eval_tasks("confirmation" if name.endswith("confirmation") else "search")
     found = [values.tolist() for values in few_shot(learner, tasks, shots=(0, 1), seed=9).returns.values()]
-    _same(returns, found, name, CHAOTIC_TOLERANCE if learner.family_id.startswith(CHAOTIC) else TOLERANCE)
+    exact = EXACT and learner.policy.config.model.kind not in OTHER_KERNELS  # pyright: ignore[reportAttributeAccessIssue]
+    tolerance = CHAOTIC_TOLERANCE if learner.family_id.startswith(CHAOTIC) else TOLERANCE
+    _same(returns, found, name, tolerance, exact=exact)
     if path.is_dir():  # the kept model
         assert main.main(["evaluate", str(path), *options]) == 0
-        _same(table, json.loads(capsys.readouterr().out), name, 1e-2)  # it prints two digits
+        _same(table, json.loads(capsys.readouterr().out), name, 1e-2, exact=exact)  # it prints two digits
 
 
 def _checkpoints() -> list[tuple[int, str]]:
@@ -382,7 +390,7 @@ def test_an_old_checkpoint_trains_on_to_the_numbers_of_the_old_code(number: int,
             tables.setdefault(name, {})[task, episode] = _joined(value, kind)
     old = {n: [[t[i, e] for e in range(spec.evaluation_episodes)] for i in range(len(t) // spec.evaluation_episodes)] for n, t in tables.items()}  # fmt: skip
     old_reports = [[steps, dict(sorted(metrics.items()))] for steps, metrics in sorted(recorded.items())]
-    if EXACT:
+    if EXACT and spec.policy.model.kind not in OTHER_KERNELS:
         assert (reports, evals) == (old_reports, old)
         return
     # Elsewhere several hundred optimiser steps magnify rounding to 3 % of a task's return; what the stored weights collect is the same.
@@ -396,12 +404,12 @@ def _joined(value: float | None, kind: str | None) -> float:
     return float(value) if value is not None else float(kind or "nan")
 
 
-@pytest.mark.parametrize("run", ["r-0001", "r-0003"])
-def test_an_old_run_passes_its_own_rerun_check(run: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """r-0004 would not: its kernels came from numba's cache, which changed the last bits of a compiled memory then and no longer does."""
+def test_an_old_run_passes_its_own_rerun_check(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """r-0004 would not: its kernels came from numba's cache, which changed the last bits of a compiled memory then and no longer does.
+    Neither would r-0002 and r-0003, an LSTM and a GRU of other kernels."""
     if not EXACT:
         pytest.skip("a rerun is compared to the last bit, and this is another machine")
-    found = json.loads(_call(capsys, data, "rerun", run, "--check", "--json"))
+    found = json.loads(_call(capsys, data, "rerun", "r-0001", "--check", "--json"))
     assert found["matches"]
     assert found["compared"] > 50
 
@@ -412,12 +420,8 @@ def test_a_campaign_that_was_paused_before_the_move_ends_as_it_would_have(
 ) -> None:
     _call(capsys, data, "resume", PAUSED, "--json")
     found = {name: _query(data, sql) for name, sql in END["queries"].items()}
-    if EXACT:
-        for name, rows in END["numbers"].items():
-            assert rows == found[name], name
-        return
-    # Another machine may choose other configurations, since it measures other scores: the trials that were made before the pause,
-    # the seeds and the number of runs stand.
+    # Its baseline is a GRU, whose scores end in other bits now, and so other configurations may be chosen: the trials that were made before
+    # the pause, the seeds and the number of runs stand.
     assert len(found["verdicts"]) == 1
     old, new = ([(r[1], r[2], r[3], r[8]) for r in rows["runs"]] for rows in (END["numbers"], found))
     assert sorted(old, key=str) == sorted(new, key=str)
