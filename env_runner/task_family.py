@@ -104,6 +104,11 @@ class TaskFamily(ABC):
     """Whether its worlds know `EnvOptions.failure_step`."""
 
     @property
+    def examined(self) -> TaskFamily:
+        """The family that a learner which was trained in this one is scored on; itself, but for `env_runner.transfer`."""
+        return self
+
+    @property
     def num_params(self) -> int:
         """P, the number of task parameters."""
         return len(self.param_names)

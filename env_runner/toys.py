@@ -14,6 +14,7 @@ from gymnasium import spaces
 from jaxtyping import Float64
 from numpy import ndarray
 
+from core.errors import bad_value
 from core.seeding import numpy_stream
 from env_runner.drawing import Disc, Line, Lived, Picture, Track, Words, box
 from env_runner.task_family import (
@@ -28,6 +29,7 @@ from env_runner.task_family import (
     check_pool,
     make_box,
     register_family,
+    register_resolver,
 )
 
 
@@ -309,18 +311,22 @@ class TabularMDP(ToyFamily):
 
 
 # T-maze --------------------------------------------------------------------------------------------------------------
+SHORTEST, LONGEST = 10, 1000
+
+
 class TMazeEnv(TaskVectorEnv):
     """N corridors with a cue at the start and a junction at the end."""
 
-    def __init__(self, family: TaskFamily, num_envs: int) -> None:
+    def __init__(self, family: TMaze, num_envs: int) -> None:
         super().__init__(family, num_envs, make_box(3), spaces.Discrete(3))
+        self.length = family.length
         self._place = np.zeros(self.num_envs, dtype=np.int64)
 
     def _start(self, worlds: ndarray) -> None:
         self._place[worlds] = 0
 
     def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
-        at_junction = self._place == TMaze.LENGTH
+        at_junction = self._place == self.length
         turned = at_junction & (actions > 0)
         side = np.where(actions == 1, 1.0, -1.0)
         bumped = (at_junction & (actions == 0)) | (~at_junction & (actions > 0))
@@ -330,7 +336,7 @@ class TMazeEnv(TaskVectorEnv):
 
     def _observe(self) -> ndarray:
         cue = np.where((self._place == 0) & (self.elapsed == 0), self.tasks[:, 0], 0.0)
-        junction = self._place == TMaze.LENGTH
+        junction = self._place == self.length
         return np.stack((cue, junction.astype(np.float64), np.ones(self.num_envs)), axis=1)
 
     def drawn_state(self) -> ndarray:
@@ -340,7 +346,8 @@ class TMazeEnv(TaskVectorEnv):
 @register_family
 class TMaze(ToyFamily, FiniteTasks):
     """## Description
-    Walk down a corridor of 10 places and turn to the side that a cue showed at the very first step. Pure memory.
+    Walk down a corridor and turn to the side that a cue showed at the very first step. Pure memory. The corridor has 10 places; in
+    `t-maze:LENGTH` it has LENGTH of them, 10 to 1000.
 
     ## Action Space
     `Discrete(3)`: 0 forward, 1 turn left, 2 turn right.
@@ -364,7 +371,7 @@ class TMaze(ToyFamily, FiniteTasks):
     The corridor's first place.
 
     ## Episode End
-    Terminates at a turn taken at the junction; truncated after 30 steps.
+    Terminates at a turn taken at the junction; truncated after three times as many steps as the corridor has places (30).
 
     ## Arguments
     `make(num_envs)`.
@@ -376,18 +383,19 @@ class TMaze(ToyFamily, FiniteTasks):
     After Bakker 2002, "Reinforcement learning with long short-term memory".
     """
 
-    LENGTH = 10
-    id = "t-maze"
     env_type = TMazeEnv
-    horizon = 30
     obs_dim = 3
     action = ActionInfo("categorical", 3)
     param_names = ("side",)
     tasks = ((1.0,), (-1.0,))
     anchors: Mapping[str, float] = {"task_blind": 0.0, "ceiling": 1.0}
 
+    def __init__(self, length: int = SHORTEST) -> None:
+        self.length, self.horizon = length, 3 * length
+        self.id = "t-maze" if length == SHORTEST else f"t-maze:{length}"
+
     def picture(self, lived: Lived, step: int) -> Picture:
-        place, action, end = float(lived.states[step, 0]), int(lived.actions[step]), float(self.LENGTH)
+        place, action, end = float(lived.states[step, 0]), int(lived.actions[step]), float(self.length)
         side = float(lived.tasks[step, 0])
         turned = place == end and action > 0
         up = {1: 1.0, 2: -1.0}.get(action, 0.0)
@@ -397,3 +405,18 @@ class TMaze(ToyFamily, FiniteTasks):
         going = Line(((place, 0.0), (place, up * (2.0 if turned else 0.4))) if up else ((place, 0.0), (place + 0.6, 0.0)), "soft", 3.0)  # fmt: skip
         walker = Disc(place, 2.0 * up if turned else 0.0, 0.3, ("good" if up == side else "bad") if turned else "agent")
         return Picture((-1.0, -2.7, end + 1.0, 2.7), (*corridor, goal, *cue, going, walker))
+
+
+@register_resolver("t-maze:30")
+def t_maze(family_id: str) -> TMaze | None:
+    """The corridor of `t-maze:LENGTH`."""
+    name, _, length = family_id.partition(":")
+    if name != "t-maze" or not length or "@" in length:
+        return None
+    if not length.isdecimal() or not SHORTEST < int(length) <= LONGEST or str(int(length)) != length:
+        raise bad_value(
+            "the length of t-maze",
+            length,
+            f"a whole number from {SHORTEST + 1} to {LONGEST}; t-maze alone has {SHORTEST}",
+        )
+    return TMaze(int(length))

@@ -124,7 +124,7 @@ def evaluate(
     family has no such changes, and where it cannot adapt.
     """
     trained_in = learner.family
-    learner.family = with_changes(family or get_family(learner.family_id), changes or EnvOptions())
+    learner.family = with_changes(family or get_family(learner.family_id).examined, changes or EnvOptions())
     try:
         if adaptation is not None and adaptation.is_on:
             return learner.adapt_and_evaluate(

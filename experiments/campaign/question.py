@@ -215,6 +215,8 @@ def parse_task(words: str) -> str:
     try:
         return get_family(name).id
     except InputError:
+        if re.search("[:@]", name):  # of a kind, whose own words say what is wrong
+            raise
         raise unknown_name("task", name, FAMILIES, hint=f"See: {command('list', 'tasks')}") from None
 
 

@@ -114,7 +114,7 @@ def watch_task(
     episodes None: as many as its training is for, and two at least. InputError for a number out of range.
     """
     learner = Learner.load(files)
-    family = get_family(learner.family_id)
+    family = get_family(learner.family_id).examined
     family.check()
     tasks = family.eval_tasks(check_pool(pool))
     alone = index is None
