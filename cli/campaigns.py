@@ -243,7 +243,7 @@ def extend(
 
 def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptions()) -> int:
     """End a campaign for good, with a verdict on what confirmation there is; pause and resume go on instead."""
-    from experiments.campaign.holder import describe_holder, if_gone, is_alive
+    from experiments.campaign.holder import describe_holder, if_gone, standing_of
 
     ledger = options.change()
     campaign_id = ledger.resolve(campaign, "campaign")
@@ -251,7 +251,7 @@ def stop(campaign: CampaignId = "@last", *, options: LedgerOptions = LedgerOptio
     if row.stage == "done":
         raise InputError(f"c-{campaign_id:04d} is finished: there is nothing to stop")
     ledger.record_event(campaign_id, "stop", "human", {})
-    if row.status == "running" and is_alive(row.holder):
+    if standing_of(row) == "running":
         asked = {"campaign": f"c-{campaign_id:04d}", "asked to end": "it cancels its runs and writes its report"}
         advice = if_gone(campaign_id, row.holder)
         options.output.done(asked | ({"held by": f"{describe_holder(row.holder)}. {advice}"} if advice else {}))
@@ -381,11 +381,12 @@ def _end(lab: Lab, options: LedgerOptions, *, take_over: bool = False, hook: Hoo
 
 
 def _conclude(lab: Lab, options: LedgerOptions, hook: Hook | None = None) -> int:
-    """Write the report, keep the better model, show the verdict. hook: who is told of it, where it is a new one."""
+    """Keep the better model, write the report, show the verdict; a report that fails loses no model. hook: who is told of it, where it is a new one."""
     from cli.live import verdict_lines, verdict_panel
     from experiments.reading.report import keep_model, write_report
 
     output, ledger = options.output, lab.ledger
+    model = keep_model(ledger, lab.number, lab.paths) if lab.is_judged() else None
     html, _ = write_report(ledger, lab.number, lab.paths)
     shown: dict[str, Any] = {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None}
     if not lab.is_judged():  # a person stopped it before there was anything to judge
@@ -395,7 +396,6 @@ def _conclude(lab: Lab, options: LedgerOptions, hook: Hook | None = None) -> int
     verdict = lab.judge()
     if hook is not None:
         hook.post("verdict", lab.campaign_id, lab.question.goal, verdict)
-    model = keep_model(ledger, lab.number, lab.paths)
     shown |= {"verdict": verdict, "model": str(model) if model else None}
     lines = verdict_lines(
         verdict, lab.question, lab.plan, lab.round * lab.plan.trials_at_once, lab.campaign_id, verdict.claim_id

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from types import FrameType
@@ -22,6 +23,8 @@ from core.config import explain_validation
 from core.errors import InputError, bad_value, unknown_name
 from core.words.commands import command
 
+_DISCOVERY = threading.RLock()
+"""One for all registries: the modules of one may look names of another up."""
 T = TypeVar("T")
 EntryT = TypeVar("EntryT")
 
@@ -98,9 +101,10 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def _discover(self) -> None:
-        """Import the modules of the package's folders and load the plugins, each once."""
-        self._search_tree()
-        plugins.load_named_and_installed()
+        """Import the modules of the package's folders and load the plugins, each once; a second thread waits until they are all there."""
+        with _DISCOVERY:
+            self._search_tree()
+            plugins.load_named_and_installed()
 
     def _search_tree(self) -> None:
         found = {package: tuple(importlib.import_module(package).__path__) for package in self.packages}

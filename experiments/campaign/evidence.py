@@ -31,10 +31,10 @@ class Evidence:
         """The tunable fields of an arm, of one role's slice where it is named."""
         return SpaceView(arm=arm, parameters=self.trials.space(arm).of_role(role))
 
-    def ledger_query(self, view: str, arm: str | None = None, limit: int = 8) -> TableView:
+    def ledger_query(self, view: str, arm: str | None = None, limit: int = 8, skip: int = 0) -> TableView:
         """A compact table of search-pool facts: incumbent, top, runs, failures, baseline or sensitivity.
 
-        top and incumbent begin with the best, runs and failures with the newest.
+        top and incumbent begin with the best, runs and failures with the newest. skip: rows left out before the first.
         """
         if view not in VIEWS:
             raise unknown_name("view", view, VIEWS)
@@ -48,16 +48,17 @@ class Evidence:
             from experiments.campaign.sensitivity import sensitivity_table
 
             arm = arm or "challenger"
-            return sensitivity_table(self.trials.finished(arm), self.trials.space(arm).parameters, limit)
+            table = sensitivity_table(self.trials.finished(arm), self.trials.space(arm).parameters, skip + limit)
+            return table.model_copy(update={"rows": table.rows[skip:]})
         if view == "failures":
             ended = [run for run in self.search_runs(arm) if run.status in FINISHED]
             failed = [run for run in ended if run.status not in ("done", "pruned")]
-            return runs_table(failed[::-1][:limit], "arm", "status", "cause")
+            return runs_table(failed[::-1][skip : skip + limit], "arm", "status", "cause")
         trials = [t for a in ([arm] if arm else self.trials.arms) for t in self.trials.finished(a)]
         trials = sorted(trials, key=lambda t: -t.run.id) if view == "runs" else best_first(trials)
         if view == "incumbent":
             trials = [next(t for t in trials if t.arm == a) for a in dict.fromkeys(t.arm for t in trials)]
-        return self._trials_table(trials[:limit])
+        return self._trials_table(trials[skip : skip + limit])
 
     def _trials_table(self, trials: Sequence[FinishedTrial]) -> TableView:
         level, floor = self.trials.default_score(), self.trials.noise_floor()

@@ -135,16 +135,24 @@ def _let_go(ledger: Ledger, campaign_id: int, status: str, spent_s: float) -> No
 
 def this_process() -> dict[str, Any]:
     """What is written beside a campaign while this process works on it."""
-    moment = now().isoformat()
+    told = process_here(os.getpid())
+    return told | {"token": TOKEN, "seen": told["since"]}
+
+
+def process_here(pid: int) -> dict[str, Any]:
+    """What tells a process of this machine apart, so that `is_alive` can ask for it later on."""
     return {
-        "pid": os.getpid(),
+        "pid": pid,
         "host": socket.gethostname(),
-        "since": moment,
-        "start": _start_time(os.getpid()),
-        "token": TOKEN,
+        "since": now().isoformat(),
+        "start": _start_time(pid),
         "where": _where(),
-        "seen": moment,
     }
+
+
+def standing_of(campaign: Campaign) -> str:
+    """A campaign's status as everybody is told it: one that says running and whose process has ended is "interrupted"."""
+    return "interrupted" if campaign.status == "running" and not is_alive(campaign.holder) else campaign.status
 
 
 def is_alive(holder: dict[str, Any] | None) -> bool:

@@ -26,7 +26,17 @@ from experiments.campaign.gate import Gate
 from experiments.campaign.holder import holding
 from experiments.campaign.journal import Journal
 from experiments.campaign.plan import Plan
-from experiments.campaign.proposing.ideas import Expected, Idea, check_grounds, keep, place, standing, unit, withdraw
+from experiments.campaign.proposing.ideas import (
+    Expected,
+    Idea,
+    check_grounds,
+    keep,
+    place,
+    standing,
+    unit,
+    vetoed,
+    withdraw,
+)
 from experiments.campaign.question import Question
 from experiments.campaign.trials import AGENT_SHARE, Base, Trials, best_first, slice_of
 from experiments.campaign.views import (
@@ -248,8 +258,10 @@ class Lab:
             values=slice_of(self.trials.space(idea.arm), role, configuration),
         )
 
-    def veto(self, arm: str, agent: str, run: str) -> VetoView:
+    def veto(self, arm: str, agent: str, run: str, *, by: str, reason: str) -> VetoView:
         """Take back what an agent proposes in the present round because it repeats a finished run: no field differs by more than `REGION`.
+
+        by, reason: who does so and why, which is part of what the crew said.
 
         Raises InputError for an agent without an idea there, a run of another arm, and an idea that is none of its repetitions.
         """
@@ -272,7 +284,7 @@ class Lab:
             if far > REGION:
                 allowed = f"a run that the idea repeats, with no field further than {REGION:g} of its range; {name} is {far:.2f} from it"
                 raise bad_value("run", run, allowed)
-            withdraw(self.trials, arm, round_, agent)
+            vetoed(self.trials, ideas[agent], by, run, reason)
             return VetoView(arm=arm, agent=agent, trial=trial, same_as=run, differs=round(far, 4))
 
     def check_feasibility(self, arm: str, values: dict[str, Value], base: Base = "suggestion") -> FeasibilityView:

@@ -1,4 +1,4 @@
-"""What may be shown of scores: nobody may steer by held-out results, so a confirmation run's score waits for its verdict.
+"""What may be shown of scores: nobody may choose by held-out results, so a confirmation run's score waits for its verdict.
 
 The rule is `UNJUDGED`, here and nowhere else. Lists, filters, ids and exports read `SCORE` in place of the column; code that
 has a run in hand asks `Ledger.score_is_hidden` or is refused by `Ledger.must_show`.
@@ -33,10 +33,11 @@ def hidden_error(run: Run) -> InputError:
 
 
 def verdict_due(session: Session, task: str) -> int | None:
-    """The first campaign on a task family whose verdict is still to come: one that is not over, or that has a claim without one."""
+    """The first campaign on a task family whose verdict is still to come: one that is not over, whether it runs, is paused or
+    failed (a resume goes on with it), or that has a claim without one."""
     judged = exists().where(Claim.campaign_id == Campaign.id, Verdict.claim_id == Claim.id)
     claimed = exists().where(Claim.campaign_id == Campaign.id)
-    open_ones = select(Campaign).where(~judged, claimed | Campaign.status.in_(("running", "paused")))
+    open_ones = select(Campaign).where(~judged, claimed | (Campaign.stage != "done"))
     return next(
         (c.id for c in session.scalars(open_ones.order_by(Campaign.id)) if c.question.get("task") == task), None
     )
@@ -46,6 +47,6 @@ def forestalled_error(campaign_id: int, task: str) -> InputError:
     """What is answered to whoever looks at the tasks that a verdict is going to rest on."""
     name = readable_id("c", campaign_id)
     return InputError(
-        f"pool: got 'confirmation', allowed: search, selection. The verdict of {name} on {task} is still to come, and nobody may "
-        f"steer by what it rests on. Go on with: {command('resume', name)}"
+        f"pool: got 'confirmation', allowed: search, selection. {name} will be judged on the confirmation tasks of {task}, and whoever "
+        f"has seen them before its verdict could choose by them. Bring it to its verdict with: {command('resume', name)}, or end it with: {command('stop', name)}"
     )

@@ -11,14 +11,14 @@ from sqlalchemy import select
 from core.words.text import harmless
 from experiments.campaign.evidence import described
 from experiments.campaign.plan import Plan
-from experiments.campaign.proposing.ideas import COVERAGE, Measured, all_ideas, measured, optimizers_effects
+from experiments.campaign.proposing.ideas import COVERAGE, Idea, Measured, all_ideas, measured, optimizers_effects
 from experiments.campaign.question import Question
 from experiments.campaign.trials import Trials
 from experiments.ledger.models import Event
 from experiments.ledger.store import Ledger, readable_id
 from experiments.tables import Cell, TableView
 
-TALK = ("stage", "agent", "message", "idea", "early_end", "instruct", "approve", "pause", "stop", "refused")
+TALK = ("stage", "agent", "message", "idea", "veto", "early_end", "instruct", "approve", "pause", "stop", "refused")
 """Events that a person reads; tool calls and calls of the model are left to `export`."""
 INDENT = "    "
 IDEA_COLUMNS = ("round", "agent", "arm", "change", "expected", "interval", "measured", "run", "rests on")
@@ -31,6 +31,7 @@ def ideas_table(ledger: Ledger, campaign_id: int) -> TableView:
     if trials is None:
         return TableView(columns=IDEA_COLUMNS, rows=(), note="No agent proposed anything of its own.")
     done = {(m.idea.arm, m.idea.trial): m for m in measured(trials)}
+    vetoes = ledger.events(campaign_id, ["veto"])
     rows = []
     for idea in all_ideas(trials):
         found = done.get((idea.arm, idea.trial))
@@ -42,12 +43,21 @@ def ideas_table(ledger: Ledger, campaign_id: int) -> TableView:
                 None if expected is None else round(expected.delta, 2),
                 None if expected is None else f"{expected.low:.3g} to {expected.high:.3g}",
                 None if found is None or found.effect is None else round(found.effect, 2),
-                "not tried" if found is None else found.status,
+                _fate(idea, vetoes) if found is None else found.status,
                 "prior" if idea.prior else ", ".join(idea.evidence),
             )
         )  # fmt: skip
     note = f"Effects in noise floors, against the best trial of the arm at that time on the same seed; intervals are to hold {100 * COVERAGE:.0f} %."
     return TableView(columns=IDEA_COLUMNS, rows=tuple(rows), note=note)
+
+
+def _fate(idea: Idea, vetoes: Sequence[Event]) -> str:
+    """What became of an idea that was not tried."""
+    place = {"agent": idea.author, "arm": idea.arm, "round": idea.round, "changes": idea.changes}
+    for veto in reversed(vetoes):
+        if place.items() <= veto.payload.items():
+            return f"vetoed by {veto.actor} as {veto.payload['run']} again: {veto.payload['reason']}"
+    return "not tried"
 
 
 def predictions_table(ledger: Ledger, campaign_id: int) -> TableView:
@@ -115,7 +125,7 @@ def transcript(ledger: Ledger, campaign_id: int, *, width: int = 80) -> str:
     lines = [f"What the crew of {readable_id('c', campaign_id)} said"]
     for event in talk(ledger, campaign_id):
         to = f" to {event.payload['to']}" if event.payload.get("to") else ""
-        what = {"idea": " proposes", "refused": " (refused)"}.get(event.kind, "")
+        what = {"idea": " proposes", "veto": " vetoes", "refused": " (refused)"}.get(event.kind, "")
         lines += ["", harmless(f"{event.created_at:%H:%M} {event.actor}{to}{what}")[:width]]
         text = harmless(str(event.payload.get("text", "")) or event.kind)
         lines += textwrap.wrap(text, width, initial_indent=INDENT, subsequent_indent=INDENT) or [INDENT.rstrip()]

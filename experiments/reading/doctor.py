@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 
 from core.config import FrozenConfig
 from core.words.commands import command
-from experiments.campaign.holder import describe_holder, is_alive
+from experiments.campaign.holder import describe_holder, standing_of
 from experiments.ledger.ids import archived, readable_id
 from experiments.ledger.marks import REMOVED, put_tag
 from experiments.ledger.models import Artifact, Campaign, Claim, Run, Tag, Verdict
@@ -223,7 +223,7 @@ def _stale(url: str | URL, *, fix: bool) -> list[Finding]:
     ledger = Ledger(url, read_only=not fix)
     findings = []
     with ledger.session() as session:
-        living = {c.id for c in session.scalars(select(Campaign)) if c.status == "running" and is_alive(c.holder)}
+        living = {c.id for c in session.scalars(select(Campaign)) if standing_of(c) == "running"}
         for campaign in session.scalars(select(Campaign).where(Campaign.status == "running").order_by(Campaign.id)):
             if campaign.id in living:
                 continue

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from core.errors import InputError, bad_value, unknown_name
 from core.words.commands import command
-from experiments.campaign.holder import describe_holder, is_alive
+from experiments.campaign.holder import describe_holder, standing_of
 from experiments.campaign.steering import open_wait
 from experiments.ledger.filters import COLUMNS, parse_columns, parse_sort, parse_where
 from experiments.ledger.ids import archived
@@ -132,7 +132,7 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
                 readable_id("c", c.id),
                 c.goal,
                 c.stage,
-                _standing(c),
+                standing_of(c),
                 describe_holder(c.holder),
                 done,
                 round(c.spent_s, 1),
@@ -175,11 +175,6 @@ def list_active(ledger: Ledger) -> tuple[TableView, TableView]:
     )
 
 
-def _standing(campaign: Campaign) -> str:
-    """The campaign's status; one whose process has ended without a word is interrupted."""
-    return "interrupted" if campaign.status == "running" and not is_alive(campaign.holder) else campaign.status
-
-
 def what_is_left(ledger: Ledger, number: int) -> dict[str, Any]:
     """Where a campaign stands: what was spent and what its plan still holds, at most."""
     from experiments.campaign.plan import Plan
@@ -192,7 +187,7 @@ def what_is_left(ledger: Ledger, number: int) -> dict[str, Any]:
         "campaign": readable_id("c", number),
         "goal": campaign.goal,
         "stage": campaign.stage,
-        "status": _standing(campaign),
+        "status": standing_of(campaign),
         "held_by": describe_holder(campaign.holder),
         "runs_finished": len(runs),
         "runs_left": 0 if campaign.stage == "done" else max(plan.runs - len(runs), 0),
@@ -213,7 +208,7 @@ def list_campaigns(ledger: Ledger) -> TableView:
             .order_by(Campaign.id)
         )
         rows = tuple(
-            (readable_id("c", c.id), c.goal, c.stage, c.status, c.llm, round(c.spent_s, 1), outcome)
+            (readable_id("c", c.id), c.goal, c.stage, standing_of(c), c.llm, round(c.spent_s, 1), outcome)
             for c, outcome in session.execute(query)
         )
     return TableView(columns=("campaign", "goal", "stage", "status", "llm", "seconds", "verdict"), rows=rows)
@@ -314,6 +309,7 @@ def _describe_campaign(ledger: Ledger, number: int) -> dict[str, Any]:
     return {
         "campaign": readable_id("c", number),
         **_fields(campaign, "goal", "stage", "status", "llm", "seed", "spent_s", "created_at", "ended_at"),
+        "status": standing_of(campaign),
         "runs": runs,
         "claim": readable_id("k", claim.id) if claim else None,
         "verdict": verdict.content if verdict else None,

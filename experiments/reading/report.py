@@ -140,13 +140,21 @@ def write_report(ledger: Ledger, campaign_id: int, paths: Paths, *, film: bool =
     """Write `report.html` and `report.md` of a campaign and return their paths; with a film of the sides where their models are kept."""
     data = gather(ledger, campaign_id)
     seen = film_claim(ledger, campaign_id, paths) if film and data.verdict is not None else None
-    environment = _templates(lstrip_blocks=True)
     html = paths.report(campaign_id) / "report.html"
     markdown = html.with_suffix(".md")
-    page = environment.overlay(autoescape=True).get_template("report.html.j2")
+    page = _templates(lstrip_blocks=True).overlay(autoescape=True).get_template("report.html.j2")
     write_atomic(html, page.render(d=data, film=seen).encode())
-    write_atomic(markdown, environment.get_template("report.md.j2").render(d=data, cell=_cell).encode())
+    write_atomic(markdown, _markdown(data).encode())
     return html, markdown
+
+
+def markdown_report(ledger: Ledger, campaign_id: int) -> str:
+    """The report as Markdown alone: nothing is drawn, filmed or written."""
+    return _markdown(gather(ledger, campaign_id))
+
+
+def _markdown(data: ReportData) -> str:
+    return _templates(lstrip_blocks=True).get_template("report.md.j2").render(d=data, cell=_cell)
 
 
 def _templates(**options: Any) -> Environment:

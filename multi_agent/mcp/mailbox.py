@@ -1,24 +1,29 @@
 """What a campaign and an MCP client say to each other: events of the ledger, and nothing else.
 
-The campaign's process opens a turn ("turn"), the server writes down what its client does in it ("mcp": it is there, calls a tool, or
-ends the turn), the campaign runs the tool and answers ("answer"). Tools run in the campaign's process alone, which holds the
+The campaign's process opens a turn ("turn"), the server writes down what its client does in it ("mcp": it is there, takes the turn, calls
+a tool, ends the turn or leaves it), the campaign runs the tool and answers ("answer"). A turn has one client at most: who took it first, until it
+leaves, its server ends or the turn is over. Tools run in the campaign's process alone, which holds the
 campaign, so nothing races with a launch; and either side may be killed and begin again, for nothing is kept anywhere else.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from core.config import FrozenConfig
+from core.errors import InputError
 from core.words.text import storable
-from experiments.campaign.holder import TOKEN, is_alive
-from experiments.ledger.models import Event
+from experiments.campaign.holder import TOKEN, is_alive, process_here, standing_of
+from experiments.ledger.models import Campaign, Event
 from experiments.ledger.store import Ledger, now
 from experiments.runs.runner import Paused
 from multi_agent.agents.agent import AGENTS
@@ -114,8 +119,17 @@ def _is_for(word: EventView, agent: str) -> bool:
 # ---- the server's side --------------------------------------------------------------------
 
 
+class Holder(FrozenConfig):
+    """The client that has a turn."""
+
+    session: str
+    client: str
+    process: dict[str, Any]
+    """The server's, as `experiments/campaign/holder.py` tells processes apart: with it, all its sessions end."""
+
+
 class OpenTurn(FrozenConfig):
-    """A turn that waits for a client."""
+    """A turn that waits for a client, or for the rest of what its client does."""
 
     number: int
     """Of its event."""
@@ -126,19 +140,28 @@ class OpenTurn(FrozenConfig):
     tools: tuple[str, ...]
     seconds_left: float
     """Until it is over, where its client stays silent."""
+    holder: Holder | None
+    """Who has it; None while it is anybody's."""
 
 
 def open_turn(ledger: Ledger, campaign: int) -> OpenTurn | None:
     """The turn of a campaign that is worked on, if one waits for a client now."""
     with ledger.session() as session:
-        query = select(Event).where(Event.campaign_id == campaign, Event.kind.in_((TURN, *ENDS)))
-        event = session.scalar(query.order_by(Event.id.desc()).limit(1))
-    if event is None or event.kind != TURN or not is_worked_on(ledger, campaign):
+        return _open_turn(session, campaign)
+
+
+def _open_turn(session: Session, campaign: int) -> OpenTurn | None:
+    query = select(Event).where(Event.campaign_id == campaign, Event.kind.in_((TURN, *ENDS)))
+    event = session.scalar(query.order_by(Event.id.desc()).limit(1))
+    row = session.get_one(Campaign, campaign)
+    if event is None or event.kind != TURN or standing_of(row) != "running":
         return None
-    if event.payload["holder"] != (ledger.get_campaign(campaign).holder or {}).get("token"):
+    if event.payload["holder"] != (row.holder or {}).get("token"):
         return None  # asked by a process that ended; the one that holds the campaign now asks again
-    words = ledger.events(campaign, [WORD, ANSWER], after=event.id)
-    if any("words" in word.payload and word.payload["turn"] == event.id for word in words):
+    said = select(Event).where(Event.campaign_id == campaign, Event.kind.in_((WORD, ANSWER)), Event.id > event.id)
+    words = list(session.scalars(said.order_by(Event.id)))
+    own = [word for word in words if word.kind == WORD and word.payload["turn"] == event.id]
+    if any("words" in word.payload for word in own):
         return None  # it is finished, and over once its last tool has answered
     silent_s = (now() - (words[-1] if words else event).created_at).total_seconds()
     told = event.payload
@@ -150,48 +173,108 @@ def open_turn(ledger: Ledger, campaign: int) -> OpenTurn | None:
         turn=told["turn"],
         tools=tuple(told["tools"]),
         seconds_left=round(max(TURN_S - silent_s, 0.0), 1),
+        holder=_holder(own),
     )
+
+
+def _holder(words: Sequence[Event]) -> Holder | None:
+    """Who took a turn last, and has neither left it nor lost its server since."""
+    holder: Holder | None = None
+    for word in words:
+        if "takes" in word.payload:
+            holder = Holder(client=word.actor.removeprefix("mcp:"), **word.payload["takes"])
+        elif holder is not None and word.payload.get("leaves") == holder.session:
+            holder = None
+    return holder if holder is not None and is_alive(holder.process) else None
 
 
 def is_worked_on(ledger: Ledger, campaign: int) -> bool:
     """Whether a process that lives holds a campaign."""
-    row = ledger.get_campaign(campaign)
-    return row.status == "running" and is_alive(row.holder)
+    return standing_of(ledger.get_campaign(campaign)) == "running"
 
 
 @dataclass(frozen=True)
 class Hand:
-    """Who writes into the mailbox: a client by its name, and the agents that it is, none for all.
+    """Who writes into the mailbox: one session of a client by the client's name, and the agents that it is, none for all.
 
-    ledger: for reading alone, so that a look waits for nobody. writable: the same to write in.
+    ledger: for reading alone, so that a look waits for nobody. writable: the same to write in. What a turn's client writes is written in the
+    transaction that has seen the turn to be its own, so that of two sessions, or two calls of one, each turn has one.
     """
 
     ledger: Ledger
     writable: Ledger
     client: str
+    session: str
     agents: tuple[str, ...] = ()
 
-    def come(self, campaign: int, turn: OpenTurn | None) -> None:
-        """Say once that the client is there: for the turn that it takes, or while the newest is nobody's or another's."""
+    def come(self, campaign: int) -> None:
+        """Say once that the client is there, while the newest turn is another agent's or nobody's."""
         newest = self.ledger.events(campaign, [TURN, WORD])[-1:]
         if newest and newest[0].kind == TURN:
-            self._write(campaign, {"turn": None if turn is None else turn.number})
+            with self._alone(campaign) as write:
+                self._write(write, campaign, {"turn": None})
+
+    def take(self, campaign: int, number: int) -> OpenTurn | None:
+        """Take a turn that is anybody's; None where it is over, or where another session was first."""
+        with self._alone(campaign) as write:
+            turn = _open_turn(write, campaign)
+            if turn is None or turn.number != number:
+                return None
+            if turn.holder is None:
+                taken = {"session": self.session, "process": process_here(os.getpid())}
+                self._write(write, campaign, {"turn": number, "takes": taken})
+                turn = turn.model_copy(update={"holder": Holder(client=self.client, **taken)})
+            return turn if self.has(turn) else None
+
+    def has(self, turn: OpenTurn) -> bool:
+        """Whether a turn is this session's."""
+        return turn.holder is not None and turn.holder.session == self.session
+
+    def leave(self, campaign: int) -> None:
+        """Give back a turn that the session has: its client is gone."""
+        turn = open_turn(self.ledger, campaign)
+        if turn is not None and self.has(turn):
+            with self._alone(campaign) as write:
+                self._write(write, campaign, {"turn": turn.number, "leaves": self.session})
 
     def call(self, turn: OpenTurn, tool: str, arguments: Mapping[str, Any]) -> int:
-        """Ask for a tool's result; the number under which it is answered, that of the last call where it was the same."""
+        """Ask for a tool's result; the number under which it is answered, that of the last call where it was the same. InputError
+        where the turn is no more the session's."""
         said = {"tool": tool, "arguments": clean(dict(arguments))}
-        calls = [e for e in self.ledger.events(turn.campaign, [WORD], after=turn.number) if "tool" in e.payload]
-        if calls and said.items() <= calls[-1].payload.items():
-            return calls[-1].id
-        return self._write(turn.campaign, {"turn": turn.number} | said)
+        with self._alone(turn.campaign) as write:
+            self._must_have(write, turn)
+            query = select(Event).where(Event.campaign_id == turn.campaign, Event.kind == WORD, Event.id > turn.number)
+            calls = [e for e in write.scalars(query.order_by(Event.id)) if "tool" in e.payload]
+            if calls and said.items() <= calls[-1].payload.items():
+                return calls[-1].id
+            return self._write(write, turn.campaign, {"turn": turn.number} | said)
 
     def finish(self, turn: OpenTurn, words: str) -> None:
-        """Leave the closing words of a turn."""
-        self._write(turn.campaign, {"turn": turn.number, "words": clean(words, 2_000)})
+        """Leave the closing words of a turn. InputError where it is no more the session's."""
+        with self._alone(turn.campaign) as write:
+            self._must_have(write, turn)
+            self._write(write, turn.campaign, {"turn": turn.number, "words": clean(words, 2_000)})
 
-    def _write(self, campaign: int, payload: dict[str, Any]) -> int:
+    def _must_have(self, write: Session, turn: OpenTurn) -> None:
+        found = _open_turn(write, turn.campaign)
+        if found is None or found.number != turn.number:
+            raise InputError(f"the turn of {turn.agent} is over: ask next_turn")
+        if not self.has(found):
+            raise InputError(f"the turn of {turn.agent} is not yours any more: ask next_turn")
+
+    @contextmanager
+    def _alone(self, campaign: int) -> Iterator[Session]:
+        """A transaction beside which nobody else writes into the mailbox of a campaign."""
+        with self.writable.session() as session:  # SQLite's has the whole ledger to itself
+            session.get_one(Campaign, campaign, with_for_update=True)
+            yield session
+
+    def _write(self, write: Session, campaign: int, payload: dict[str, Any]) -> int:
         payload |= {"agents": list(self.agents)}
-        return self.writable.record_event(campaign, WORD, f"mcp:{self.client}", payload)
+        event = Event(campaign_id=campaign, kind=WORD, actor=f"mcp:{self.client}", payload=payload, created_at=now())
+        write.add(event)
+        write.flush()
+        return event.id
 
 
 def answer_to(ledger: Ledger, campaign: int, call: int) -> str | None:

@@ -17,8 +17,7 @@ from experiments.campaign.trials import Trials
 from experiments.ledger.filters import COLUMNS
 from experiments.ledger.models import Campaign, Run
 from experiments.ledger.store import Ledger, write_json
-from experiments.reading.report import write_report
-from experiments.runs.paths import Paths
+from experiments.reading.report import markdown_report
 from experiments.vocabulary import readable_id
 
 SCHEME = "ssm-metarl"
@@ -60,7 +59,7 @@ def newest(ledger: Ledger) -> list[types.Resource]:
     ]
 
 
-def read(ledger: Ledger, paths: Paths, uri: str) -> ReadResourceContents:
+def read(ledger: Ledger, uri: str) -> ReadResourceContents:
     """One resource. InputError for an address that is none, or a campaign that nobody has."""
     parts = re.fullmatch(rf"{SCHEME}://([^/]+)/([\w-]+)", uri)
     if parts is None or parts[2] not in KINDS:
@@ -68,7 +67,7 @@ def read(ledger: Ledger, paths: Paths, uri: str) -> ReadResourceContents:
     number, kind = ledger.resolve(parts[1], "campaign"), parts[2]
     mime = KINDS[kind][0]
     if kind == "report":
-        return ReadResourceContents(write_report(ledger, number, paths)[1].read_text(), mime)
+        return ReadResourceContents(markdown_report(ledger, number), mime)
     if kind == "rows":
         query = select(Run.id, *(COLUMNS[name] for name in SHOWN)).where(Run.campaign_id == number).order_by(Run.id)
         with ledger.session() as session:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
-from anyio import sleep, to_thread
+from anyio import CancelScope, sleep, to_thread
 from mcp import McpError, types
 from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.session import ServerSession
 from pydantic import AnyUrl, BaseModel, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import InputError, unknown_name
 from core.words.commands import command
@@ -49,6 +49,7 @@ WAIT_S = 7.0
 """Seconds after which a call is answered, come what may."""
 LOOK_S = 0.2
 CREW = "crew"
+SHORTENED = "Of a result that was too long: how much of what is here, and what gives the rest."
 HOW = """You drive a research campaign on sequence models in meta-reinforcement learning: {who}. Code trains, selects, claims, confirms and
 judges; you propose configurations, one change at a time, with the effect that you expect.
 1. open_campaign with a goal, or next_turn to join the newest one. 2. next_turn until it says "your turn"; where it says again_s, ask again after so
@@ -64,13 +65,14 @@ class CrewServer:
         self.members = [AGENTS[name] for name in driver.agents] if driver.agents else crew_members()
         able = self.members if driver.agents else [AGENTS[name] for name in AGENTS]  # a campaign may have another crew
         self.tools: dict[str, Tool] = {tool.name: tool for member in able for tool in member.tools}
-        self._clients: WeakKeyDictionary[ServerSession, Client] = WeakKeyDictionary()
         self._asking: set[asyncio.Task[None]] = set()
         who = ", ".join(driver.agents) or "you are every agent of the crew in turn"
         version = None  # of a checkout that is not installed
         with suppress(PackageNotFoundError):
             version = metadata.version("autonomous-ssm-metarl")
-        self.server: Server[Any, Any] = Server(NAME, version or "checkout", instructions=HOW.format(who=who))
+        self.server: Server[Client, Any] = Server(
+            NAME, version or "checkout", instructions=HOW.format(who=who), lifespan=self._session
+        )
         self.server.list_tools()(self._list_tools)
         self.server.call_tool(validate_input=False)(self._call)
         self.server.list_prompts()(self._list_prompts)
@@ -79,12 +81,23 @@ class CrewServer:
         self.server.list_resource_templates()(self._list_templates)
         self.server.read_resource()(self._read_resource)
 
+    @asynccontextmanager
+    async def _session(self, server: Server[Client, Any]) -> AsyncIterator[Client]:
+        """The client of one session (the SDK enters this once for each), which gives its turn back at the end."""
+        client = Client()
+        try:
+            yield client
+        finally:
+            with CancelScope(shield=True), suppress(InputError, SQLAlchemyError):
+                await to_thread.run_sync(self.driver.leave, client)
+
     def _client(self) -> tuple[Client, ServerSession]:
-        session = self.server.request_context.session
-        if session not in self._clients:
-            told = session.client_params
-            self._clients[session] = Client(client_name(told.clientInfo.name if told else ""))
-        return self._clients[session], session
+        context = self.server.request_context
+        client = context.lifespan_context
+        if not client.name:
+            told = context.session.client_params
+            client.name = client_name(told.clientInfo.name if told else "")
+        return client, context.session
 
     # ---- tools ----------------------------------------------------------------------------
 
@@ -147,8 +160,8 @@ class CrewServer:
 
         def look() -> Standing | None:
             turn = self.driver.turn(client)
-            if client.campaign is not None or client.opening is None:
-                self.driver.hand(client).come(self.driver.campaign(client, None), turn)
+            if turn is None and (client.campaign is not None or client.opening is None):
+                self.driver.hand(client).come(self.driver.campaign(client, None))
             standing = self.driver.standing(client, turn)
             return (
                 standing if standing.state in ("your turn", "finished", "not running", "waits for approval") else None
@@ -180,10 +193,7 @@ class CrewServer:
         if answer is None:
             words = f"{name} is at work. Call it again with the same arguments in {TOOL_AGAIN_S} s."
             return told(Pending(running=words, again_s=TOOL_AGAIN_S))
-        try:
-            data = json.loads(answer)
-        except ValueError:  # cut by its length
-            data = {"error": answer}
+        data = json.loads(answer)
         content: list[types.ContentBlock] = [types.TextContent(type="text", text=data.get("error") or answer)]
         if "error" in data:
             return types.CallToolResult(content=content, isError=True)
@@ -252,7 +262,7 @@ class CrewServer:
         return resources.templates()
 
     async def _read_resource(self, uri: AnyUrl) -> list[ReadResourceContents]:
-        return [await to_thread.run_sync(resources.read, self.driver.ledger, self.driver.paths, str(uri))]
+        return [await to_thread.run_sync(resources.read, self.driver.ledger, str(uri))]
 
 
 def described(tool: Tool, members: Sequence[AgentSpec]) -> types.Tool:
@@ -260,7 +270,13 @@ def described(tool: Tool, members: Sequence[AgentSpec]) -> types.Tool:
     owners = ", ".join(member.name for member in members if tool in member.tools)
     result = tool.result.model_json_schema(mode="serialization", ref_template="#/$defs/{model}")
     parts = result.pop("$defs", {})
-    either = {"type": "object", "anyOf": [result, Pending.model_json_schema(mode="serialization")], "$defs": parts}
+    less = {
+        "type": "object",
+        "required": ["left_out"],
+        "properties": {"left_out": {"type": "string", "description": SHORTENED}},
+    }
+    kinds = [result, less, Pending.model_json_schema(mode="serialization")]
+    either = {"type": "object", "anyOf": kinds, "$defs": parts}
     return types.Tool(
         name=tool.name,
         description=f"{tool.description} In a turn of: {owners}.",

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from core.config import FrozenConfig
 
-State = Literal["your turn", "planning", "training", "waits for approval", "not running", "finished"]
-AGAIN_S: dict[State, int] = {"planning": 5, "training": 30, "waits for approval": 15}
+State = Literal["your turn", "another's turn", "planning", "training", "waits for approval", "not running", "finished"]
+AGAIN_S: dict[State, int] = {"planning": 5, "training": 30, "waits for approval": 15, "another's turn": 30}
 """Seconds after which a client asks again, well within the deadline of a turn; no entry where there is nothing to wait for."""
 TOOL_AGAIN_S = 5
 """The same for a tool that is still at work."""
@@ -75,6 +75,8 @@ class Status(FrozenConfig):
     campaign: str
     goal: str
     state: State
+    status: str
+    """running, paused, failed, done, or interrupted where its process has ended without a word."""
     stage: str
     held_by: str
     runs_finished: int

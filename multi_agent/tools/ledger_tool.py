@@ -27,6 +27,8 @@ class QueryArguments(FrozenConfig):
     """Side of the comparison; null for both."""
     limit: int = Field(default=8, ge=1, le=30)
     """Most rows to return."""
+    skip: int = Field(default=0, ge=0, le=10_000)
+    """Rows to leave out before the first."""
 
 
 class CurvesArguments(FrozenConfig):
@@ -155,7 +157,7 @@ def describe_search_space(context: ToolContext, arguments: ArmArguments) -> Spac
 
 def ledger_query(context: ToolContext, arguments: QueryArguments) -> TableView:
     """A compact table of this campaign's search runs. Scores are shown with their distance in noise-floor units."""
-    return context.lab.ledger_query(arguments.view, arguments.arm, arguments.limit)
+    return context.lab.ledger_query(arguments.view, arguments.arm, arguments.limit, arguments.skip)
 
 
 def check_feasibility(context: ToolContext, arguments: ProposeArguments) -> FeasibilityView:
@@ -208,7 +210,9 @@ def _expected(arguments: ProposeArguments) -> Expected:
 def veto(context: ToolContext, arguments: VetoArguments) -> VetoView:
     """Take back an idea of this round that repeats a finished run; the optimizer has its trial then. Code allows it only where no field
     differs by more than a tenth of its range."""
-    return context.lab.veto(arguments.arm, arguments.agent, arguments.run)
+    via = f" (mcp:{context.client})" if context.client else ""
+    reason = context.checked(arguments.reason) + via
+    return context.lab.veto(arguments.arm, arguments.agent, arguments.run, by=context.actor, reason=reason)
 
 
 def compare_variants(context: ToolContext, first_second: CompareArguments) -> TableView:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -123,12 +123,55 @@ def execute(tool: Tool, context: ToolContext, raw: Mapping[str, Any]) -> str:
     failed = isinstance(result, str)
     text = json.dumps({"error": result[:2_000]}) if isinstance(result, str) else result.model_dump_json()
     if len(text) > MAX_RESULT_CHARS:
-        text = text[:MAX_RESULT_CHARS] + " ... (cut: ask for fewer rows)"
+        text = shortened(
+            text,
+            f"{tool.name} with other arguments ({', '.join(tool.arguments.model_fields) or 'none'})",
+            MAX_RESULT_CHARS,
+        )
     if tool.measures and not failed:
         context.heard.append(text)
     shown = result if isinstance(result, str) else summary(result)
     context.emit("tool_result", context.actor, shown[:300], tool=tool.name, failed=failed, result=text)
     return text
+
+
+def shortened(text: str, rest: str, most: int) -> str:
+    """A result's JSON text in at most `most` characters, valid again: its longest lists, and where none is left its longest words, lose
+    their ends, and `left_out` says of what how much is there.
+
+    rest: what gives the rest, such as "ledger_query with other arguments (limit)".
+    """
+    data = json.loads(text)
+    cut: dict[str, tuple[Any, Any, int]] = {}  # place -> what holds the part, under what, and its length before
+    while len(short := json.dumps({"left_out": _left_out(cut, rest)} | data, ensure_ascii=False)) > most:
+        parts = list(_parts(data))
+        if not parts:
+            return json.dumps({"error": f"the result is too long ({len(text):,} characters): call {rest}"})
+        holder, key, place = max(parts, key=lambda part: _weight(part[0][part[1]]))
+        cut.setdefault(place, (holder, key, len(holder[key])))
+        holder[key] = holder[key][: len(holder[key]) * 3 // 4]
+    return short
+
+
+def _left_out(cut: Mapping[str, tuple[Any, Any, int]], rest: str) -> str:
+    told = ", ".join(
+        f"{len(holder[key])} of {many} {'characters' if isinstance(holder[key], str) else 'entries'} of {place}"
+        for place, (holder, key, many) in cut.items()
+    )
+    return f"The result was too long. Here are {told}. For the rest call {rest}."
+
+
+def _parts(value: Any, place: str = "") -> Iterator[tuple[Any, Any, str]]:
+    """Every list of two or more entries and every long text below a value: what holds it, under what, and its place in words."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        here = f"{place}.{key}".removeprefix(".")
+        if (isinstance(part, list) and len(part) > 1) or (isinstance(part, str) and len(part) > 80):
+            yield value, key, here
+        yield from _parts(part, here)
+
+
+def _weight(part: Any) -> tuple[bool, int]:
+    return isinstance(part, list), len(json.dumps(part))
 
 
 def _attempt(tool: Tool, context: ToolContext, raw: Mapping[str, Any]) -> BaseModel | str:

@@ -22,13 +22,13 @@ from experiments.campaign.holder import this_process
 from experiments.ledger import Ledger, marks
 from experiments.ledger.export import TABLES, export
 from experiments.ledger.filters import parse_where
-from experiments.ledger.models import Verdict
+from experiments.ledger.models import Campaign, Verdict
 from experiments.ledger.read_sql import read_sql
 from experiments.ledger.store import now
 from experiments.reading import doctor
 from experiments.reading.compare import compare, diff
 from experiments.reading.figures import draw, run_sides
-from experiments.reading.queries import list_active, list_runs
+from experiments.reading.queries import describe_row, list_active, list_campaigns, list_runs
 from experiments.runs.by_hand import seed_scores
 from experiments.runs.few_shot import must_show_model
 from experiments.runs.paths import Paths
@@ -198,7 +198,10 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     must_show_model(ledger, paths, tmp_path / "saved_models" / "r-0001" / "model")
     with pytest.raises(InputError, match="not shown before the verdict on k-0001"):
         draw(ledger, run_sides(ledger, [1, 2]), "profile")
-    with pytest.raises(InputError, match=r"'confirmation', allowed: search, selection.*c-0001 on point-robot is still"):
+    with pytest.raises(
+        InputError,
+        match=r"'confirmation', allowed: search, selection.*c-0001 will be judged on the confirmation tasks of point-robot",
+    ):
         ledger.must_not_forestall("point-robot", "confirmation")
     ledger.must_not_forestall("point-robot", "selection")
     ledger.must_not_forestall("bandit", "confirmation")
@@ -208,8 +211,18 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
     assert export(ledger, out, what="evals", format="jsonl") == 2
     ledger.must_show(ledger.get_run(1))
     ledger.must_not_forestall("point-robot", "confirmation")
-    add_campaign(ledger)  # which has no claim yet
-    with pytest.raises(InputError, match="c-0002"):
+    for place, status in enumerate(("paused", "running", "failed", "interrupted"), start=2):  # which have no claim yet
+        number = add_campaign(ledger, status=status)
+        with pytest.raises(InputError, match=f"c-{place:04d}"):
+            ledger.must_not_forestall("point-robot", "confirmation")
+        with ledger.session() as session:
+            campaign = session.get_one(Campaign, number)
+            campaign.stage = campaign.status = "done"  # stopped before there was a claim
+        ledger.must_not_forestall("point-robot", "confirmation")
+    failed = add_campaign(ledger, status="failed", stage="confirmation")
+    claim = add_claim(ledger, failed)
+    add_run(ledger, campaign_id=failed, claim_id=claim, purpose="confirmation", pool="confirmation", returns=[[7.0]])
+    with pytest.raises(InputError, match="c-0006"):
         ledger.must_not_forestall("point-robot", "confirmation")
 
 
@@ -465,6 +478,9 @@ def test_open_campaigns_are_listed_with_who_holds_them(ledger: Ledger) -> None:
     campaigns, runs = list_active(ledger)
     assert [row["campaign"] for row in campaigns.records()] == ["c-0001", "c-0002"]
     assert [row["status"] for row in campaigns.records()] == ["running", "interrupted"]
+    listed = [row["status"] for row in list_campaigns(ledger).records()]  # of a dead process all commands say the same
+    described = [describe_row(ledger, name)["status"] for name in ("c-0001", "c-0002", "c-0003")]
+    assert listed == described == ["running", "interrupted", "done"]
     assert f"process {os.getpid()}" in str(campaigns.rows[0][4])
     assert "has ended" in str(campaigns.rows[1][4])
     assert campaigns.note.endswith("resume c-0002")

@@ -20,10 +20,13 @@ from experiments.campaign.plan import PROPOSING
 from experiments.campaign.proposing.briefing import briefing
 from experiments.campaign.proposing.ideas import Expected, measured, standing
 from experiments.campaign.sides import parse_model
+from experiments.reading.crew import ideas_table, transcript
+from experiments.reading.report import markdown_report
 from experiments.runs.executor import Job
 from experiments.runs.runner import Paused
 from experiments.search.optimizer import Tried
 from experiments.search.space import SearchSpace
+from experiments.serving import pages
 from meta_rl.learner import DEFAULT_LEARNER
 from multi_agent.agents.agent import crew_members, crew_names
 from multi_agent.llm.choose import choose_llm
@@ -142,14 +145,25 @@ def test_a_veto_takes_back_what_repeats_a_run_and_nothing_else(tmp_path: Path) -
     lab.propose(values={rate: 0.0002}, **told)
     for agent, named, said in (("Architect", run, "is 0."), ("Architect", other, "a finished search run of the challenger"), ("Nobody", run, "Allowed: Architect")):  # fmt: skip
         with pytest.raises(InputError, match=said):
-            lab.veto("challenger", agent, named)
+            lab.veto("challenger", agent, named, by="Examiner", reason="r")
     assert ("challenger", 1) in standing(lab.trials)
     lab.propose(values={rate: near}, **told)
-    taken = lab.veto("challenger", "Architect", run)
+    assert lab.events(["veto"]) == []  # nothing that was refused
+    taken = lab.veto("challenger", "Architect", run, by="Examiner", reason="Nothing new is learnt of it.")
     assert (taken.trial, taken.same_as, taken.differs) == (1, run, pytest.approx(0.05, abs=0.01))
     assert ("challenger", 1) not in standing(lab.trials)
     lab.launch()
     assert lab.trials.proposer("challenger", 1, "search") == "optimizer"
+    said = transcript(lab.ledger, lab.number, width=200)  # who, what and why, wherever a person reads of it
+    assert (
+        f"Examiner vetoes\n    takes back the idea of Architect for the challenger (trial 1), which repeats {run}: Nothing new"
+        in said
+    )
+    fates = [row["run"] for row in ideas_table(lab.ledger, lab.number).records()]
+    assert fates == ["not tried", f"vetoed by Examiner as {run} again: Nothing new is learnt of it."]
+    assert "vetoed by Examiner" in markdown_report(lab.ledger, lab.number)
+    page = pages.row(lab.ledger, lab.campaign_id)
+    assert [said["agent"] for _, said in page.shown["talk"] if said["kind"] == "veto"] == ["Architect"]
 
 
 def test_a_crew_and_its_agents_are_not_both_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

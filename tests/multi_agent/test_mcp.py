@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import signal
-import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from crew_on_script import alone, crew_lab, idea, narrative_of
+from crew_on_script import crew_lab, idea, narrative_of
 from lab_on_script import search_and_confirm, ssm_leads
-from mcp import ClientSession, StdioServerParameters, types
-from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
+from mcp import types
+from mcp_clients import TOKEN, Ask, asking, driver_of, over_http, over_stdio, served, wait_until
 from pydantic import AnyUrl
 from starlette.responses import PlainTextResponse
 
 from cli.app import main as run_command
 from core.errors import InputError
+from experiments.campaign.evidence import Evidence
 from experiments.campaign.lab import Lab
 from experiments.campaign.proposing.ideas import measured
 from experiments.campaign.steering import approve
@@ -35,17 +32,15 @@ from experiments.ledger import Ledger
 from experiments.ledger.models import Proposal
 from experiments.runs.executor import Job
 from experiments.runs.paths import Paths
+from experiments.tables import TableView
 from multi_agent.llm.calls import NoAnswerError
 from multi_agent.llm.choose import choose_llm
 from multi_agent.mcp import mailbox, resources, server, transports
-from multi_agent.mcp.driver import Driver
 from multi_agent.tools.ledger_tool import PROPOSE
 from multi_agent.tools.tool import ToolContext
 from multi_agent.workflows.research_workflow import run_research
 
-TOKEN = "a-token-of-this-test"
 STACK = {"model.num_layers": 1}
-Ask = Callable[..., Awaitable[Any]]
 
 
 def prefers_one_layer(job: Job) -> float:
@@ -81,68 +76,6 @@ def worked_on(lab: Lab, folder: Path, llm: str = "mcp", **options: Any) -> Itera
         thread.join(20)
         assert not thread.is_alive()
     assert [p for p in problems if type(p).__name__ != "Paused"] == []
-
-
-def asking(session: ClientSession) -> Ask:
-    """A tool's data, or the words that refuse it."""
-
-    async def ask(tool: str, *, again: bool = True, **arguments: Any) -> Any:
-        while True:
-            result = await session.call_tool(tool, arguments)
-            text = result.content[0]
-            assert isinstance(text, types.TextContent)
-            if result.isError:
-                return text.text
-            assert result.structuredContent is not None
-            if not again or "running" not in result.structuredContent:
-                return result.structuredContent
-
-    return ask
-
-
-@asynccontextmanager
-async def over_stdio(
-    folder: Path, *words: str, code: str | None = None, **options: Any
-) -> AsyncIterator[ClientSession]:
-    """A client of a server in a process of its own."""
-    program = code or "import sys; from cli.start import main; sys.exit(main())"
-    arguments = ["-c", program, "mcp", f"--data-dir={folder}", *words]
-    parameters = StdioServerParameters(command=sys.executable, args=arguments, env=alone())
-    async with stdio_client(parameters) as streams, ClientSession(*streams, **options) as session:
-        await session.initialize()
-        yield session
-
-
-@contextmanager
-def served(driver: Driver) -> Iterator[str]:
-    """The address of a server over HTTP in a thread of this process."""
-    import uvicorn
-
-    door = transports.listening("127.0.0.1:0")
-    config = uvicorn.Config(transports.http_app(driver, TOKEN), log_level="error", timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(running.serve([door])), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{door.getsockname()[1]}/mcp"
-    running.should_exit = True
-    thread.join(10)
-
-
-@asynccontextmanager
-async def over_http(url: str, **options: Any) -> AsyncIterator[ClientSession]:
-    headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with (
-        httpx.AsyncClient(headers=headers, timeout=30) as client,
-        streamable_http_client(url, http_client=client) as (read, write, _),
-        ClientSession(read, write, **options) as session,
-    ):
-        await session.initialize()
-        yield session
-
-
-def driver_of(folder: Path, *agents: str) -> Driver:
-    paths = Paths.of(folder)
-    return Driver(paths.ledger_url, paths, (), agents)
 
 
 async def play(ask: Ask, act: Callable[[dict[str, Any]], Awaitable[str]]) -> list[dict[str, Any]]:
@@ -272,7 +205,7 @@ def test_a_client_that_goes_away_costs_one_deadline_and_is_asked_again_once_it_i
     monkeypatch.setattr(server, "WAIT_S", 0.5)
     lab = crew_lab(tmp_path, 2)
     with worked_on(lab, tmp_path):
-        _wait_until(lambda: lab.stage == "done")
+        wait_until(lambda: lab.stage == "done")
     assert len(lab.events(["turn"])) == 1  # of the first agent; then nobody was there
     assert "no MCP client took the turn within 0 s" in lab.events(["agent"])[0].payload["text"]
     assert lab.is_judged()
@@ -283,14 +216,17 @@ def test_a_client_that_goes_away_costs_one_deadline_and_is_asked_again_once_it_i
     with lab.holding(), pytest.raises(NoAnswerError):
         box.take_turn(context, [], "", {})
     assert (box.asks("A"), box.asks("B")) == (False, False)
-    mailbox.Hand(lab.ledger, lab.ledger, "x", ("B",)).come(lab.number, None)
+    mailbox.Hand(lab.ledger, lab.ledger, "x", "s-1", ("B",)).come(lab.number)
     assert (box.asks("A"), box.asks("B"), box.asks("C")) == (False, True, False)
     lab.record_event("turn", "A", lab.events(["turn"])[-1].payload)
     with lab.holding(), monkeypatch.context() as patch:  # it says that it is done, as a resumed one says that it runs
-        patch.setattr(mailbox, "is_worked_on", lambda ledger, campaign: True)
+        patch.setattr(mailbox, "standing_of", lambda row: "running")
         turn = mailbox.open_turn(lab.ledger, lab.number)
         assert turn is not None
-        mailbox.Hand(lab.ledger, lab.ledger, "z").finish(turn, "Done.")
+        hand = mailbox.Hand(lab.ledger, lab.ledger, "z", "s-2")
+        taken = hand.take(lab.number, turn.number)
+        assert taken is not None
+        hand.finish(taken, "Done.")
         assert mailbox.open_turn(lab.ledger, lab.number) is None  # also before the campaign has heard it
         lab.record_event("turn", "A", lab.events(["turn"])[-1].payload | {"holder": "a process that was killed"})
         assert mailbox.open_turn(lab.ledger, lab.number) is None
@@ -314,7 +250,7 @@ def test_what_a_client_does_out_of_turn_or_wrongly_is_refused_in_a_sentence(
             assert "no-such" in await ask("campaign_status", campaign="no-such")
         async with over_http(url) as session:
             ask = asking(session)
-            assert "it is not your turn: c-0001 is not worked on. Go on with the tool resume_campaign" in await ask("propose", **mine)  # fmt: skip
+            assert "it is not your turn: c-0001 is paused: no process works on it. Go on with the tool resume_campaign" in await ask("propose", **mine)  # fmt: skip
             assert "it is not your turn" in await ask("finish_turn", words="Done.")
             with worked_on(lab, tmp_path, approve_each="stage"):
                 while (now := await ask("next_turn"))["state"] != "waits for approval":
@@ -331,6 +267,16 @@ def test_what_a_client_does_out_of_turn_or_wrongly_is_refused_in_a_sentence(
                 assert "propose is no tool of Coordinator, whose turn it is; allowed: ledger_query" in await ask("propose", **mine)  # fmt: skip
                 assert "got 99" in await ask("ledger_query", view="top", limit=99)
                 assert (await ask("ledger_query", view="baseline"))["columns"]
+                with monkeypatch.context() as patch:  # a result that is too long is data that says what is missing
+                    rows = tuple((f"r-{n:04d}", "x" * 40) for n in range(900))
+                    long = TableView(columns=("run", "words"), rows=rows)
+                    patch.setattr(Evidence, "baseline_table", lambda evidence: long)
+                    short = await ask("ledger_query", view="baseline")
+                    assert (
+                        f"Here are {len(short['rows'])} of 900 entries of rows. For the rest call ledger_query"
+                        in short["left_out"]
+                    )
+                    assert short["columns"] == ["run", "words"]
                 assert "is being worked on already" in await ask("resume_campaign")
                 assert (await ask("next_turn", campaign="c-0001"))["state"] == "your turn"
                 assert "c-0001 is at work already" in await ask("open_campaign", goal="beat LSTM on point-robot")
@@ -416,25 +362,23 @@ def test_a_confirmations_scores_stay_hidden_until_its_verdict(tmp_path: Path) ->
     search_and_confirm(lab)
 
     def shown() -> set[Any]:
-        rows = json.loads(str(resources.read(lab.ledger, lab.paths, "ssm-metarl://c-0001/rows").content))
+        rows = json.loads(str(resources.read(lab.ledger, "ssm-metarl://c-0001/rows").content))
         return {row["score"] for row in rows if row["purpose"] == "confirmation"}
 
     assert shown() == {None}
-    assert driver_of(tmp_path).status(lab.number).verdict is None
+    status = driver_of(tmp_path).status(lab.number)
+    assert (status.verdict, status.state, status.status) == (None, "not running", "paused")
     lab.judge()
     assert None not in shown()
+    before = sorted(tmp_path.rglob("*"))
+    assert lab.judge().outcome.upper() in str(resources.read(lab.ledger, "ssm-metarl://c-0001/report").content)
+    assert sorted(tmp_path.rglob("*")) == before  # no page and no film: a client reads its text
     with pytest.raises(InputError, match="allowed: ssm-metarl://c-0001/ and one of rows, search-space, report"):
-        resources.read(lab.ledger, lab.paths, "ssm-metarl://c-0001/evals")
-
-
-def _wait_until(fact: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not fact():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+        resources.read(lab.ledger, "ssm-metarl://c-0001/evals")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it trains a whole campaign, beside whatever else the machine does
 def test_a_campaign_opened_by_a_client_outlives_its_server_and_a_kill_of_its_own_process(tmp_path: Path) -> None:
     answers: list[Any] = []
 

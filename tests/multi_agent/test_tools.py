@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.campaign.lab import Lab
 from experiments.runs.runner import Paused
 from multi_agent.agents.agent import crew_members
 from multi_agent.communication.message_broker import MessageBroker
-from multi_agent.tools.tool import ToolContext, execute
+from multi_agent.tools.tool import ToolContext, execute, shortened
 
 PROBES = {"memory_length", "measure_throughput", "inner_rate_sensitivity"}  # they cost real time
 
@@ -165,6 +166,33 @@ def test_a_wrong_argument_comes_back_as_data(tool: str, arguments: dict[str, Any
     assert said in answer["error"]
     assert proposals_of(shared).keys() == before
     assert shared.events()[-1].payload["failed"] is True
+
+
+def test_a_result_that_is_too_long_is_shortened_to_valid_json_that_says_how_much_is_left_out() -> None:
+    rows = [[f"r-{number:04d}", "x" * 100, [number] * 5] for number in range(300)]
+    short = shortened(
+        json.dumps({"columns": ["run", "text", "list"], "rows": rows, "note": "n"}), "look with limit", 12_000
+    )
+    data = json.loads(short)
+    kept = data["rows"]
+    assert 9_000 <= len(short) <= 12_000
+    assert kept == rows[: len(kept)]
+    assert (data["columns"], data["note"]) == (["run", "text", "list"], "n")
+    assert data["left_out"] == (
+        f"The result was too long. Here are {len(kept)} of 300 entries of rows. For the rest call look with limit."
+    )
+    words = json.loads(shortened(json.dumps({"text": "é" * 50_000, "more": {"parts": [["y" * 9_000]]}}), "it", 12_000))
+    told = re.search(r"(\d+) of 50000 characters of text", words["left_out"])
+    assert told is not None
+    assert len(words["text"]) == int(told[1])
+    assert "error" in json.loads(shortened(json.dumps({str(n): n for n in range(5_000)}), "it", 12_000))
+
+
+def test_the_rest_of_a_long_table_is_asked_for_by_skipping_what_was_seen(shared: Lab) -> None:
+    every = use(context_of(shared, "Coordinator"), "ledger_query", view="runs", limit=30)["rows"]
+    assert len(every) >= 2
+    parts = [use(context_of(shared, "Coordinator"), "ledger_query", view="runs", limit=1, skip=n)["rows"] for n in range(len(every) + 1)]  # fmt: skip
+    assert [row for part in parts for row in part] == every
 
 
 def test_an_agent_without_a_slice_proposes_nothing(shared: Lab) -> None:

@@ -169,11 +169,28 @@ def check_grounds(trials: Trials, idea: Idea) -> None:
         raise bad_value("prior_or_rows", "rows without evidence", allowed)
 
 
-def withdraw(trials: Trials, arm: str, round_: int, author: str) -> None:
-    """Take back what an agent proposed in a round: its trial is the optimizer's again."""
+def withdraw(trials: Trials, arm: str, round_: int, author: str, *said: Event) -> None:
+    """Take back what an agent proposed in a round: its trial is the optimizer's again. said: events that tell of it, in the same transaction."""
     for (held, trial), idea in standing(trials).items():
         if held == arm and idea.author == author and trial in trials.plan.open_trials(round_):
-            trials.replace_proposals(arm, trial, [])
+            trials.replace_proposals(arm, trial, said)
+
+
+def vetoed(trials: Trials, idea: Idea, by: str, run: str, reason: str) -> None:
+    """Take an idea back because it repeats a run, and write down who did so, what it was and why."""
+    trial = "" if idea.trial is None else f" (trial {idea.trial})"
+    text = f"takes back the idea of {idea.author} for the {idea.arm}{trial}, which repeats {run}: {reason}"
+    told = {
+        "agent": idea.author,
+        "arm": idea.arm,
+        "trial": idea.trial,
+        "round": idea.round,
+        "run": run,
+        "reason": reason,
+    }
+    payload = {"text": text, **told, "changes": idea.changes}
+    event = Event(campaign_id=trials.campaign_id, kind="veto", actor=by, payload=payload, created_at=now())
+    withdraw(trials, idea.arm, idea.round, idea.author, event)
 
 
 def place(trials: Trials, idea: Idea) -> int | None:

@@ -1,0 +1,135 @@
+"""Campaign processes that servers have started: each goal once, also where two ask at the same moment, and none that ends unseen.
+
+What was started stands in a file of the data folder while its process lives, so that another session, or another server of the same
+ledger, finds it before its campaign is in the ledger. Who starts one holds the ledger's write lock meanwhile, and looks there first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from core.files import write_atomic
+from core.words.text import harmless
+from experiments.campaign.holder import is_alive, process_here
+from experiments.ledger.store import Ledger
+from multi_agent.llm.choose import redact
+
+LAST_LINES = 5
+ON_PURPOSE = (0, 130)  # exit codes of a campaign that is done or was paused
+
+
+@dataclass
+class Opening:
+    """A campaign's process, from its start on."""
+
+    process: dict[str, Any]
+    """As `experiments/campaign/holder.py` tells processes apart."""
+    words: tuple[str, ...]
+    """Its command line."""
+    goal: str
+    log: Path
+    newest: int
+    """The newest campaign before it."""
+    campaign: int | None = None
+    """The one that it goes on with, or made."""
+    child: subprocess.Popen[bytes] | None = None
+    """None where another server started it."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.child.poll() is not None if self.child is not None else not is_alive(self.process)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it lives, and of another server's."""
+        return None if self.child is None else self.child.poll()
+
+    def last_words(self) -> str:
+        """Why it ended, as far as its log tells: the sentence that refused it, else its last lines."""
+        try:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            lines = []
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if errors:
+            return harmless(redact(errors[-1]))
+        end = "the campaign's process ended" + ("" if self.code is None else f" with exit code {self.code}")
+        said = " | ".join(line.strip() for line in lines[-LAST_LINES:])
+        return harmless(redact(f"{end}; its last lines: {said or 'none'}. Its log: {self.log}"))
+
+
+class Openings:
+    """Starts campaign processes for the servers of one ledger.
+
+    folder: of logs and of the file of living processes. writable: gives the ledger, whose write lock keeps others out.
+    """
+
+    def __init__(self, folder: Path, writable: Callable[[], Ledger]) -> None:
+        self._folder, self._writable = folder, writable
+        self._lock = threading.Lock()
+        self._file = folder / "opened.json"
+        self._own: list[Opening] = []  # with their processes, of which this one is the parent
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else starts a campaign on this ledger meanwhile."""
+        with self._lock, self._writable().session() as session:
+            on_server = self._writable().backend == "postgresql"
+            session.execute(
+                text("SELECT pg_advisory_xact_lock(5242)" if on_server else "SELECT 1")
+            )  # SQLite's locks it all
+            yield
+
+    def start(self, words: Sequence[str], goal: str, newest: int, campaign: int | None = None) -> Opening:
+        """Start the command line in a process of its own, which outlives this one; what it says goes into a log. Inside `alone`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}.log"
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                list(words),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        threading.Thread(target=child.wait, daemon=True).start()  # so that it is no zombie once it has ended
+        opening = Opening(process_here(child.pid), tuple(words), goal, log, newest, campaign, child)
+        self._own.append(opening)
+        self._write([*self.living(), opening])
+        return opening
+
+    def living(self) -> list[Opening]:
+        """Processes that were started here or by another server of this data folder, and live."""
+        try:
+            kept = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return []
+        own = {opening.process["pid"]: opening for opening in self._own}
+        found = [Opening(**(told | {"words": tuple(told["words"]), "log": Path(told["log"])})) for told in kept]
+        return [own.get(opening.process["pid"], opening) for opening in found if is_alive(opening.process)]
+
+    def made(self, opening: Opening, campaign: int) -> None:
+        """Write down which campaign a process made."""
+        with self.alone():
+            opening.campaign = campaign
+            others = [other for other in self.living() if other.process["pid"] != opening.process["pid"]]
+            self._write([*others, opening])
+
+    def of(self, campaign: int) -> Opening | None:
+        """The newest process of a campaign that this server started."""
+        return next((o for o in reversed(self._own) if o.campaign == campaign), None)
+
+    def _write(self, openings: Sequence[Opening]) -> None:
+        names = ("process", "words", "goal", "newest", "campaign")
+        told = [{name: getattr(o, name) for name in names} | {"log": str(o.log)} for o in openings]
+        write_atomic(self._file, json.dumps(told).encode())
