@@ -25,6 +25,8 @@ PREDICTION_ERROR = "prediction_error"
 QUANTITIES = {"return": "return", "success": "success rate", PREDICTION_ERROR: "prediction error"}
 """What may be scored, in words; a success rate is only known of families whose worlds say when a goal is reached, a prediction error
 of learners with an auxiliary head."""
+LOOKED_AT = {"return": "rung/return", "success": "rung/success"}
+"""What a look at a run that a person started records beside its score, each where it is known -> the metric that holds its mean."""
 STEPS_TO = "steps_to_"
 LOOKS = 16
 """How often, at least, a run that is scored by the env steps to a return is looked at, evenly over its iterations."""

@@ -21,11 +21,8 @@ from meta_rl.adapting import PolicyAdapter
 from meta_rl.auxiliary import Auxiliary
 from meta_rl.learner import EvalResult, Learner
 from meta_rl.normalize import Normalizer
-from meta_rl.rollout import Trajectory, episode_bounds, rollout
+from meta_rl.rollout import SUCCESS, Trajectory, episode_bounds, rollout
 
-SUCCESS = "success"
-"""What worlds that have a goal say of a step, 1 where it is reached; an episode is a success where a step is (Yu et al. 2019, arXiv
-1910.10897, section 4.3)."""
 LAST_STEPS = 100  # "final_" quantities are means over the last this many steps of an episode
 
 

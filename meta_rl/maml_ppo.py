@@ -34,7 +34,7 @@ from meta_rl.losses import approx_kl, clip_fraction, clipped_policy_loss, genera
 from meta_rl.meta_maml import initial_rates, rate_of
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.ppo import HORIZON
-from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
+from meta_rl.rollout import Trajectory, episode_returns, episode_successes, family_action, rollout
 from meta_rl.training_state import restore_optimizer, restore_policy, training_tensors
 
 Params = dict[str, Tensor]
@@ -219,6 +219,9 @@ class MAMLPPO(Learner):
             **measured,
             "time/fps": self.steps_per_iteration / wall,
         }
+        adapted = lived[config.inner_steps :: config.inner_steps + 1]  # every task's episodes after its last inner step
+        if reached := [success for trajectory in adapted for success in episode_successes(trajectory)]:
+            metrics["rollout/success_rate"] = float(np.mean(reached))
         return TrainReport(self.iteration, self.iteration * self.steps_per_iteration, wall, metrics)
 
     def inner_loop_adapt(

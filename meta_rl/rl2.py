@@ -31,7 +31,7 @@ from meta_rl.learner import DivergedError, EvalResult, Learner, LearnerConfig, T
 from meta_rl.losses import explained_variance, generalized_advantages
 from meta_rl.normalize import Normalizer, scaled_rewards
 from meta_rl.ppo import PPOBatch, PPOConfig, make_optimizer, next_lr_factor, ppo_update, set_learning_rate
-from meta_rl.rollout import Trajectory, episode_returns, family_action, rollout
+from meta_rl.rollout import Trajectory, episode_returns, episode_successes, family_action, rollout
 from meta_rl.training_state import restore_policy, training_tensors
 
 
@@ -211,6 +211,8 @@ class RL2(Learner):
         if len(finished):
             metrics["rollout/ep_rew_first"] = float(np.mean([world[0] for world in returns if world]))
             metrics["rollout/ep_rew_last"] = float(np.mean([world[-1] for world in returns if world]))
+        if reached := episode_successes(trajectory):
+            metrics["rollout/success_rate"] = float(np.mean(reached))
         return TrainReport(self.iteration, self.steps_after(self.iteration), wall, metrics)
 
     def steps_after(self, iterations: int) -> int:

@@ -20,6 +20,10 @@ from env_runner.task_family import TaskFamily
 from meta_rl.adapting import PolicyAdapter
 from meta_rl.normalize import Normalizer
 
+SUCCESS = "success"
+"""What worlds that have a goal say of a step, 1 where it is reached; an episode is a success where a step is (Yu et al. 2019, arXiv
+1910.10897, section 4.3)."""
+
 
 @runtime_checkable
 class Worlds(Protocol):
@@ -204,6 +208,16 @@ def episode_returns(trajectory: Trajectory) -> list[list[float]]:
         [float(trajectory.rewards[world, start:end].sum()) for start, end in episode_bounds(trajectory, world)]
         for world in range(len(trajectory.rewards))
     ]
+
+
+def episode_successes(trajectory: Trajectory) -> list[float]:
+    """1 for each episode that ended, of whichever world, in which the goal was reached at any step, else 0; none where no goal is told
+    of. Yu et al. 2019 (arXiv 1910.10897), section 4.3."""
+    reached = trajectory.infos.get(SUCCESS)
+    if reached is None:
+        return []
+    worlds = range(len(reached))
+    return [float(reached[w, start:end].max()) for w in worlds for start, end in episode_bounds(trajectory, w)]
 
 
 def family_action(family: TaskFamily) -> ActionSpec:

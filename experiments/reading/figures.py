@@ -22,6 +22,7 @@ from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Claim, Run, Verdict
 from experiments.ledger.store import Ledger, join_value
+from experiments.metrics import LOOKED_AT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 What = Literal["curves", "differences", "tasks", "profile", "shots"]
 KINDS: tuple[What, ...] = get_args(What)
 RETURN = "rollout/ep_rew_mean"
+SUCCESS_RATE = "rollout/success_rate"
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ def draw_all(ledger: Ledger, sides: Sequence[Side]) -> tuple[Drawn, ...]:
     return tuple(drawn)
 
 
-def curve(ledger: Ledger, run_id: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Env steps and mean training return of a run; None below two finite points."""
-    rows = [(m.env_steps, m.value) for m in ledger.metrics(run_id, RETURN) if m.kind == "finite"]
+def curve(ledger: Ledger, run_id: int, metric: str = RETURN) -> tuple[np.ndarray, np.ndarray] | None:
+    """Env steps and a metric of a run, its mean training return; None below two finite points."""
+    rows = [(m.env_steps, m.value) for m in ledger.metrics(run_id, metric) if m.kind == "finite"]
     if len(rows) < 2:
         return None
     table = np.array(rows, dtype=np.float64)
@@ -189,7 +191,23 @@ def _curves(ledger: Ledger, sides: Sequence[Side]) -> Drawn:
     if len(configurations) > 1:
         words += " Each thin line is another configuration of the search, not a seed."
     anchors = get_family(sides[0].runs[0].task).anchors
-    figure = plots.learning_curves(curves, {s.key: s.label for s in sides}, anchors, unit="configuration" if len(configurations) > 1 else "seed")  # fmt: skip
+    found = {
+        metric: {
+            side.key: [c for run in side.runs if (c := curve(ledger, run.id, metric)) is not None] for side in sides
+        }
+        for metric in (SUCCESS_RATE, LOOKED_AT["success"])
+    }
+    if any(found[SUCCESS_RATE].values()):
+        words += " Below, the share of those episodes in which the goal was reached at any step"
+        words += "; points: of the search pool's, without noise." if any(found[LOOKED_AT["success"]].values()) else "."
+    figure = plots.learning_curves(
+        curves,
+        {side.key: side.label for side in sides},
+        anchors,
+        unit="configuration" if len(configurations) > 1 else "seed",
+        successes=found[SUCCESS_RATE],
+        looks=found[LOOKED_AT["success"]],
+    )
     return Drawn("curves", "Learning curves", words, f"metrics of {span(ids)}", figure)
 
 

@@ -66,12 +66,19 @@ def _colours(arms: Iterable[str]) -> dict[str, str]:
 
 
 def _axes(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
-    with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    figure, (axes,) = _rows(1, width, height)
     return figure, axes
+
+
+def _rows(count: int, width: float = 6.4, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """So many plots below each other over one x axis."""
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(width, height * count))
+        rows = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+    for axes in rows:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure, list(rows)
 
 
 def _count(count: int, unit: str) -> str:
@@ -79,15 +86,48 @@ def _count(count: int, unit: str) -> str:
 
 
 def learning_curves(
-    arms: Mapping[str, Sequence[Curve]], labels: Mapping[str, str], anchors: Mapping[str, float], unit: str = "seed"
+    arms: Mapping[str, Sequence[Curve]],
+    labels: Mapping[str, str],
+    anchors: Mapping[str, float],
+    unit: str = "seed",
+    successes: Mapping[str, Sequence[Curve]] | None = None,
+    looks: Mapping[str, Sequence[Curve]] | None = None,
 ) -> Figure:
     """Mean training return by env steps with a 95 % t interval over three seeds or more; thin lines are single seeds.
 
-    arms: arm -> curves (env_steps, return), one a seed, or one a `unit`; of configurations no interval is drawn.
+    arms: arm -> curves (env_steps, return), one a seed, or one a `unit`; of configurations no interval is drawn. successes: the same
+    of the success rate, below it where there are any; looks: the success rate at looks on the way, as points.
     """
-    figure, axes = _axes()
     colours = _colours(arms)
+    with_success = bool(successes and any(successes.values()))
+    figure, rows = _rows(2, height=2.8) if with_success else _rows(1)
+    axes = rows[0]
     values = [y for curves in arms.values() for _, y in curves]
+    _mean_lines(axes, arms, labels, colours, unit)
+    if with_success:
+        _mean_lines(rows[1], successes or {}, labels, colours, unit)
+        for arm, curves in (looks or {}).items():
+            for x, y in curves:
+                rows[1].plot(x, y, color=colours[arm], linestyle="none", marker="o", markersize=4, alpha=0.8)
+        rows[1].set_ylabel("success rate")
+        rows[1].set_ylim(-0.03, 1.03)
+    if values:
+        low, high = min(v.min() for v in values), max(v.max() for v in values)
+        room = 0.15 * (high - low or 1.0)
+        for name, value in anchors.items():
+            if low - room <= value <= high + room:
+                axes.axhline(value, color="grey", linestyle=":", linewidth=1)
+                axes.annotate(name.replace("_", " "), (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", color="grey", fontsize=8)  # fmt: skip
+    rows[-1].set_xlabel("env steps")
+    rows[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(round(value)) if value >= 0 else ""))
+    axes.set_ylabel("training return an episode")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def _mean_lines(
+    axes: Axes, arms: Mapping[str, Sequence[Curve]], labels: Mapping[str, str], colours: Mapping[str, str], unit: str
+) -> None:
     for arm, curves in arms.items():
         if not curves:
             continue
@@ -100,18 +140,6 @@ def learning_curves(
         if len(curves) >= MIN_BAND and unit == "seed":
             half = stats.t.ppf(0.975, len(curves) - 1) * lines.std(axis=0, ddof=1) / np.sqrt(len(curves))
             axes.fill_between(grid, mean - half, mean + half, color=colours[arm], alpha=0.15, linewidth=0)
-    if values:
-        low, high = min(v.min() for v in values), max(v.max() for v in values)
-        room = 0.15 * (high - low or 1.0)
-        for name, value in anchors.items():
-            if low - room <= value <= high + room:
-                axes.axhline(value, color="grey", linestyle=":", linewidth=1)
-                axes.annotate(name.replace("_", " "), (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", color="grey", fontsize=8)  # fmt: skip
-    axes.set_xlabel("env steps")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(round(value)) if value >= 0 else ""))
-    axes.set_ylabel("training return an episode")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return figure
 
 
 def paired_differences(differences: np.ndarray, interval: tuple[float, float], between: str) -> Figure:

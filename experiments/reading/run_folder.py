@@ -15,14 +15,15 @@ from env_runner.task_distributions import get_family
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.store import Ledger, join_value, write_json
+from experiments.metrics import LOOKED_AT
+from experiments.reading.figures import RETURN, SUCCESS_RATE
 from experiments.reading.plot_files import write_plot
 from experiments.runs.paths import Paths
 from experiments.runs.runner import RUNG_SCORE
-from meta_rl.evaluate import SUCCESS
 from meta_rl.learner import Learner
+from meta_rl.rollout import SUCCESS
 
 TEST_SEED = 0  # of start states and exploration on the test tasks
-RETURN = "rollout/ep_rew_mean"
 
 
 class RunFolder(FrozenConfig):
@@ -59,7 +60,9 @@ def write_run_folder(
         "configuration": run.spec,
         "score": run.score,
         "returns": _series(ledger, run_id, RETURN),
+        "success_rates": _series(ledger, run_id, SUCCESS_RATE),
         "evaluations": _series(ledger, run_id, RUNG_SCORE),
+        "evaluations_by_quantity": {name: _series(ledger, run_id, metric) for name, metric in LOOKED_AT.items()},
         "losses": {
             metric: _series(ledger, run_id, metric)
             for metric in sorted({m.name for m in ledger.metrics(run_id) if m.name.startswith("train/")})

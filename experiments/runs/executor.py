@@ -97,11 +97,15 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Rung:
-    """A run has come to rung `number` (from 1) and waits; score: on its pool's tasks, by its specification's metric."""
+    """A run has come to rung `number` (from 1) and waits; score: on its pool's tasks, by its specification's metric.
+
+    means: of a look that a person asked for, the mean over the same tasks of each quantity in `LOOKED_AT` that is known.
+    """
 
     number: int
     env_steps: int
     score: float
+    means: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from core.config import FrozenConfig
 from env_runner.task_distributions import get_family
 from experiments.ledger.models import Artifact, Eval, Metric, Run
 from experiments.ledger.store import Ledger, LedgerError, join_value, now, readable_id, split_value
-from experiments.metrics import FIRST_EPISODE, PREDICTION_ERROR, WATCHED, parse_metric
+from experiments.metrics import FIRST_EPISODE, LOOKED_AT, PREDICTION_ERROR, WATCHED, parse_metric
 from experiments.metrics import Metric as Score
 from experiments.runs.executor import Ended, Evaluated, Executor, Job, Message, Report, Rung, Started
 from experiments.runs.machine import default_memory_limit_mb
@@ -69,7 +69,7 @@ SIGN_S = 60.0
 SPENT = "time/train_s"
 """The metric that holds the seconds from one report of a run to the next, so that its training time survives a resume."""
 RUNG_SCORE = "rung/score"
-"""The metric that holds a search run's score at a rung, and that of a run by hand at each look."""
+"""The metric that holds a search run's score at a rung, and that of a run by hand at each look, which has those of `LOOKED_AT` beside it."""
 
 
 def queue_run(
@@ -151,10 +151,12 @@ class _Recorder:
         return None
 
     def _at_rung(self, rung: Rung) -> str | None:
-        value, kind = split_value(rung.score)
+        found = {RUNG_SCORE: rung.score, **{LOOKED_AT[name]: mean for name, mean in rung.means.items()}}
         with self.ledger.session() as session:
-            row = Metric(run_id=self.run.id, env_steps=rung.env_steps, name=RUNG_SCORE, value=value, kind=kind)
-            session.merge(row)
+            for name, number in found.items():
+                value, kind = split_value(number)
+                row = Metric(run_id=self.run.id, env_steps=rung.env_steps, name=name, value=value, kind=kind)
+                session.merge(row)
         # Only a search run may be pruned: selection and confirmation are evidence, the baseline's seeds the noise floor.
         return self.prune(self.run, rung) if self.prune is not None and self.run.purpose == "search" else None
 

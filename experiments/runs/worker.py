@@ -131,7 +131,7 @@ def run(
     from core.seeding import seed_sequence
     from env_runner.task_distributions import get_family
     from env_runner.task_family import with_changes
-    from experiments.metrics import LOOKS, WATCHED, parse_metric
+    from experiments.metrics import LOOKED_AT, LOOKS, WATCHED, parse_metric
     from experiments.spec import recorded_spec
     from meta_rl.evaluate import evaluate
     from meta_rl.learner import DivergedError, Learner, build_learner
@@ -171,11 +171,14 @@ def run(
             ):  # before any checkpoint of this iteration, so a resumed run asks again
                 # No more than the score needs: this is a look at the run, and training must not notice it.
                 looked = evaluate(learner, tasks, episodes=metric.column + 1, **given)
-                score = metric.on_the_way.of_evaluation({"return": looked.returns, **looked.extras})
+                raw = {"return": looked.returns, **looked.extras}
+                score = metric.on_the_way.of_evaluation(raw)
                 if looking:
                     looks.keep_if_best(learner, score)
                 number = looks.count if looking else job["rungs"].index(env_steps) + 1
-                send("rung", number=number, env_steps=env_steps, score=-math.inf if score is None else score)
+                means = {name: float(raw[name][:, metric.column].mean()) for name in LOOKED_AT if name in raw}
+                scored = -math.inf if score is None else score
+                send("rung", number=number, env_steps=env_steps, score=scored, means=means if looking else {})
                 answer = answers.get()
                 if answer.startswith("prune "):
                     sha256 = learner.save(final)

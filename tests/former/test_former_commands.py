@@ -160,6 +160,44 @@ def test_an_experiment_takes_every_documented_option_and_writes_its_folder(tmp_p
     assert main(["evaluate", str(tmp_path / "out" / "best_model"), "--json", "--data-dir", str(again)]) == 0
 
 
+GOAL_PLUGIN = '''
+"""The point robot, whose worlds tell when it is within 0.3 m of its goal."""
+from env_runner.task_family import register_family
+from env_runner.toys import PointRobot, PointRobotEnv
+
+class GoalEnv(PointRobotEnv):
+    def _advance(self, actions):
+        rewards, ended, infos = super()._advance(actions)
+        return rewards, ended, infos | {"success": (infos["distance"] < 0.3).astype(float)}
+
+@register_family
+class GoalRobot(PointRobot):
+    id, env_type, reports_success = "goal-robot", GoalEnv, True
+'''
+
+
+@pytest.mark.parametrize("learner", ["maml-ppo", "rl2"])
+def test_where_worlds_tell_of_a_goal_success_is_recorded_on_the_way_and_at_the_end(
+    learner: str, tmp_path: Path, capsys, plugins_loaded
+) -> None:
+    (tmp_path / "goal_robot.py").write_text(GOAL_PLUGIN)
+    out = tmp_path / "out"
+    words = f"run --preset goal-robot.gru --learner {learner} --env-steps 7680 --evaluate-every 2560 --out {out}"
+    assert main(["--plugin", f"{tmp_path}/goal_robot.py", *words.split(), "--data-dir", str(tmp_path / "data")]) == 0
+    assert "success after 0 shots" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert [steps for steps, _ in results["success_rates"]] == [steps for steps, _ in results["returns"]]
+    assert all(0 <= rate <= 1 for _, rate in results["success_rates"])
+    looks = results["evaluations_by_quantity"]
+    assert [steps for steps, _ in looks["success"]] == [steps for steps, _ in results["evaluations"]] != []
+    assert looks["return"] == results["evaluations"]  # what it is scored by
+    # The last look is at the model that is evaluated at the end, on the same tasks from the same seed.
+    column = int(learner == "maml-ppo")
+    ledger = Ledger(Paths.of(tmp_path / "data").ledger_url, read_only=True)
+    last = [row.value for row in ledger.evals([1], name="success") if row.episode == column]
+    assert looks["success"][-1] == [7680, pytest.approx(np.mean(last))]
+
+
 def test_a_benchmark_trains_every_pair_at_equal_parameters_steps_and_seeds_once(tmp_path: Path, capsys) -> None:
     words = "--serious_benchmark --task point-robot --method gru --epochs 2 --seeds 2"
     said = call(words, tmp_path, capsys)
