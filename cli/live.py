@@ -81,7 +81,7 @@ def verdict_lines(
     verdict: VerdictContent, question: Question, plan: Plan, trials: int, campaign_id: str, claim_id: str
 ) -> list[str]:
     """The verdict in five lines: outcome, effect, sides, evidence, rows."""
-    challenger, baseline = question.challenger.label, question.baseline.label
+    challenger, baseline = question.challenger.short, question.baseline.short
     lines = [f"{verdict.outcome.upper()}: {verdict.reason}"]
     if verdict.effect is not None and verdict.interval is not None:
         assert verdict.challenger is not None
@@ -98,7 +98,7 @@ def verdict_lines(
         low, high = pair.interval or (math.nan, math.nan)
         numbers = "" if pair.effect is None else f", effect {pair.effect:+.1f} [{low:+.1f}, {high:+.1f}]"
         lines.append(
-            f"{question.side(pair.first).label} against {question.side(pair.second).label}: {pair.outcome}{numbers}"
+            f"{question.side(pair.first).short} against {question.side(pair.second).short}: {pair.outcome}{numbers}"
         )
     timed = verdict.at_equal_time
     if timed is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cli.terminal import emit, emit_json, make_console
+from core.words.commands import program
 from core.words.text import harmless
 
 if TYPE_CHECKING:
@@ -45,9 +48,7 @@ class Output:
             if always:
                 emit(words, to_error=True)
             return
-        from rich.text import Text
-
-        self._print(Text(harmless(words, lines=True)))
+        self._print_words(harmless(words, lines=True))
 
     def result(self, value: Any, *parts: Part) -> None:
         """The result: `value` as JSON where asked, else its parts one after another."""
@@ -88,12 +89,22 @@ class Output:
             self._print_table(part)
         elif isinstance(part, TableView):
             emit(part.note or "No rows.")
-        else:  # words are never cut into lines here: a command among them must stay one when it is copied
-            self.console.print(part, soft_wrap=isinstance(part, Text))
+        elif isinstance(part, Text):
+            self._print_words(part.plain)
+        else:
+            self.console.print(part)
 
-    def _print_table(self, view: TableView) -> None:
+    def _print_words(self, words: str) -> None:
+        """Words in lines that a terminal's width holds. A line with a command stays one, so that it is one when it is copied; so does
+        every line where no terminal is."""
         from rich.text import Text
 
+        lines = words.splitlines()
+        if self.console.is_terminal:
+            lines = [part for line in lines for part in broken(line, self.console.width)]
+        self.console.print(Text("\n".join(lines)), soft_wrap=True)
+
+    def _print_table(self, view: TableView) -> None:
         from experiments.tables import table
 
         columns, rows, note = view.columns, view.rows, view.note
@@ -102,13 +113,25 @@ class Output:
             note = "; ".join(part for part in (common, note) if part)
         self.console.print(table(columns, rows))
         if note:
-            self.console.print(Text(note), soft_wrap=True)
+            self._print_words(note)
 
     def _print_json(self, value: Any) -> None:
         from experiments.ledger.store import write_json
         from experiments.tables import plain_data
 
         emit_json(write_json(plain_data(value), indent=2, default=str))
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line cut between words where it is wider than that; what follows is indented like the words behind its label.
+
+    A line that names a command of this program is not cut.
+    """
+    if len(line) <= width or program() in line:
+        return [line]
+    label = re.match(r" *\S+ {2,}", line)
+    indent = " " * (len(label[0]) if label else len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def narrowed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]], str]:

@@ -62,6 +62,11 @@ def command(*words: str) -> str:
     return secret + quoted(*now.program, *words, *options)
 
 
+def program() -> str:
+    """How every command of this program begins."""
+    return quoted(*_invocation.program)
+
+
 def quoted(*words: str) -> str:
     """Words as a shell takes them, on one line; what cannot be printed, such as a newline, as `$'...'` (bash, zsh, ksh).
 

@@ -40,6 +40,12 @@ class Side(FrozenConfig):
         """How it is written for people: `SSM (s5, lru, s4d)`, `LSTM`, `first-order maml`, `learner (rl2, maml-ppo)`."""
         if self.recorded is not None:
             return f"{self.name} as it is"
-        name = " ".join(word.upper() if word in CAPITALS else word for word in self.name.split(" "))
         several = self.learners if self.learners else self.kinds
-        return f"{name} ({', '.join(several)})" if len(several) > 1 else name
+        return f"{self.short} ({', '.join(several)})" if len(several) > 1 else self.short
+
+    @property
+    def short(self) -> str:
+        """The same without what a side of several holds, where that has been said: `SSM`."""
+        if self.recorded is not None:
+            return self.label
+        return " ".join(word.upper() if word in CAPITALS else word for word in self.name.split(" "))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cli.output import Output, described_parts, narrowed
+from cli.output import Output, broken, described_parts, narrowed
 from core.config import FrozenConfig
 from experiments.tables import TableView
 
@@ -96,3 +96,16 @@ def test_a_described_row_shows_its_fields_then_each_part_and_no_empty_one(capsys
     assert "seeds: 1000, 2000" in lines
     assert lines[-1] == "the end"
     assert not any("cause" in line or "files" in line for line in lines)
+
+
+def test_words_are_cut_between_words_on_a_narrow_terminal_and_a_command_never() -> None:
+    plan = "  confirmation  5 fresh seeds a side on the held-out tasks at 51.2k steps, judged by code"
+    assert broken(plan, 100) == [plan]
+    first, second = broken(plan, 60)
+    assert len(first) <= 60
+    assert second == " " * len("  confirmation  ") + "at 51.2k steps, judged by code"
+    assert " ".join([first, second.strip()]) == plan
+    goes_on = "It is kept; this goes on with it: python main.py resume c-0001 --data-dir " + "x" * 60
+    assert broken(goes_on, 60) == [goes_on]
+    path = "Campaign c-0001 in /" + "folder/" * 20
+    assert "".join(broken(path, 60)).replace(" ", "") == path.replace(" ", "")
