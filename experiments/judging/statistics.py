@@ -94,6 +94,25 @@ def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, fl
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def rate_interval(rates: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate, inside [0, 1] also where all or none succeed.
+
+    rates: of independent units, such as tasks, each a share of successes in [0, 1]; its mean is the rate. Of shares the variance is at most
+    that of single successes, p (1 - p), so for units of several episodes the interval is too wide rather than too narrow. Wilson 1927,
+    "Probable inference, the law of succession, and statistical inference"; Brown, Cai and DasGupta 2001, section 3.1.1.
+    """
+    rates = np.asarray(rates, dtype=np.float64)
+    n, z = len(rates), float(stats.norm.ppf(0.5 + level / 2))
+    if n < 1 or rates.min() < 0 or rates.max() > 1:
+        raise ValueError("rates: allowed: one or more, from 0 to 1")
+    p = float(rates.mean())
+    middle, scale = p + z**2 / (2 * n), 1 + z**2 / n
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return min(max(float((middle - half) / scale), 0.0), p), max(
+        min(float((middle + half) / scale), 1.0), p
+    )  # rounding
+
+
 class Difference(NamedTuple):
     """The difference of two means with its standard error, spread / root, and its degrees of freedom: all that a t-test needs."""
 

@@ -45,7 +45,7 @@ class Campaign(Base):
     seed: Mapped[int]
     stage: Mapped[str] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(16))  # running | paused | done | failed
-    llm: Mapped[str] = mapped_column(String(120))
+    llm: Mapped[str] = mapped_column(Text)  # a program's whole line with `command:`
     holder: Mapped[Json | None]  # which process works on it, and its last sign of life
     spent_s: Mapped[float] = mapped_column(default=0.0)  # wall seconds of all sittings so far
     provenance: Mapped[Json]
@@ -64,7 +64,7 @@ class Proposal(Base):
     arm: Mapped[str] = mapped_column(String(16))
     trial: Mapped[int]
     role: Mapped[str] = mapped_column(String(32))
-    source: Mapped[str] = mapped_column(String(16))  # default | optimizer | agent | human
+    source: Mapped[str] = mapped_column(String(16))  # of `experiments/search/optimizer.py`, or agent | human
     changes: Mapped[Json] = mapped_column("values")
     reason: Mapped[str] = mapped_column(Text)
     predicted_effect: Mapped[str] = mapped_column(Text)
@@ -158,7 +158,7 @@ class Verdict(Base):
     __tablename__ = "verdicts"
     id: Mapped[int] = mapped_column(primary_key=True)
     claim_id: Mapped[int] = mapped_column(ForeignKey("claims.id"), unique=True)
-    outcome: Mapped[str] = mapped_column(String(16))  # confirmed | refuted | inconclusive | invalid
+    outcome: Mapped[str] = mapped_column(String(16))  # confirmed | refuted | equivalent | inconclusive | invalid
     reason: Mapped[str] = mapped_column(Text)
     content: Mapped[Json]
     created_at: Mapped[datetime]
@@ -172,7 +172,7 @@ class Event(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
     kind: Mapped[str] = mapped_column(String(32))
-    actor: Mapped[str] = mapped_column(String(64))
+    actor: Mapped[str] = mapped_column(Text)
     payload: Mapped[Json]
     created_at: Mapped[datetime]
 
@@ -196,7 +196,7 @@ class Note(Base):
     __tablename__ = "notes"
     id: Mapped[int] = mapped_column(primary_key=True)
     target: Mapped[str] = mapped_column(String(32))
-    author: Mapped[str] = mapped_column(String(64))
+    author: Mapped[str] = mapped_column(Text)
     text: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime]
 

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
+from core.words.text import harmless
 from env_runner.drawing import Disc, Picture, Track, Words
 
 RGB = tuple[int, int, int]
@@ -92,10 +93,12 @@ class _Pen:
         self.scale = scale
 
     def words(self, x: float, y: float, text: str, colour: str, size: float, anchor: str = "lm", bold: bool = False) -> None:  # fmt: skip
-        self.draw.text((x * self.scale, y * self.scale), text, COLOURS[colour], self._font(size, bold), anchor)
+        self.draw.text(
+            (x * self.scale, y * self.scale), harmless(text), COLOURS[colour], self._font(size, bold), anchor
+        )
 
     def width_of(self, text: str, size: float, bold: bool = False) -> float:
-        return self.draw.textlength(text, self._font(size, bold)) / self.scale
+        return self.draw.textlength(harmless(text), self._font(size, bold)) / self.scale
 
     def lines(self, points: Sequence[tuple[float, float]], colour: str, width: float) -> None:
         if len(points) > 1:

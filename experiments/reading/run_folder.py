@@ -12,7 +12,7 @@ from core.config import FrozenConfig
 from core.errors import InputError, bad_value
 from core.files import write_atomic
 from env_runner.task_distributions import get_family
-from experiments.judging.statistics import mean_interval
+from experiments.judging.statistics import mean_interval, rate_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.store import Ledger, join_value, write_json
 from experiments.metrics import LOOKED_AT
@@ -87,7 +87,8 @@ def _series(ledger: Ledger, run_id: int, metric: str) -> list[list[float]]:
 
 
 def _test(model: Path, tasks: np.ndarray, columns: int, episodes: int) -> dict[str, Any]:
-    """Return and success by shots: the mean over tasks, its 95 % interval, and each task's own mean over `episodes`."""
+    """Return and success by shots: the mean over tasks, its 95 % interval over tasks (Student's t of a return, Wilson's of a
+    success rate), and each task's own mean over `episodes`."""
     learner = Learner.load(model)
     results = [learner.evaluate(tasks, episodes=columns, seed=TEST_SEED + number) for number in range(episodes)]
     quantities = {"return": np.mean([result.returns for result in results], axis=0)}
@@ -96,9 +97,10 @@ def _test(model: Path, tasks: np.ndarray, columns: int, episodes: int) -> dict[s
     return {
         f"{quantity} after {shots} shots": {
             "mean": float(values[:, shots].mean()),
-            "interval": mean_interval(values[:, shots]) if len(tasks) > 1 else None,
+            "interval": interval(values[:, shots]) if len(tasks) > 1 else None,
             "tasks": values[:, shots].tolist(),
         }
         for quantity, values in quantities.items()
+        for interval in (rate_interval if quantity == SUCCESS else mean_interval,)
         for shots in range(columns)
     }

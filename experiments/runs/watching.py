@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from core.errors import InputError, bad_value
+from core.words.commands import command
 from env_runner.drawing import Lived
 from env_runner.task_distributions import get_family
 from env_runner.task_family import Pool, TaskFamily, check_pool
@@ -139,7 +140,8 @@ def watch_task(
     lived = _counted(made, row, lived_on[row], result.returns[row])
     if lived is None:
         raise InputError(
-            f"watch: {learner.kind} does not live the episodes that its evaluation counts one after another"
+            f"watch: got a model of {learner.kind}, allowed: one whose learner plays its episodes one after another in one world; this one "
+            f"does not, so there is no film of them. Its numbers: {command('evaluate', model)}"
         )
     words = learner.config.column_in_words
     seen = tuple(Episode(words(column), one, float(one.rewards.sum())) for column, one in enumerate(lived))

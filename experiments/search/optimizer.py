@@ -95,7 +95,9 @@ def suggest(
         return Suggestion(space.default_values(), "default", "trial 0 of every arm is its default")
     if memory is not None and len(history) + len(beside) == 1 and memory not in refused:
         return Suggestion(
-            memory, "memory", "known to be good on this task: an earlier campaign chose it, or a preset was tuned to it"
+            memory,
+            "memory",
+            "the best configuration that is known of this task: what an earlier campaign in this ledger selected, or the preset that was tuned to it",
         )
     family = None if beside else plateau_family(space, history, noise_floor or 0.0)
     if family is not None:

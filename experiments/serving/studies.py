@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from core.errors import InputError
 from core.files import replacing
 from core.words.commands import command
+from core.words.text import harmless
 from experiments.campaign.plan import Plan
 from experiments.campaign.question import Question
 from experiments.campaign.trials import space_of
@@ -45,30 +46,43 @@ class Studies:
         question, plan = Question.model_validate(row.question), Plan.model_validate(row.plan)
         arms = question.arms if question.baseline_is_tuned else ("challenger",)
         self.spaces = {arm: space_of(question, question.side(arm), plan.marks) for arm in arms}
+        self._storage = storage
+        self._about = {
+            arm: {"goal": row.goal, "side": question.side(arm).label, "score": question.metric} for arm in arms
+        }
         self.studies: dict[str, optuna.Study] = {}
-        for arm in arms:
-            name = f"{readable_id('c', campaign_id)} {arm}"
-            study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-            for attribute, value in (
-                ("goal", row.goal),
-                ("side", question.side(arm).label),
-                ("score", question.metric),
-            ):
-                study.set_user_attr(attribute, value)
-            self.studies[arm] = study
+        """Arm -> its study. What a person does to it in the dashboard (rename it, delete it) is done to this copy alone."""
         self._lock, self._looked = threading.Lock(), 0.0
         self.refresh()
 
+    def _study(self, arm: str) -> optuna.Study:
+        """The study of an arm, made where there is none: at first, and after a person deleted it."""
+        study = self.studies.get(arm)
+        if study is not None and study._study_id in {kept._study_id for kept in self._storage.get_all_studies()}:
+            return study  # by its number, so that a new name is kept
+        name = f"{readable_id('c', self.campaign_id)} {arm}"
+        taken = {kept.study_name for kept in self._storage.get_all_studies()}
+        while name in taken:  # by one that a person named so
+            name += "'"
+        study = optuna.create_study(storage=self._storage, study_name=name, direction="maximize")
+        for attribute, value in self._about[arm].items():
+            study.set_user_attr(attribute, harmless(value))
+        self.studies[arm] = study
+        return study
+
     def refresh(self) -> int:
-        """Add the trials that have finished since, and return how many trials there are."""
+        """Add the trials that have finished since, and return how many trials there are. A trial that is still training is added once it
+        has finished, also after later ones: Optuna numbers trials as they come, the attribute `trial` is the campaign's number."""
         with self._lock:
-            for arm, study in self.studies.items():
+            for arm in self._about:
+                study = self._study(arm)
                 runs = self.ledger.runs(self.campaign_id, purpose=("baseline", "search"), arm=arm)
                 by_trial = {
                     run.trial: run for run in reversed(runs) if run.trial is not None and run.status in FINISHED
                 }
-                while (run := by_trial.get(len(study.get_trials(deepcopy=False)))) is not None:
-                    study.add_trial(self._frozen(run, self.spaces[arm]))
+                there = {trial.user_attrs.get("trial") for trial in study.get_trials(deepcopy=False)}
+                for number in sorted(by_trial.keys() - there):
+                    study.add_trial(self._frozen(by_trial[number], self.spaces[arm]))
             self._looked = time.monotonic()
             return sum(len(study.get_trials(deepcopy=False)) for study in self.studies.values())
 
@@ -84,9 +98,11 @@ class Studies:
         state = STATES.get(run.status, TrialState.FAIL)
         if state is TrialState.COMPLETE and run.score is None:  # one that is no number
             state = TrialState.FAIL
-        attributes = {"run": readable_id("r", run.id), "proposer": run.proposer, "status": run.status}
-        attributes |= {"cause": run.cause} if run.cause else {}
-        attributes |= {f"outside of the space: {name}": trained[name] for name in trained.keys() - inside.keys()}
+        attributes: dict[str, Any] = {"trial": run.trial, "run": readable_id("r", run.id), "status": run.status}
+        attributes |= {"proposer": harmless(run.proposer)} | ({"cause": harmless(run.cause)} if run.cause else {})
+        attributes |= {
+            f"outside of the space: {name}": _shown(trained[name]) for name in trained.keys() - inside.keys()
+        }
         rungs = self.ledger.metrics(run.id, RUNG_SCORE)
         return FrozenTrial(
             number=run.trial or 0,
@@ -101,6 +117,10 @@ class Studies:
             system_attrs={},
             intermediate_values={m.env_steps: join_value(m.value, m.kind) for m in rungs},
         )
+
+
+def _shown(value: Any) -> Any:
+    return harmless(value) if isinstance(value, str) else value
 
 
 def _trained(spec: Mapping[str, Any], name: str) -> Any:

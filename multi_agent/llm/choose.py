@@ -226,7 +226,8 @@ def _langchain(
     foreign = not at_vendor or (
         provider_name == "ollama" and base_url is None
     )  # Ollama is on this machine, or a friend's
-    key_name = key_env or (OWN_KEY if foreign else provider.key)
+    own_key = OWN_KEY if base_url is not None or provider.key else None  # Ollama on this machine takes none unasked
+    key_name = key_env or (own_key if foreign else provider.key)
     if provider.key and not foreign and not os.environ.get(key_name or ""):
         raise InputError(
             f"--llm {provider_name}:{model} needs the environment variable {key_name}, which is not set. "
@@ -243,6 +244,8 @@ def _langchain(
             options |= {"timeout": TIMEOUT_S, "max_retries": MAX_RETRIES}
         if provider_name == "ollama":
             options["num_ctx"] = 16_384  # Ollama's default silently cuts a crew's prompts
+            if key := os.environ.get(key_name or ""):  # its client takes a key as a header alone
+                options["client_kwargs"] = {"headers": {"Authorization": f"Bearer {key}"}}
         if base_url is not None:
             options["base_url"] = base_url
         if provider.key and key_name:  # always said: left out, the client would take its vendor's from the environment
@@ -257,8 +260,9 @@ def _langchain(
     where = f"served at {host}" if base_url else ""
     if base_url and option != "--base-url":
         where += f", as {option} says"
-    if provider.key and foreign:
-        where += f"; {f'its key is {key_name}' if os.environ.get(key_name or '') else 'no key is sent'}"
+    has_key = bool(os.environ.get(key_name or ""))
+    if foreign and (provider.key or has_key):
+        where = "; ".join(filter(None, (where, f"its key is {key_name}" if has_key else "no key is sent")))
     name = f"{provider_name}:{model}"
     return LLMChoice(
         name,

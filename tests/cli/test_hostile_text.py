@@ -223,3 +223,32 @@ def test_a_traceback_a_warning_and_a_parsers_complaint_are_not_obeyed(capsys: py
     said = capsys.readouterr().err
     assert said.count(r"\x1b[31mred") == 3
     assert obeyed(said) == set()
+
+
+def test_an_export_to_optuna_holds_nothing_that_its_dashboard_or_a_terminal_would_obey(hostile: Path) -> None:
+    out = hostile / "studies.db"
+    answer = run_encoded(["export", "--format", "optuna", "--out", str(out), "--data-dir", str(hostile)], "utf-8")
+    assert answer.code == 0, answer
+    with closing(sqlite3.connect(out)) as studies:
+        rows = studies.execute("select value_json from trial_user_attributes union all select value_json from study_user_attributes").fetchall()  # fmt: skip
+    words = [json.loads(value) for (value,) in rows]
+    assert any("alert(1)" in str(word) for word in words)  # what was said is still there to be read
+    assert {mark for word in words for mark in obeyed(str(word))} == set()
+
+
+def test_a_films_words_are_drawn_as_a_reader_sees_them_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    from PIL import ImageDraw
+
+    from env_runner.drawing import Track
+    from experiments.reading import frames
+
+    drawn_words: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, at, text, *more: (drawn_words.append(text), draw(pen, at, text, *more))[1])  # fmt: skip
+    hostile_words = f"two\nlines \x1b]8;;file:///x\x07link\x1b]8;;\x07 {MARKS}"
+    track = Track(hostile_words, np.array([0.0, 1.0]), unit=hostile_words)
+    act = frames.Act(hostile_words, track, [0.0, 1.0])
+    frames.draw_frame(frames.Sheet(hostile_words, hostile_words, (act,), 1280, 400, has_stage=False), 0, 1, None)
+    assert any("link" in words for words in drawn_words)
+    assert {mark for words in drawn_words for mark in obeyed(words) | ({"\n"} & set(words))} == set()

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +26,7 @@ from experiments.ledger import Ledger
 from experiments.metrics import WATCHED
 from experiments.runs.runner import RUNG_SCORE
 from experiments.serving.hub import FILES
-from experiments.serving.studies import INSTALL, Studies, dashboard
+from experiments.serving.studies import INSTALL, Studies, dashboard, write_studies
 from experiments.serving.tensorboard import INSTALL as TENSORBOARD
 from experiments.serving.tensorboard import scalars, write_event_files
 
@@ -99,6 +99,40 @@ def test_a_study_takes_in_what_has_finished_since(file: Path) -> None:
     assert (studies.refresh(), studies.refresh()) == (4, 4)
     assert studies.studies["challenger"].trials[1].value == -18.25
     ledger.close()
+
+
+def test_a_trial_that_is_not_finished_holds_no_later_one_back(file: Path, tmp_path: Path) -> None:
+    _change(file, "update runs set status = 'running', score = null where id = 3")  # the challenger's trial 0
+    ledger = Ledger(f"sqlite:///{file}", read_only=True)
+    assert write_studies(ledger, 1, tmp_path / "s.db") == 3
+    studies = Studies(ledger, 1, optuna.storages.InMemoryStorage())
+    assert [t.user_attrs["trial"] for t in studies.studies["challenger"].trials] == [1]
+    _change(file, "update runs set status = 'done', score = -18.25 where id = 3")
+    assert (studies.refresh(), studies.refresh()) == (4, 4)
+    assert {t.user_attrs["trial"]: t.value for t in studies.studies["challenger"].trials}[0] == -18.25
+    ledger.close()
+
+
+def test_a_study_that_a_person_deletes_or_renames_stops_no_other_and_a_deleted_one_is_made_again(file: Path) -> None:
+    ledger = Ledger(f"sqlite:///{file}", read_only=True)
+    storage = optuna.storages.InMemoryStorage()
+    studies = Studies(ledger, 1, storage)
+    storage.delete_study(studies.studies["challenger"]._study_id)
+    storage.delete_study(
+        studies.studies["baseline"]._study_id
+    )  # and renamed: the dashboard copies it under the new name
+    renamed = optuna.create_study(storage=storage, study_name="c-0001 baseline")
+    assert studies.refresh() == 4
+    names = {
+        study.study_name: len(study.get_trials()) for study in map(storage_study(storage), storage.get_all_studies())
+    }
+    assert names == {"c-0001 challenger": 2, "c-0001 baseline": 0, "c-0001 baseline'": 2}
+    assert renamed.trials == []
+    ledger.close()
+
+
+def storage_study(storage: optuna.storages.BaseStorage) -> Callable[[Any], optuna.Study]:
+    return lambda kept: optuna.load_study(study_name=kept.study_name, storage=storage)
 
 
 def test_a_program_that_is_not_installed_is_named_with_the_line_that_installs_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

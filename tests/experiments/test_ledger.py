@@ -38,7 +38,8 @@ def test_the_migrations_make_the_tables_that_the_models_describe(ledger: Ledger)
     from alembic.runtime.migration import MigrationContext
 
     with ledger.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        held = {"compare_type": ledger.backend == "postgresql"}  # SQLite holds no text to a length
+        assert compare_metadata(MigrationContext.configure(connection, opts=held), Base.metadata) == []
     assert ledger.schema() == HEAD
 
 
@@ -702,35 +703,36 @@ def test_a_wrong_url_is_named_without_its_password(url: str, words: str) -> None
 
 # ---- older files ------------------------------------------------------------------------
 
-SECOND = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "0003", "0002", None, None
 def upgrade():
     op.add_column("runs", sa.Column("colour", sa.String(8)))
     {rest}
 """
 
 
-def _with_second_schema(folder: Path, monkeypatch: pytest.MonkeyPatch, rest: str = "") -> None:
+def _with_next_schema(folder: Path, monkeypatch: pytest.MonkeyPatch, rest: str = "") -> None:
     """The migrations with one more, in a copy."""
     copy = folder / "migrations"
     shutil.copytree(MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "versions" / "v0002_second.py").write_text(SECOND.format(rest=rest))
+    (copy / "versions" / "v0003_next.py").write_text(NEXT.format(rest=rest))
     monkeypatch.setattr(store_module, "MIGRATIONS", copy)
-    monkeypatch.setattr(store_module, "HEAD", "0002")
+    monkeypatch.setattr(store_module, "HEAD", "0003")
+    monkeypatch.setattr(store_module, "READ_ALIKE", ("0003",))
 
 
 def test_a_migration_copies_the_file_first_with_all_its_rows(file_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     assert file_ledger.path is not None
     add_campaign(file_ledger)  # still open: this row is in the write-ahead log alone
-    _with_second_schema(tmp_path, monkeypatch)
-    with pytest.raises(LedgerError, match=r"older schema 0001.*doctor --fix"):
+    _with_next_schema(tmp_path, monkeypatch)
+    with pytest.raises(LedgerError, match=r"older schema 0002.*doctor --fix"):
         Ledger(file_ledger.url, read_only=True)
     newer = Ledger(file_ledger.url)
-    assert newer.schema() == "0002"
-    with sqlite3.connect(file_ledger.path.with_name("ledger.db.bak-0001")) as copy:
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+    assert newer.schema() == "0003"
+    with sqlite3.connect(file_ledger.path.with_name("ledger.db.bak-0002")) as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
         assert copy.execute("SELECT count(*) FROM campaigns").fetchone() == (1,)
         assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     with sqlite3.connect(file_ledger.path) as connection:
@@ -742,11 +744,11 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(file_ledger: Ledger, t
     add_campaign(file_ledger)
     file_ledger.close()
     with monkeypatch.context() as patched:
-        _with_second_schema(tmp_path, patched, 'op.execute("INSERT INTO nowhere VALUES (1)")')
+        _with_next_schema(tmp_path, patched, 'op.execute("INSERT INTO nowhere VALUES (1)")')
         with pytest.raises(LedgerError):
             Ledger(file_ledger.url)
     again = Ledger(file_ledger.url)
-    assert again.schema() == "0001"
+    assert again.schema() == "0002"
     with again.engine.connect() as connection:
         assert "colour" not in [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(runs)")]
 
@@ -763,6 +765,7 @@ def test_a_metric_row_is_found_by_its_run_without_a_second_index(file_ledger: Le
 @pytest.mark.parametrize("schema", ["0001"])
 def test_a_file_of_every_released_schema_opens_with_all_its_rows(old_ledger, schema: str) -> None:
     path = old_ledger(schema)
+    assert len(Ledger(f"sqlite:///{path}", read_only=True).runs()) == 17  # before anything is migrated
     opened = Ledger(f"sqlite:///{path}")
     assert opened.schema() == HEAD
     runs = opened.runs()
@@ -770,3 +773,37 @@ def test_a_file_of_every_released_schema_opens_with_all_its_rows(old_ledger, sch
     assert len(opened.evals([run.id for run in runs], name=None)) == 3240
     assert {m.name for m in opened.metrics(1)} > {"rollout/ep_rew_mean", "train/policy_loss"}
     assert opened.get_campaign(1).goal == "beat LSTM on point-robot"
+
+
+def test_words_of_people_have_any_length_in_every_database(ledger: Ledger) -> None:
+    line = "command:" + "/a/long/path/to/a/program --with 'many words' " * 20
+    number = add_campaign(ledger, llm=line)
+    event = ledger.record_event(number, "message", "an agent of a plugin " * 10, {})
+    ledger.add_note("c-0001", "somebody with a long name " * 10, "a note")
+    assert ledger.get_campaign(number).llm == line
+    assert len(ledger.events(number, after=event - 1)[0].actor) == 210
+    with ledger.engine.connect() as connection:
+        types = {
+            (t, c["name"]): str(c["type"])
+            for t in ("campaigns", "notes", "events")
+            for c in inspect(connection).get_columns(t)
+        }
+    if ledger.backend == "postgresql":
+        assert [types[place] for place in (("campaigns", "llm"), ("notes", "author"), ("events", "actor"))] == [
+            "TEXT"
+        ] * 3
+
+
+def test_a_postgresql_ledger_of_the_first_schema_is_migrated_with_its_rows(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ledger.backend != "postgresql":
+        pytest.skip("SQLite holds no text to a length")
+    add_campaign(ledger, llm="offline")
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE campaigns ALTER COLUMN llm TYPE VARCHAR(120)")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    assert Ledger(ledger.url, read_only=True).get_campaign(1).llm == "offline"
+    again = Ledger(ledger.url)
+    assert (again.schema(), again.get_campaign(1).llm) == (HEAD, "offline")
+    assert again.get_campaign(add_campaign(again, llm="command:" + "x" * 500)).llm.endswith("x")

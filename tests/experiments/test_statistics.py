@@ -193,3 +193,30 @@ def test_one_look_is_the_fixed_test() -> None:
 def test_looks_that_do_not_rise_are_refused() -> None:
     with pytest.raises(ValueError, match="rising"):
         statistics.sequential_levels((8, 8))
+
+
+@pytest.mark.parametrize(("successes", "tasks"), [(0, 5), (5, 5), (1, 5), (17, 45), (50, 50), (0, 1)])
+def test_a_success_rates_interval_is_wilsons_and_never_leaves_zero_to_one(successes: int, tasks: int) -> None:
+    rates = np.array([1.0] * successes + [0.0] * (tasks - successes))
+    for level in (0.8, 0.95):
+        told = stats.binomtest(successes, tasks).proportion_ci(level, method="wilson")
+        assert statistics.rate_interval(rates, level=level) == pytest.approx((told.low, told.high), abs=1e-12)
+        assert (
+            0
+            <= statistics.rate_interval(rates, level=level)[0]
+            <= rates.mean()
+            <= statistics.rate_interval(rates, level=level)[1]
+            <= 1
+        )
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        statistics.rate_interval(np.array([1.2]))
+
+
+def test_a_success_rates_interval_holds_the_true_rate_at_least_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0)
+    held = []
+    for _ in range(2_000):
+        own = draws.beta(0.8, 0.4, size=12)  # tasks that differ, each tried three times
+        low, high = statistics.rate_interval(draws.binomial(3, own) / 3)
+        held.append(low <= 0.8 / 1.2 <= high)
+    assert np.mean(held) >= 0.94

@@ -230,3 +230,34 @@ def test_tokens_are_capped_before_the_call() -> None:
 def test_a_cap_must_be_positive(cap: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="more than 0"):
         Meter("m", {}, **cap)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "key_env", "own_key", "sent", "said"),
+    [
+        ("https://ollama.example", "MY_KEY", None, "Bearer a-key-of-mine", "its key is MY_KEY"),
+        (None, "MY_KEY", None, "Bearer a-key-of-mine", "its key is MY_KEY"),
+        ("https://ollama.example", None, "another-key", "Bearer another-key", "its key is SSM_LLM_KEY"),
+        (None, None, "another-key", None, ""),
+        ("http://127.0.0.1:11434", None, None, None, ""),
+    ],
+)
+def test_ollama_gets_the_key_that_was_named_for_it_and_no_other(
+    base_url: str | None, key_env: str | None, own_key: str | None, sent: str | None, said: str,
+    monkeypatch: pytest.MonkeyPatch, installed: set[str],
+) -> None:  # fmt: skip
+    import langchain.chat_models
+
+    installed.add("langchain_ollama")
+    monkeypatch.setenv("MY_KEY", "a-key-of-mine")
+    if own_key:
+        monkeypatch.setenv("SSM_LLM_KEY", own_key)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(langchain.chat_models, "init_chat_model", lambda name, **options: given.update(options))
+    choice = choose_llm("ollama:qwen3:8b", base_url, key_env)
+    assert choice.make_chat is not None
+    choice.make_chat()
+    assert given.get("client_kwargs", {}).get("headers", {}).get("Authorization") == sent
+    assert ("its key is" in choice.note) == bool(said)
+    assert said in choice.note
+    assert "api_key" not in given

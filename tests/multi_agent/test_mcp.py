@@ -271,7 +271,7 @@ def test_what_a_client_does_out_of_turn_or_wrongly_is_refused_in_a_sentence(
                     rows = tuple((f"r-{n:04d}", "x" * 40) for n in range(900))
                     long = TableView(columns=("run", "words"), rows=rows)
                     patch.setattr(Evidence, "baseline_table", lambda evidence: long)
-                    short = await ask("ledger_query", view="baseline")
+                    short = await ask("ledger_query", view="baseline", limit=30)
                     assert (
                         f"Here are {len(short['rows'])} of 900 entries of rows. For the rest call ledger_query"
                         in short["left_out"]
