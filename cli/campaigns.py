@@ -107,13 +107,14 @@ def research(
     for understood in questions:
         output.say(f"Understood: {understood.sentence()}")
     output.say(f"{choice.describe()} {found}".rstrip())
+    part = 1 / len(questions)  # of what was given, for the runs of one question
     if choice.make_chat is not None and may_spend.wall_s is not None:
         from experiments.numbers import format_seconds
         from multi_agent.llm.calls import MODEL_SHARE
 
         runs_s = may_spend.wall_s / (1 + MODEL_SHARE)
         output.say(f"Of the budget, up to {format_seconds(may_spend.wall_s - runs_s)} are for the chat model.")
-        may_spend = Budget(wall_s=runs_s)
+        may_spend, part = Budget(wall_s=runs_s), part / (1 + MODEL_SHARE)
 
     ledger = None
     if not dry_run:  # a ledger that cannot be used is said before anything is spent
@@ -136,6 +137,7 @@ def research(
                 time_ratio=time_ratio,
                 stop=stop,
                 say=output.say,
+                part=part,
             )
         plans.append(plan)
         output.say(plan_text(understood, plan))

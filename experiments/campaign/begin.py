@@ -56,12 +56,13 @@ def plan_campaign(
     time_ratio: float | None = None,
     stop: threading.Event | None = None,
     say: Callable[[str], None] = lambda words: None,
+    part: float = 1.0,
 ) -> Plan:
     """The richest design that fits `budget` on this machine.
 
     For a budget in wall time the training throughput is measured first, in a folder of its own below `paths`; setting
     `stop` ends that with Paused. ledger: what may be known of the task already. memory_limit_mb: MiB that one run may occupy; the machine decides where None.
-    time_ratio: see `Plan`.
+    time_ratio: see `Plan`. part: `budget` over what a person gave, such as what is left beside a chat model's time.
     Raises InputError where the budget is too small for any design.
     """
     get_family(question.task).check()
@@ -97,6 +98,7 @@ def plan_campaign(
         shares=None if ledger is None else telling_shares(ledger, question.task),
         timed=asks_for_both(question, budget, time_ratio),
         time_ratio=time_ratio,
+        part=part,
     )
 
 

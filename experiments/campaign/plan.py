@@ -299,13 +299,14 @@ def make_plan(
     shares: Sequence[float] | None = None,
     timed: bool = False,
     time_ratio: float | None = None,
+    part: float = 1.0,
 ) -> Plan:
     """The richest design that fits. InputError where not even the smallest does, with the budget that would.
 
     iteration_steps: env steps of one training iteration; run lengths are whole multiples of it.
     memory_limit_mb: MiB that one run may occupy; an equal part of most of this machine's memory where None.
     learning_episodes: what the learner's configuration says; a design is made smaller before a run has fewer of them.
-    memory, timed, time_ratio: see `Plan`. shares: see `make_pruning`.
+    memory, timed, time_ratio: see `Plan`. shares: see `make_pruning`. part: `budget` over what a person gave, in whose terms a refusal speaks.
     """
     if budget.env_steps is None and steps_per_s is None:
         raise ValueError("a budget in wall time needs the measured steps_per_s")
@@ -341,7 +342,7 @@ def make_plan(
                 time_ratio=time_ratio,
             )
     smallest = Shape(DESIGNS[-1], tuned_arms, at_once, pilot=True, timed=timed)
-    raise InputError(_too_small(budget, iteration_steps, smallest, workers, steps_per_s, startup_s))
+    raise InputError(_too_small(budget, iteration_steps, smallest, workers, steps_per_s, startup_s, part))
 
 
 def _full_length(budget: Budget, shape: Shape, workers: int, steps_per_s: float | None, startup_s: float) -> int:
@@ -356,19 +357,25 @@ def _full_length(budget: Budget, shape: Shape, workers: int, steps_per_s: float 
 
 
 def _too_small(
-    budget: Budget, iteration_steps: int, shape: Shape, workers: int, steps_per_s: float | None, startup_s: float
+    budget: Budget,
+    iteration_steps: int,
+    shape: Shape,
+    workers: int,
+    steps_per_s: float | None,
+    startup_s: float,
+    part: float,
 ) -> str:
     full = MIN_ITERATIONS * iteration_steps
     steps = (shape.fulls + shape.halves / 2) * full
     if budget.env_steps is not None:
-        needed = f"--env-steps {format_count(math.ceil(steps / 1000) * 1000)}"
-        given = f"--env-steps {format_count(budget.env_steps)}"
+        needed = f"--env-steps {format_count(math.ceil(steps / part / 1000) * 1000)}"
+        given = f"--env-steps {format_count(round(budget.env_steps / part))}"
     else:
         assert budget.wall_s is not None
         assert steps_per_s is not None
         seconds = ((steps / steps_per_s + shape.starts * startup_s) / workers + OVERHEAD_S) / SHARE
-        needed = f"--budget {format_seconds(math.ceil(seconds / 10 + 1) * 10)}"
-        given = f"--budget {format_seconds(budget.wall_s)}"
+        needed = f"--budget {format_seconds(math.ceil(seconds / part / 10 + 1) * 10)}"
+        given = f"--budget {format_seconds(budget.wall_s / part)}"
     return (
         f"{given} is too small for any verdict: the smallest design trains {shape.runs} runs of at least "
         f"{format_count(full)} env steps each. Nothing was spent. The smallest that works here: {needed}"

@@ -15,9 +15,10 @@ from experiments.numbers import parse_count, parse_duration
 CHEETAH = {"iteration_steps": 12_800, "horizon": 200, "workers": 2}
 
 
-def _plan(**budget: float) -> Plan:
+def _plan(part: float = 1.0, **budget: float) -> Plan:
     rate = 8_000.0 if "wall_s" in budget else None
-    return make_plan(Budget.model_validate(budget), tuned_arms=2, steps_per_s=rate, **CHEETAH)
+    given = {name: value * part if name == "wall_s" else round(value * part) for name, value in budget.items()}
+    return make_plan(Budget.model_validate(given), tuned_arms=2, steps_per_s=rate, part=part, **CHEETAH)
 
 
 @given(wall_s=st.floats(180, 86_400), tuned=st.sampled_from([1, 2]), rate=st.floats(4_000, 20_000))
@@ -63,15 +64,18 @@ def test_a_round_holds_as_many_trials_of_a_side_as_there_are_workers(workers: in
     assert same.trials_at_once == 2  # the same on every machine
 
 
+@pytest.mark.parametrize(
+    "part", [1.0, 0.5, 1 / 1.1]
+)  # of what a person gave, where a chat model or a second question has the rest
 @pytest.mark.parametrize("budget", [{"wall_s": 20.0}, {"env_steps": 10_000}])
-def test_the_smallest_budget_that_is_named_does_work(budget: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="too small for any verdict") as caught:
-        _plan(**budget)
+def test_the_smallest_budget_that_is_named_does_work(budget: dict[str, float], part: float) -> None:
+    with pytest.raises(InputError, match=r"(--budget 20s|--env-steps 10k) is too small for any verdict") as caught:
+        _plan(part, **budget)
     if "wall_s" in budget:
         named = re.search(r"--budget (\w+)$", str(caught.value))
         assert named is not None
-        _plan(wall_s=parse_duration(named[1]))
+        _plan(part, wall_s=parse_duration(named[1]))
     else:
         named = re.search(r"--env-steps ([\w.]+)$", str(caught.value))
         assert named is not None
-        _plan(env_steps=parse_count(named[1]))
+        _plan(part, env_steps=parse_count(named[1]))
