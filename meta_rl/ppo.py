@@ -37,6 +37,14 @@ class PPOConfig(LearnerConfig):
     """Adam's step size at the end; the change is linear in env steps."""
     dynamics_lr_scale: float = Field(default=1.0, ge=0, le=10)
     """Factor on the step size of state space transition parameters (A, step sizes, ring radii and phases)."""
+    memory_lr_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        json_schema_extra=search(low=0.1, high=1.0, log=True, since=4),
+        exclude_if=lambda scale: scale == 1,
+    )
+    """Factor on the step size of the whole memory, its transition parameters included (RESeL takes 1/30, Luo et al. 2024, arXiv 2405.15384)."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """Adam's decay of squared gradients; 0.95 follows a changing objective faster."""
     epochs: int = Field(default=8, ge=1, le=100)
@@ -78,12 +86,14 @@ class PPOBatch:
 
 
 def make_optimizer(policy: RecurrentPolicy, config: PPOConfig, auxiliary: Auxiliary | None = None) -> FlatAdam:
-    """Adam with the dynamics parameters in a group of their own, and an auxiliary head in another. Each group remembers its factor as
-    `lr_scale`."""
-    groups = policy.parameter_groups()
+    """Adam with the dynamics parameters in a group of their own, and an auxiliary head in another; the rest of the memory too, where it
+    has a factor. Each group remembers its factor as `lr_scale`."""
+    groups, scale = policy.parameter_groups(), config.memory_lr_scale
+    memory = {id(parameter) for parameter in policy.memory.parameters()} if scale != 1 else set()
     parts = [
-        {"params": groups["other"], "lr_scale": 1.0},
-        {"params": groups["dynamics"], "lr_scale": config.dynamics_lr_scale},
+        {"params": [p for p in groups["other"] if id(p) not in memory], "lr_scale": 1.0},
+        {"params": groups["dynamics"], "lr_scale": scale * config.dynamics_lr_scale},
+        {"params": [p for p in groups["other"] if id(p) in memory], "lr_scale": scale},
     ]
     parts += [] if auxiliary is None else [{"params": list(auxiliary.head.parameters()), "lr_scale": 1.0}]
     kept = [part for part in parts if part["params"]]

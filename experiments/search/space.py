@@ -41,9 +41,9 @@ ROLES: tuple[Role, ...] = ("state-modeling", "meta-learning", "adaptation", "env
 NEAR = 0.02
 """Two configurations are the same trial where no coordinate of the unit cube (`Parameter.to_unit`) differs by more than
 this: numbers by 2 % of their range, in logarithms on a log scale, and every choice agrees. Noise hides less than that."""
-MARKS = 3
+MARKS = 4
 """The present generation of search marks (`core.config.search`): 2 has test-time adaptation, training with the changes, learned
-inner rates and auxiliary losses, 3 the forms of state space blocks. Campaigns and tables that began before go on without them."""
+inner rates and auxiliary losses, 3 the forms of state space blocks, 4 the memory's own rate. Campaigns and tables that began before go on without them."""
 EMPTY = "empty"
 """What stands in a place of a list that is not used."""
 REGION = 0.1

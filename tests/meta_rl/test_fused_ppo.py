@@ -162,6 +162,19 @@ def test_flat_adam_equals_torch_adam_and_keeps_its_groups() -> None:
         torch.testing.assert_close(dict(ours.state[one]), dict(theirs.state[two]), rtol=1e-4, atol=1e-7)
 
 
+def test_the_whole_memory_learns_at_its_own_rate_and_everything_once() -> None:
+    policy = policy_of(MODELS["s5"])
+    optimizer = make_optimizer(policy, PPOConfig(kind="ppo", dynamics_lr_scale=0.5, memory_lr_scale=0.1))
+    rates = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in optimizer.param_groups) == len(list(policy.parameters()))
+    dynamics = {id(p) for p in policy.parameter_groups()["dynamics"]}
+    memory = {id(p) for p in policy.memory.parameters()}
+    for p in policy.parameters():
+        assert rates[id(p)] == (0.05 if id(p) in dynamics else 0.1 if id(p) in memory else 1.0)
+    plain = make_optimizer(policy_of(MODELS["s5"]), PPOConfig(kind="ppo", dynamics_lr_scale=0.5))
+    assert [group["lr_scale"] for group in plain.param_groups] == [1.0, 0.5]
+
+
 def test_parameters_that_were_replaced_become_views_again_with_their_values() -> None:
     policy = policy_of(MODELS["lru"])
     optimizer = make_optimizer(policy, PPOConfig(kind="ppo"))
