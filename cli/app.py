@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from cyclopts import App, CycloptsError
 
-from cli import STOPPED, campaigns, former, keeping, reading, serving, steering, training
+from cli import STOPPED, attach, campaigns, former, keeping, reading, serving, steering, training
 from cli.options import LedgerOptions
 from cli.terminal import drop_unread, emit, make_console, prepare_streams
 from core.errors import InputError, bad_value
@@ -48,7 +48,7 @@ app = App(
 )
 app.default(campaigns.research)
 for _command in (
-    *(campaigns.resume, campaigns.extend, campaigns.stop),
+    *(campaigns.resume, campaigns.extend, campaigns.stop, attach.attach),
     *(steering.pause, steering.instruct, steering.approve, steering.ask),
     *(
         reading.runs,

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cli.background import in_background
 from cli.files import read_text
-from cli.options import CampaignId, CrewOptions, FileName, Flag, LedgerOptions, Memory, memory_limit
+from cli.options import CampaignId, CrewOptions, Detach, FileName, Flag, LedgerOptions, Memory, memory_limit
 from cli.output import stopping
 from core.errors import InputError, bad_value
 from core.words.commands import command, quoted
@@ -40,6 +41,7 @@ def research(
     memory: Memory = None,
     time_ratio: float | None = None,
     dry_run: Flag = False,
+    detach: Detach = False,
     brain: CrewOptions = CrewOptions(),
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -77,6 +79,8 @@ def research(
         may_spend = Budget(env_steps=parse_count(env_steps))
     else:
         may_spend = Budget(wall_s=parse_duration("30m" if budget is None else budget))
+    if dry_run and detach:
+        raise InputError("--detach: got --dry-run too, allowed: either --dry-run or --detach, not both")
     limit_mb = memory_limit(memory)
     if time_ratio is not None and not 0.01 <= time_ratio <= 100:
         raise bad_value(
@@ -147,12 +151,15 @@ def research(
             output.result(planned[0] if len(planned) == 1 else {"campaigns": planned})
         output.say("Dry run: nothing was started.")
         return 0
+    spent_s = time.monotonic() - began if detach else 0.0  # by this process, which then is another than the one at work
     made = [
-        create_campaign(ledger, one, plan, seed=seed, llm=choice.name)
-        for one, plan in zip(questions, plans, strict=True)
+        create_campaign(ledger, one, plan, seed=seed, llm=choice.name, spent_s=0.0 if place else spent_s)
+        for place, (one, plan) in enumerate(zip(questions, plans, strict=True))
     ]
     for campaign_id in made:
         brain.keep(ledger, campaign_id, choice)
+    if detach:
+        return in_background(ledger, made, brain, options)
     for place, campaign_id in enumerate(made):
         code = _work(ledger, campaign_id, choice, brain, options, began if place == 0 else time.monotonic())
         if code:
@@ -168,6 +175,7 @@ def resume(
     *,
     dry_run: Flag = False,
     take_over: Flag = False,
+    detach: Detach = False,
     brain: CrewOptions = CrewOptions(),
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -182,6 +190,8 @@ def resume(
     """
     began = time.monotonic()
     output = options.output
+    if dry_run and detach:
+        raise InputError("--detach: got --dry-run too, allowed: either --dry-run or --detach, not both")
     if dry_run:
         from experiments.reading.queries import what_is_left
 
@@ -192,11 +202,13 @@ def resume(
     ledger = options.change()
     campaign_id = ledger.resolve(campaign, "campaign")
     row = ledger.get_campaign(campaign_id)
-    brain = brain.as_in(ledger, campaign_id)
+    said, brain = brain, brain.as_in(ledger, campaign_id)
     choice = brain.choose()
     if row.stage == "done":
         output.say(f"Campaign c-{campaign_id:04d} is finished; its verdict stands.")
         return _conclude(_open_lab(ledger, campaign_id, options.paths()), options)
+    if detach:
+        return in_background(ledger, [campaign_id], said, options, take_over=take_over)
     choice, found = brain.preflight(choice, options.paths().data)
     brain.keep(ledger, campaign_id, choice)
     text = f"Going on with c-{campaign_id:04d}: {row.goal} (stage {row.stage}). {choice.describe()} {found}"
@@ -209,6 +221,7 @@ def extend(
     *,
     budget: str | None = None,
     env_steps: str | None = None,
+    detach: Detach = False,
     brain: CrewOptions = CrewOptions(),
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -232,7 +245,7 @@ def extend(
     steps = None if env_steps is None else parse_count(env_steps)
     ledger = options.change()
     extended = ledger.resolve(campaign, "campaign")
-    brain = brain.as_in(ledger, extended)
+    said, brain = brain, brain.as_in(ledger, extended)
     choice, found = brain.preflight(brain.choose(), options.paths().data)
     workers = available_workers()
     number = extend_campaign(ledger, extended, wall_s=wall_s, env_steps=steps, workers=workers, llm=choice.name)
@@ -240,6 +253,8 @@ def extend(
     seeds = ledger.get_campaign(number).plan["design"]["confirmation_seeds"]
     text = f"c-{number:04d} extends c-{extended:04d} by {seeds} fresh seeds a side. {choice.describe()} {found}"
     options.output.say(text.rstrip())
+    if detach:
+        return in_background(ledger, [number], said, options)
     return _work(ledger, number, choice, brain, options, began)
 
 

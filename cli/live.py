@@ -25,6 +25,7 @@ from experiments.ledger.store import readable_id
 from experiments.metrics import parse_metric
 from experiments.numbers import format_count, format_seconds
 from experiments.reading.figures import span
+from experiments.reading.following import Followed
 from experiments.runs.runner import RunProgress
 from experiments.tables import table
 
@@ -127,12 +128,12 @@ def verdict_panel(lines: Sequence[str], outcome: str) -> Panel:
 class LiveView:
     """Shows a campaign while it runs: rich and redrawn on a terminal, plain lines elsewhere, nothing when quiet.
 
-    `on_progress` and `on_event` may be called from any thread.
+    `on_progress` and `on_event` may be called from any thread. redraw: False for plain lines on a terminal too.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, redraw: bool = True) -> None:
         self.console, self.quiet = console, quiet
-        self.lab: Lab | None = None
+        self.lab: Lab | Followed | None = None
         self._runs: dict[int, RunProgress] = {}
         self._talk: list[tuple[str, str]] = []
         self._asked: dict[str, str] = {}  # the tool call of an agent that has no result yet
@@ -142,7 +143,7 @@ class LiveView:
         self._lock = threading.Lock()
         self._announced: dict[int, float] = {}
         self._numbers: tuple[float, Any, int] = (0.0, None, 0)  # when, the budget, env steps of running runs in it
-        interactive = console.is_terminal and not console.is_dumb_terminal and not quiet
+        interactive = redraw and console.is_terminal and not console.is_dumb_terminal and not quiet
         self._live = (
             Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
             if interactive
@@ -168,7 +169,7 @@ class LiveView:
             else:
                 self._runs[progress.run_id] = progress
         if finished:
-            self._refresh_numbers(force=True)
+            self.refresh(force=True)
             words = f"{readable_id('r', progress.run_id)} {progress.purpose} {progress.arm or ''} {progress.model}: {progress.status}"
             if progress.score is not None and progress.purpose != "confirmation":
                 words += f", {parse_metric(progress.scored_by).shown(progress.score)}"
@@ -181,7 +182,7 @@ class LiveView:
 
     def on_event(self, kind: str, actor: str, text: str, payload: Mapping[str, Any] | None = None) -> None:
         """The crew said or did something. A tool's call and its result become one line."""
-        self._refresh_numbers()
+        self.refresh()
         with self._lock:
             self._waiting = plain(text) if kind == "waiting" else ""
             if kind == "llm_call":
@@ -207,7 +208,7 @@ class LiveView:
             line.append(words[:400], style="not bold")
             self.console.print(line, soft_wrap=True)
 
-    def _refresh_numbers(self, *, force: bool = False) -> None:
+    def refresh(self, *, force: bool = False) -> None:
         """Read the budget from the ledger, at most every two seconds."""
         if self.lab is None or self._live is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypedDict
 
 from cyclopts import Parameter
@@ -34,6 +34,7 @@ Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=LARGEST_LIMIT))]
 """How many rows at most."""
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
 CampaignId = Annotated[str, Parameter(help="Its id, such as c-0007, or @last.")]
+Detach = Annotated[bool, Parameter(negative="", help="Work in the background, also once the terminal is closed; attach shows it live.")]  # fmt: skip
 Changes = Annotated[Words, Parameter(help="Fields to change, such as model.state_dim=64.")]
 Seeds = Annotated[int | None, Parameter(help="So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.")]  # fmt: skip
 Memory = Annotated[str | None, Parameter(help="What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).")]  # fmt: skip
@@ -70,6 +71,11 @@ class LedgerOptions:
         for name, value in paths.environment().items():  # before numba and matplotlib are imported
             os.environ.setdefault(name, value)
         return paths
+
+    def words(self) -> tuple[str, ...]:
+        """The options that name the same ledger and data folder to another process of this program."""
+        named = [f"--data-dir={self.paths().data}"] if self.data_dir is not None else []
+        return tuple(named + ([f"--ledger={self.ledger}"] if self.ledger is not None else []))
 
     def read(self) -> Ledger:
         """The existing ledger, for reading alone."""
@@ -202,6 +208,14 @@ class CrewOptions(BrainOptions):
 
             served(choice)
         return choice
+
+    def words(self) -> list[str]:
+        """The options that say the same to another process of this program; what nobody said it reads from the campaign."""
+        said = [
+            (option.name, value) for option in fields(self) if (value := getattr(self, option.name)) != option.default
+        ]
+        each = [(name, item) for name, value in said for item in (value if isinstance(value, list) else [value])]
+        return [f"--{name.replace('_', '-')}={item}" for name, item in each]
 
     def members(self) -> list[str] | None:
         """The agents that were asked for, by name; None where nothing was said."""

@@ -26,9 +26,7 @@ def mcp(*, http: str | None = None, agent: Words = None, options: LedgerOptions 
     from multi_agent.mcp.transports import serve_http, serve_stdio
 
     agents = tuple(AGENTS[name].name for name in agent or ())
-    words = [f"--data-dir={paths.data}"] if options.data_dir is not None else []
-    words += [f"--ledger={options.ledger}"] if options.ledger is not None else []
-    driver = Driver(options.ledger_url, paths, tuple(words), agents)
+    driver = Driver(options.ledger_url, paths, options.words(), agents)
     if http is not None:
         serve_http(driver, http, lambda said: emit(said, to_error=True))
         return

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import TextIO, cast
 
-from cli import STOPPED
+from cli import RECORD, STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     from cli.app import main as run
 
-    code = run(sys.argv[1:])
+    if RECORD in os.environ:
+        from cli.background import work
+
+        code = work(run, sys.argv[1:])
+    else:
+        code = run(sys.argv[1:])
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do but to end
     return code

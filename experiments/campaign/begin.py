@@ -102,8 +102,13 @@ def plan_campaign(
     )
 
 
-def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str) -> int:
-    """Write a new campaign at stage `baseline` and return its id: question and plan are what is written."""
+def create_campaign(
+    ledger: Ledger, question: Question, plan: Plan, *, seed: int, llm: str, spent_s: float = 0.0
+) -> int:
+    """Write a new campaign at stage `baseline` and return its id: question and plan are what is written.
+
+    spent_s: wall seconds that count towards its budget already, where another process goes on with it.
+    """
     return ledger.add(
         Campaign(
             goal=question.goal,
@@ -113,6 +118,7 @@ def create_campaign(ledger: Ledger, question: Question, plan: Plan, *, seed: int
             stage="baseline",
             status="paused",
             llm=llm,
+            spent_s=spent_s,
             provenance=provenance(),
             created_at=now(),
         )

@@ -162,7 +162,7 @@ def is_alive(holder: dict[str, Any] | None) -> bool:
     if holder["host"] != socket.gethostname():
         return True
     if not _is_here(holder):  # this machine before it was started anew, or another container of its name
-        silent_s = _silent_s(holder)
+        silent_s = silent_seconds(holder)
         return silent_s is not None and silent_s < SILENT_S
     try:
         os.kill(holder["pid"], 0)
@@ -178,7 +178,7 @@ def describe_holder(holder: dict[str, Any] | None) -> str:
     if holder is None:
         return "nobody"
     words = f"process {holder['pid']} on {holder['host']} since {holder['since'][:19]}"
-    silent_s = _silent_s(holder)
+    silent_s = silent_seconds(holder)
     if not _is_here(holder) and silent_s is not None:
         words += f", last sign of life {format_seconds(max(silent_s, 0.0))} ago"
     return words if is_alive(holder) else f"{words}, which has ended"
@@ -201,9 +201,9 @@ def _where() -> str | None:
         return None
 
 
-def _silent_s(holder: dict[str, Any]) -> float | None:
-    """Seconds since the holder's last sign of life; None for one of a time when there were no signs."""
-    seen = holder.get("seen")
+def silent_seconds(holder: dict[str, Any] | None) -> float | None:
+    """Seconds since the holder's last sign of life; None for nobody, and for one of a time when there were no signs."""
+    seen = None if holder is None else holder.get("seen")
     return None if seen is None else (now() - datetime.fromisoformat(seen)).total_seconds()
 
 

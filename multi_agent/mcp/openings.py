@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from core.files import write_atomic
 from core.words.text import harmless
 from experiments.campaign.holder import is_alive, process_here
 from experiments.ledger.store import Ledger
+from experiments.runs.background import new_log, start_in_background
 from multi_agent.llm.choose import redact
 
 LAST_LINES = 5
@@ -92,16 +92,8 @@ class Openings:
 
     def start(self, words: Sequence[str], goal: str, newest: int, campaign: int | None = None) -> Opening:
         """Start the command line in a process of its own, which outlives this one; what it says goes into a log. Inside `alone`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        log = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}.log"
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                list(words),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = new_log(self._folder)
+        child = start_in_background(words, log, program=())
         threading.Thread(target=child.wait, daemon=True).start()  # so that it is no zombie once it has ended
         opening = Opening(process_here(child.pid), tuple(words), goal, log, newest, campaign, child)
         self._own.append(opening)

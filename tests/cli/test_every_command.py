@@ -18,6 +18,7 @@ CALLS: dict[str, list[str]] = {
     "": ["--goal", "beat LSTM on point-robot", "--env-steps", "2M", "--llm", "offline", "--dry-run"],
     "approve": ["c-0001"],
     "archive": ["r-0001"],
+    "attach": ["c-0001"],
     "ask": ["c-0001", "what is the verdict?", "--llm", "offline"],
     "bench": ["ledger", "--help"],
     "campaigns": [],
