@@ -342,14 +342,16 @@ def _work(
     from experiments.runs.machine import available_workers
     from experiments.runs.runner import Denied, Paused
     from experiments.serving.notify import Hook
+    from experiments.serving.stream import Stream
     from multi_agent.workflows.research_workflow import run_research
 
     output = options.output
     hook = Hook(brain.notify, lambda words: output.say(words, always=True))
     view = LiveView(output.console, quiet=output.quiet or output.json)
-    lab = _open_lab(
-        ledger, campaign_id, options.paths(), workers=available_workers(), listener=view.on_progress, began=began
-    )
+    paths = options.paths()
+    stream = Stream(brain.sink or (), ledger, paths, lambda words: output.say(words, always=True), campaign=campaign_id)
+    listener = stream.beside(view.on_progress)
+    lab = _open_lab(ledger, campaign_id, paths, workers=available_workers(), listener=listener, began=began)
     view.lab = lab
     if is_stopped(ledger, campaign_id):  # asked for while nobody worked on it
         return _end(lab, options, take_over=take_over, hook=hook)
@@ -360,7 +362,7 @@ def _work(
             hook.post("waiting", lab.campaign_id, lab.question.goal)
 
     try:
-        with lab.holding(take_over=take_over), stopping(lab.stop_event, output.say), view:
+        with lab.holding(take_over=take_over), stopping(lab.stop_event, output.say), stream, view:
             output.say(f"Campaign {lab.campaign_id} in {ledger.place}")
             try:
                 run_research(

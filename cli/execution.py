@@ -22,6 +22,8 @@ class Execution:
     memory_limit_mb: int | None
     look_every: int | None = None
     """Env steps between two scores of runs that a person started."""
+    sinks: tuple[str, ...] = ()
+    """Where metrics are sent as well."""
 
     def train(self, run_ids: Sequence[int]) -> bool:
         """Train queued runs; those that a Ctrl-C stops are cancelled, and the answer is False."""
@@ -32,19 +34,21 @@ class Execution:
         from experiments.runs.executor import LocalExecutor
         from experiments.runs.machine import available_workers
         from experiments.runs.runner import Paused, cancel_run, execute_runs
+        from experiments.serving.stream import Stream
 
         output, paths, stop = self.options.output, self.options.paths(), threading.Event()
         view = LiveView(output.console, quiet=output.quiet or output.json)
         executor = LocalExecutor(min(available_workers(), len(run_ids)), paths.environment())
         try:
-            with stopping(stop, output.say), view:
+            stream = Stream(self.sinks, self.ledger, paths, lambda words: output.say(words, always=True))
+            with stopping(stop, output.say), stream, view:
                 execute_runs(
                     self.ledger,
                     executor,
                     paths,
                     run_ids,
                     stop=stop,
-                    listener=view.on_progress,
+                    listener=stream.beside(view.on_progress),
                     memory_limit_mb=self.memory_limit_mb,
                     look_every=self.look_every,
                 )

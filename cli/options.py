@@ -35,6 +35,7 @@ Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=LARGEST_LIMIT))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
 CampaignId = Annotated[str, Parameter(help="Its id, such as c-0007, or @last.")]
 Detach = Annotated[bool, Parameter(negative="", help="Work in the background, also once the terminal is closed; attach shows it live.")]  # fmt: skip
+Sinks = Annotated[list[Literal["wandb", "trackio"]] | None, Parameter(negative="", consume_multiple=True, help="Also send each run's metrics there as it trains.")]  # fmt: skip
 Changes = Annotated[Words, Parameter(help="Fields to change, such as model.state_dim=64.")]
 Seeds = Annotated[int | None, Parameter(help="So many fresh seeds instead, two at once; their mean, IQM and intervals come at the end.")]  # fmt: skip
 Memory = Annotated[str | None, Parameter(help="What one run may occupy, such as 4G (default: an equal part of most of the machine's memory).")]  # fmt: skip
@@ -193,8 +194,11 @@ class CrewOptions(BrainOptions):
     """Webhook that gets one JSON post at the verdict, at a failure, and where a person is waited for; of Slack, Discord or any
     other. It is kept nowhere, so resume takes it anew."""
 
+    sink: Sinks = None
+    """Also send each run's metrics there as it trains: wandb or trackio, or both; a confirmation's scores after its verdict. Kept nowhere either."""
+
     def choose(self) -> LLMChoice:
-        """The chat model; caps that make no sense, agents that nobody knows and what is no webhook are refused."""
+        """The chat model; caps that make no sense, agents that nobody knows, what is no webhook and a sink that is not installed are refused."""
         from multi_agent.agents.agent import choose_members
 
         choose_members(self.members())
@@ -202,6 +206,7 @@ class CrewOptions(BrainOptions):
             from experiments.serving.notify import check_address
 
             check_address(self.notify)
+        named_sinks(self.sink)
         choice = BrainOptions.choose(self)
         if choice.kind == "mcp":
             from multi_agent.mcp.mailbox import served
@@ -233,3 +238,12 @@ def memory_limit(typed: str | None) -> int | None:
     from experiments.numbers import parse_memory
 
     return None if typed is None else parse_memory(typed)
+
+
+def named_sinks(typed: list[Literal["wandb", "trackio"]] | None) -> tuple[str, ...]:
+    """The sinks that were typed, each once; one that is not installed is refused."""
+    if not typed:
+        return ()
+    from experiments.serving.sinks import check_sinks
+
+    return check_sinks(typed)

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from cli.execution import Execution
 from cli.files import read_text
-from cli.options import Changes, FileName, Flag, LedgerOptions, Memory, Seeds, Words, memory_limit
+from cli.options import Changes, FileName, Flag, LedgerOptions, Memory, Seeds, Sinks, Words, memory_limit, named_sinks
 from core.errors import bad_value
 from core.pools import Pool
 from core.words.commands import command
@@ -29,6 +29,7 @@ def rerun(
     seeds: Seeds = None,
     check: Flag = False,
     memory: Memory = None,
+    sink: Sinks = None,
     dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -45,7 +46,7 @@ def rerun(
     dry_run
         Show what would be trained and how long it would take, and stop.
     """
-    limit_mb = memory_limit(memory)
+    limit_mb, sinks = memory_limit(memory), named_sinks(sink)
     recorded = options.read()
     original_id = recorded.resolve(run, "run")
     original = recorded.get_run(original_id)
@@ -79,7 +80,7 @@ def rerun(
         )
         for chosen_seed in chosen
     ]
-    execution = Execution(options, ledger, limit_mb)
+    execution = Execution(options, ledger, limit_mb, sinks=sinks)
     if check:
         return execution.train_and_show(run_ids, checked_after=True) or execution.show_check(original_id, run_ids[0])
     return execution.train_and_show(run_ids, together=seeds is not None, original_id=original_id)
@@ -99,6 +100,7 @@ def run_spec(
     test_tasks: int | None = None,
     test_episodes: int = 1,
     memory: Memory = None,
+    sink: Sinks = None,
     dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -129,7 +131,7 @@ def run_spec(
     """
     from experiments.numbers import parse_count
 
-    limit_mb = memory_limit(memory)
+    limit_mb, sinks = memory_limit(memory), named_sinks(sink)
     look_every = None if evaluate_every is None else parse_count(evaluate_every, "--evaluate-every")
     if out is not None and seeds is not None:
         raise bad_value("--out", out, "a folder of one run, so without --seeds")
@@ -145,7 +147,7 @@ def run_spec(
         queue_run(ledger, wanted.model_copy(update={"seed": chosen}), purpose="manual", pool="search", proposer="human")
         for chosen in _chosen_seeds(ledger, wanted, "search", seeds)
     ]
-    code = Execution(options, ledger, limit_mb, look_every).train_and_show(run_ids, together=seeds is not None)
+    code = Execution(options, ledger, limit_mb, look_every, sinks).train_and_show(run_ids, together=seeds is not None)
     if out is not None and code == 0:
         from pathlib import Path
 
@@ -171,6 +173,7 @@ def grid(
     env_steps: str | None = None,
     seeds: Annotated[int, Parameter(validator=Number(gte=1, lte=100))] = 3,
     memory: Memory = None,
+    sink: Sinks = None,
     dry_run: Flag = False,
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
@@ -196,7 +199,7 @@ def grid(
     from experiments.numbers import parse_count
     from experiments.runs.grid import grid_specs, grid_table, planned_grid, queue_grid
 
-    limit_mb = memory_limit(memory)
+    limit_mb, sinks = memory_limit(memory), named_sinks(sink)
     if (epochs is None) == (env_steps is None):
         raise bad_value("--epochs", epochs, "either --epochs or --env-steps")
     steps = None if env_steps is None else parse_count(env_steps)
@@ -207,7 +210,7 @@ def grid(
         return 0
     ledger = options.create()
     groups = queue_grid(ledger, specs, seeds)
-    if not Execution(options, ledger, limit_mb).train([run_id for group in groups for run_id in group]):
+    if not Execution(options, ledger, limit_mb, sinks=sinks).train([run_id for group in groups for run_id in group]):
         options.output.say("What is trained is kept; the same command goes on.", always=True)
         return 130
     options.output.table(grid_table(ledger, groups))
@@ -226,6 +229,7 @@ def tune(
     seed: int = 0,
     keep: str | None = None,
     memory: Memory = None,
+    sink: Sinks = None,
     options: LedgerOptions = LedgerOptions(),
 ) -> int:
     """Tune models on a task with equal effort, on the search pool; given again it trains only what is missing.
@@ -256,10 +260,10 @@ def tune(
     from experiments.runs import tuning
     from experiments.runs.runner import Paused
 
-    limit_mb = memory_limit(memory)
+    limit_mb, sinks = memory_limit(memory), named_sinks(sink)
     spaces = tuning.tuning_spaces(task, models, like=named_preset(like) if like else None, only=only)
     ledger, output = options.create(), options.output
-    execution = Execution(options, ledger, limit_mb)
+    execution = Execution(options, ledger, limit_mb, sinks=sinks)
 
     def execute(run_ids: Sequence[int]) -> None:
         if not execution.train(run_ids):

@@ -453,8 +453,8 @@ class Ledger:
             if due is not None:
                 raise scores.forestalled_error(due, task)
 
-    def metrics(self, run_id: int, name: str | None = None) -> list[Metric]:
-        query = select(Metric).where(Metric.run_id == run_id)
+    def metrics(self, run_id: int, name: str | None = None, *, since: int = 0) -> list[Metric]:
+        query = select(Metric).where(Metric.run_id == run_id, Metric.env_steps >= since)
         if name is not None:
             query = query.where(Metric.name == name)
         with self.session() as session:

@@ -49,10 +49,10 @@ def write_event_files(ledger: Ledger, out: Path, *, campaign: int | None = None,
     return len(runs)
 
 
-def scalars(ledger: Ledger, run: Run) -> Iterator[tuple[str, int, float]]:
-    """(tag, env steps, value) of everything of a run that may be shown."""
+def scalars(ledger: Ledger, run: Run, *, since: int = 0) -> Iterator[tuple[str, int, float]]:
+    """(tag, env steps, value) of everything of a run, from so many env steps on, that may be shown."""
     hidden = ledger.score_is_hidden(run)
-    for metric in ledger.metrics(run.id):
+    for metric in ledger.metrics(run.id, since=since):
         if not (hidden and metric.name == WATCHED):
             yield metric.name, metric.env_steps, join_value(metric.value, metric.kind)
     if hidden:
