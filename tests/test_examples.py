@@ -61,8 +61,17 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("scripted")
-def test_the_first_minutes_end_with_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_minute_ends_with_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = run("getting_started", tmp_path / "data", capsys)
+    assert [line.split()[3] for line in said.splitlines() if line.startswith("$ ")] == ["run", "show", "rerun", "--goal"]  # fmt: skip
+    assert "confirmation  5 fresh seeds a side" in said
+
+
+@pytest.mark.usefixtures("scripted")
+def test_on_request_the_first_question_is_brought_to_its_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run("getting_started", tmp_path / "data", capsys, "--to-verdict")
     assert [line.split()[3] for line in said.splitlines() if line.startswith("$ ")] == ["run", "show", "rerun", "--goal", "campaigns"]  # fmt: skip
     assert "r-0002 matches r-0001" in said
     assert "CONFIRMED" in said
