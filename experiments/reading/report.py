@@ -59,6 +59,9 @@ class Trial(FrozenConfig):
     reasons: tuple[str, ...]
 
 
+UNANSWERED = "turns without an answer"
+
+
 class ArmRows(FrozenConfig):
     """The runs of one arm and purpose with their mean score, from ledger rows."""
 
@@ -186,6 +189,8 @@ def gather(ledger: Ledger, campaign_id: int) -> ReportData:
         counts = select(Event.kind, func.count()).where(Event.campaign_id == campaign_id).group_by(Event.kind)
         steering = human_words(session, campaign_id)
         events: dict[str, int] = {kind: number for kind, number in session.execute(counts)}
+        turns = session.scalars(select(Event).where(Event.campaign_id == campaign_id, Event.kind == "agent"))
+        events[UNANSWERED] = sum(bool(turn.payload.get("failed")) for turn in turns)
     content = VerdictContent.model_validate(verdict.content) if verdict else None
     found = ClaimContent.model_validate(claim.content) if claim else None
     trials = tuple(
@@ -380,7 +385,7 @@ def _spent(campaign: Campaign, plan: Plan, runs: Sequence[Run], events: dict[str
         "env steps": f"{format_count(steps)} of {format_count(plan.env_steps_total)} planned",
         "runs": f"{sum(r.status in FINISHED for r in runs)} of {plan.runs} planned",
         "tool calls": str(events.get("tool_call", 0)),
-        "model calls": f"{events.get('llm_call', 0)} ({campaign.llm})",
+        "model calls": f"{events.get('llm_call', 0)} ({campaign.llm})" + _unanswered(events),
     }
 
 
@@ -412,6 +417,12 @@ def _spread(verdict: VerdictContent) -> float:
     assert verdict.challenger is not None
     assert verdict.baseline is not None
     return float(np.std(np.subtract(verdict.challenger.seed_means, verdict.baseline.seed_means), ddof=1))
+
+
+def _unanswered(events: Mapping[str, int]) -> str:
+    """That agents were asked and did not answer, where it was so: code then went on in their place."""
+    failed, turns = events.get(UNANSWERED, 0), events.get("agent", 0)
+    return f"; {failed} of {turns} turns had no answer, and code went on without" if failed else ""
 
 
 def _commands(ledger: Ledger, name: str, runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:

@@ -26,7 +26,7 @@ from lab_on_script import lab_on_script, proposals_of, run_names, search_and_con
 from model_server import ModelServer, Reply, call, results_of, say, turn_of
 
 from experiments.campaign.lab import Lab
-from experiments.reading.report import write_report
+from experiments.reading.report import markdown_report, write_report
 from multi_agent.llm.choose import LLMChoice
 from multi_agent.tools import maml_tool
 from multi_agent.tools.tool import execute
@@ -199,6 +199,9 @@ def test_a_cut_or_an_empty_answer_is_none(answer: dict[str, Any], said: str, tmp
     assert calls
     assert all(said in call["error"] and call["output_tokens"] > 0 for call in calls)
     assert any("could not answer" in e.text for e in events)
+    turns = lab.events(["agent"])
+    failed = sum(bool(turn.payload.get("failed")) for turn in turns)
+    assert f"; {failed} of {len(turns)} turns had no answer, and code went on without" in markdown_report(lab.ledger, lab.number)  # fmt: skip
     assert narrative_of(lab) == code_narrative(lab)
 
 
