@@ -75,7 +75,7 @@ def plan_campaign(
     spaces = [space_of(question, side) for side in question.sides]
     steps_per_s, startup_s = None, STARTUP_S
     if budget.wall_s is not None:
-        say("Measuring this machine's training throughput ...")
+        say("Measuring this machine's training throughput, half a minute where nothing else uses the cores ...")
         measured = measure_throughput(spaces, paths, workers, stop or threading.Event())
         steps_per_s, startup_s = measured.steps_per_s, measured.startup_s
         say(

@@ -177,7 +177,7 @@ def describe_holder(holder: dict[str, Any] | None) -> str:
     """Who holds a campaign, in words; of one elsewhere with the age of its last sign of life."""
     if holder is None:
         return "nobody"
-    words = f"process {holder['pid']} on {holder['host']} since {holder['since'][:19]}"
+    words = f"process {holder['pid']} on {holder['host']} since {holder['since'][:16].replace('T', ' ')}"
     silent_s = silent_seconds(holder)
     if not _is_here(holder) and silent_s is not None:
         words += f", last sign of life {format_seconds(max(silent_s, 0.0))} ago"

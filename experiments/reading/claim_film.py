@@ -12,6 +12,7 @@ from core.words.commands import command
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger
+from experiments.reading.figures import counted_runs
 from experiments.reading.films import drawn_frames, gif, task_in_words
 from experiments.runs.paths import Paths
 from experiments.runs.watching import Watched, watch_task
@@ -62,10 +63,12 @@ def film_claim(ledger: Ledger, campaign_id: int, paths: Paths) -> ClaimFilm | No
 
 
 def _middle_run(ledger: Ledger, campaign_id: int, arm: str, paths: Paths) -> Run | None:
+    counted = counted_runs(ledger, campaign_id)
     runs = [
         run
         for run in ledger.runs(campaign_id, purpose="confirmation", arm=arm)
-        if run.score is not None
+        if run.id in counted
+        and run.score is not None
         and not ledger.score_is_hidden(run)
         and paths.model(run.id).with_suffix(".safetensors").is_file()
     ]

@@ -18,6 +18,7 @@ from core.errors import InputError, unknown_name
 from core.words.commands import command
 from env_runner.task_distributions import get_family
 from experiments.campaign.question import Question
+from experiments.judging.judge import VerdictContent
 from experiments.judging.statistics import mean_interval
 from experiments.ledger.ids import readable_id
 from experiments.ledger.models import Claim, Run, Verdict
@@ -66,15 +67,18 @@ class Drawn:
 
 
 def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
-    """Both arms of a campaign: its judged confirmation runs, before the verdict its selection or its search runs."""
+    """Both arms of a campaign: the confirmation runs that its verdict counts, before the verdict its selection or its search runs.
+
+    Where equal env steps and equal training time are both judged, these are the runs at equal env steps.
+    """
     campaign = ledger.get_campaign(number)
     question = Question.model_validate(campaign.question)
-    with ledger.session() as session:
-        query = select(Verdict.id).join(Claim, Claim.id == Verdict.claim_id).where(Claim.campaign_id == number)
-        judged = session.scalar(query) is not None
-    stages = [("confirmation",)] * judged + [("selection",), ("baseline", "search")]
+    counted = counted_runs(ledger, number)
+    stages = [("confirmation",)] * bool(counted) + [("selection",), ("baseline", "search")]
     for purposes in stages:
         runs = [run for run in ledger.runs(number, purpose=purposes) if run.status == "done"]
+        if purposes == ("confirmation",):
+            runs = [run for run in runs if run.id in counted]
         arms = {arm: [run for run in runs if run.arm == arm] for arm in question.arms}
         if all(arms.values()):
             break
@@ -91,6 +95,14 @@ def campaign_sides(ledger: Ledger, number: int) -> tuple[Side, ...]:
     if not question.baseline_is_tuned:
         names["baseline"] += ", default"
     return tuple(Side(arm, names[arm], tuple(sorted(own, key=lambda r: (r.seed, r.id)))) for arm, own in arms.items())
+
+
+def counted_runs(ledger: Ledger, campaign_id: int) -> frozenset[int]:
+    """The runs that a campaign's last verdict rests on, without those of a second parity; none before it."""
+    query = select(Verdict.content).join(Claim, Claim.id == Verdict.claim_id).where(Claim.campaign_id == campaign_id)
+    with ledger.session() as session:
+        content = session.scalar(query.order_by(Verdict.id.desc()).limit(1))
+    return frozenset() if content is None else frozenset(VerdictContent.model_validate(content).run_ids)
 
 
 def run_sides(ledger: Ledger, numbers: Sequence[int]) -> tuple[Side, ...]:

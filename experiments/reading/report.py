@@ -467,7 +467,7 @@ def keep_model(ledger: Ledger, campaign_id: int, paths: Paths) -> Path | None:
     for pair in verdict.pairs:
         means |= {name: mean for name, mean in ((pair.first, pair.first_mean), (pair.second, pair.second_mean)) if mean is not None}  # fmt: skip
     arm = max(means, key=lambda name: means[name])
-    runs = [r for r in ledger.runs(campaign_id, purpose="confirmation", arm=arm) if r.score is not None]
+    runs = [r for r in ledger.runs(campaign_id, purpose="confirmation", arm=arm) if r.score is not None and r.id in verdict.run_ids]  # fmt: skip
     values = ledger.scored_values([r.id for r in runs])
     scores = np.array(
         [[value for _, value in sorted(values[r.id].items())] for r in sorted(runs, key=lambda r: r.seed)]

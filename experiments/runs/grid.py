@@ -109,7 +109,7 @@ def grid_table(ledger: Ledger, groups: Sequence[Sequence[int]]) -> TableView:
                 parse_metric(runs[0].spec.get("scored_by", "return_first_episode")).words(
                     LEARNERS[learner].config_type.shot
                 ),
-                f"{readable_id('r', min(run_ids))} to {readable_id('r', max(run_ids))}",
+                " to ".join(dict.fromkeys(readable_id("r", end) for end in (min(run_ids), max(run_ids)))),
             )
         )
     first = ledger.get_run(groups[0][0])

@@ -29,6 +29,7 @@ from experiments.campaign.question import parse_goal
 from experiments.judging.claim import ClaimContent
 from experiments.ledger import Ledger
 from experiments.presets import preset
+from experiments.reading.figures import campaign_sides
 from experiments.runs.executor import Ended, Evaluated, Job, Listener, Report, Started
 from experiments.runs.paths import Paths
 from experiments.search.optimizer import FIRST_RADIUS, NEAR_TRIALS, SUGGESTING, Tried, near, shift, suggest
@@ -340,6 +341,19 @@ def test_without_a_clock_equal_time_takes_the_ratio_that_is_given_or_is_left_out
     assert asks_for_both(question, Budget(env_steps=10**6), 2.0)
     same = parse_goal("compare LSTM and LSTM with gamma=0.9 on point-robot")
     assert not asks_for_both(same, Budget(wall_s=60.0), None)
+
+
+def test_figures_show_the_runs_at_equal_env_steps_where_both_parities_are_judged(tmp_path: Path) -> None:
+    lab = _lab(tmp_path, timed=True, time_ratio=2.0)
+    search_and_confirm(lab)
+    verdict = lab.judge()
+    claim = lab.write_claim().content  # the one that was written
+    assert verdict.at_equal_time is not None
+    assert len(set(claim.lengths("challenger"))) == 2
+    sides = campaign_sides(lab.ledger, lab.number)
+    assert {run.id for side in sides for run in side.runs} == set(verdict.run_ids)
+    assert {run.spec["env_steps"] for side in sides for run in side.runs} == {claim.env_steps}
+    assert len(lab.ledger.runs(lab.number, purpose="confirmation")) > len(verdict.run_ids)
 
 
 @pytest.mark.parametrize("workers", [2, 8])
