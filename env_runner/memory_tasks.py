@@ -36,23 +36,22 @@ def deck(task: float, decks: int) -> Int64[ndarray, " C"]:
 class RepeatPreviousEnv(TaskVectorEnv):
     """N decks, a card a step."""
 
-    family: RepeatPrevious
-
     def __init__(self, family: RepeatPrevious, num_envs: int) -> None:
         super().__init__(family, num_envs, make_box(SUITS), spaces.Discrete(SUITS))
+        self.decks, self.k = family.decks, family.k  # kept here: `self.family` may be a cut of it, which has neither
         self.cards = np.zeros((num_envs, family.cards), dtype=np.int64)
         self.shown = np.zeros(num_envs, dtype=np.int64)  # the place of the last card dealt
 
     def _apply_tasks(self) -> None:
-        self.cards = np.stack([deck(task, self.family.decks) for task in self.tasks[:, 0]])
+        self.cards = np.stack([deck(task, self.decks) for task in self.tasks[:, 0]])
 
     def _start(self, worlds: ndarray) -> None:
         self.shown[worlds] = 0
 
     def _advance(self, actions: ndarray) -> tuple[ndarray, ndarray, dict[str, Any]]:
-        asked = self.shown - (self.family.k - 1)
+        asked = self.shown - (self.k - 1)
         right = actions == self.cards[np.arange(self.num_envs), np.maximum(asked, 0)]
-        scale = 1 / (self.family.cards - self.family.k)
+        scale = 1 / (self.cards.shape[1] - self.k)
         rewards = np.where(asked >= 0, np.where(right, scale, -scale), 0.0)
         self.shown += 1
         return rewards, np.zeros(self.num_envs, dtype=bool), {}

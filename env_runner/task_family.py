@@ -326,7 +326,8 @@ class TaskVectorEnv(VectorEnv, ABC):
     Every world has its own random stream, made from the seed of `reset` and the world's index: its start states
     depend on neither the other worlds nor the number of threads.
 
-    A subclass gives `_start`, `_advance` and `_observe`; this class does checks, time limit, autoreset and tasks.
+    A subclass gives `_start`, `_advance` and `_observe`; this class does checks, time limit, autoreset and tasks. It keeps what it needs of
+    its own family when it is made: `family` becomes another one where the worlds are those of a cut, or are scored on another family.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012

@@ -73,6 +73,20 @@ def test_a_perfect_memory_earns_the_ceiling_and_one_suit_always_half_of_it_below
     assert abs(np.mean(returns["constant"]) - family.anchors["stand_still"]) < 4 * spread
 
 
+@pytest.mark.parametrize("name", ["repeat-previous-easy@on=repeat-previous-medium", "repeat-previous-easy@steps=51"])
+def test_a_family_made_of_repeat_previous_plays_the_same_game(name: str) -> None:
+    plain, made = get_family("repeat-previous-easy"), get_family(name)
+    tasks, played = plain.eval_tasks("search")[:2], []
+    for family in (plain, made):
+        worlds = family.make(2)
+        obs, _ = worlds.reset(seed=0, options={"tasks": tasks})
+        steps = [worlds.step(np.array([n % 4, 3]))[:4] for n in range(plain.horizon)]
+        played.append([obs, *(part for step in steps for part in step)])
+        assert worlds.family is family
+    for ours, theirs in zip(*played, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_deck_is_its_tasks_alone_and_others_are_in_another_order() -> None:
     orders = [deck(task, 1).tolist() for task in (0.25, 0.25, 0.5, np.nextafter(1, 0))]
     assert orders[0] == orders[1] != orders[2] != orders[3]
