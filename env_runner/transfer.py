@@ -6,6 +6,7 @@ What is asked is whether what was learned holds elsewhere: in a longer corridor,
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,12 @@ def examined_family(family_id: str) -> ExaminedFamily | None:
         )
         raise InputError(f"{family_id}: a policy of {base.id} does not fit {other.id}: {differs}")
     return ExaminedFamily(base, other)
+
+
+def examined_tasks(family_id: str) -> str:
+    """A name of the fixed tasks that a family's scores are measured on, equal for two families with the same ones: the family behind `@on=`,
+    whatever its episodes' length. By the id alone, so that a family of a plugin that is not loaded has one too."""
+    return re.sub(r"@steps=\d+", "", family_id.rpartition(MARK)[2])
 
 
 def _shape(family: TaskFamily) -> Mapping[str, Any]:

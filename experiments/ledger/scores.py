@@ -33,14 +33,19 @@ def hidden_error(run: Run) -> InputError:
 
 
 def verdict_due(session: Session, task: str) -> int | None:
-    """The first campaign on a task family whose verdict is still to come: one that is not over, whether it runs, is paused or
-    failed (a resume goes on with it), or that has a claim without one."""
+    """The first campaign on a task family, or on another one with the same fixed tasks, whose verdict is still to come: one that is not
+    over, whether it runs, is paused or failed (a resume goes on with it), or that has a claim without one."""
+    from env_runner.transfer import examined_tasks  # not above: most readers ask for no task
+
     judged = exists().where(Claim.campaign_id == Campaign.id, Verdict.claim_id == Claim.id)
     claimed = exists().where(Claim.campaign_id == Campaign.id)
     open_ones = select(Campaign).where(~judged, claimed | (Campaign.stage != "done"))
-    return next(
-        (c.id for c in session.scalars(open_ones.order_by(Campaign.id)) if c.question.get("task") == task), None
+    alike = (
+        campaign.id
+        for campaign in session.scalars(open_ones.order_by(Campaign.id))
+        if examined_tasks(campaign.question.get("task", "")) == examined_tasks(task)
     )
+    return next(alike, None)
 
 
 def forestalled_error(campaign_id: int, task: str) -> InputError:

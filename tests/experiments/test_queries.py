@@ -205,6 +205,10 @@ def test_the_score_of_a_confirmation_run_is_not_shown_before_its_verdict(ledger:
         ledger.must_not_forestall("point-robot", "confirmation")
     ledger.must_not_forestall("point-robot", "selection")
     ledger.must_not_forestall("bandit", "confirmation")
+    ledger.must_not_forestall("point-robot@on=bandit", "confirmation")
+    for same in ("point-robot@steps=20", "bandit@on=point-robot"):  # whose fixed tasks are those of the point robot
+        with pytest.raises(InputError, match="c-0001 will be judged"):
+            ledger.must_not_forestall(same, "confirmation")
     ledger.add(Verdict(claim_id=claim, outcome="inconclusive", reason="", content={}, created_at=now()))
     assert [row["score"] for row in list_runs(ledger).records()] == [7.0, 7.0]
     assert compare(ledger, "r-0001", "r-0002").by_task is not None
