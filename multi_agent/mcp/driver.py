@@ -118,17 +118,23 @@ class Driver:
 
     def _must_be_free(self, client: Client, goal: str, living: Sequence[Opening]) -> None:
         """InputError where the client's own campaign, or one with this goal, is at work."""
-        own, end = client.campaign, f"To end it first: {command('stop')}"
-        if (client.opening is not None and not client.opening.has_ended) or (own and is_worked_on(self.ledger, own)):
+        own = client.campaign
+        if own is not None and is_worked_on(self.ledger, own):
+            name = readable_id("c", own)
+            raise InputError(f"{name} is at work already: ask next_turn. To end it first: {command('stop', name)}")
+        if client.opening is not None and not client.opening.has_ended:
             name = "a campaign of yours" if own is None else readable_id("c", own)
-            raise InputError(f"{name} is at work already: ask next_turn. {end}")
+            raise InputError(f"{name} is at work already: ask next_turn")
         with self.ledger.session() as session:
             rows = session.scalars(select(Campaign).where(Campaign.status == "running").order_by(Campaign.id))
             at_work = [row for row in rows if standing_of(row) == "running"]
         alike = [row for row in at_work if _same(row.goal, goal)]
         if alike:
             name = readable_id("c", alike[-1].id)
-            raise InputError(f"{name} has this goal and is at work: join it with next_turn and campaign {name}. {end}")
+            raise InputError(
+                f"{name} has this goal and is at work: join it with next_turn and campaign {name}. "
+                f"To end it first: {command('stop', name)}"
+            )
         if any(_same(opening.goal, goal) and opening.campaign is None for opening in living):
             again = AGAIN_S["planning"]
             raise InputError(f"a campaign with this goal is being planned: ask next_turn in {again} s to join it")

@@ -163,7 +163,8 @@ def _open_turn(session: Session, campaign: int) -> OpenTurn | None:
     own = [word for word in words if word.kind == WORD and word.payload["turn"] == event.id]
     if any("words" in word.payload for word in own):
         return None  # it is finished, and over once its last tool has answered
-    silent_s = (now() - (words[-1] if words else event).created_at).total_seconds()
+    heard = [word for word in words if word.kind == ANSWER or word in own]  # not of others, who keep no turn open
+    silent_s = (now() - (heard[-1] if heard else event).created_at).total_seconds()
     told = event.payload
     return OpenTurn(
         number=event.id,

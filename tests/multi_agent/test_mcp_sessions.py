@@ -89,7 +89,9 @@ def test_a_campaign_that_is_opened_twice_at_once_is_one_also_by_two_servers_and_
         for driver, client in ((one, mine), (one, again), (other, theirs)):
             assert driver.turn(client) is None
             assert (client.campaign, client.opening) == (number, None)
-        assert "c-0001 has this goal and is at work: join it" in str(in_parallel(lambda: other.open(Client("d"), others)))  # fmt: skip
+        refused = str(in_parallel(lambda: other.open(Client("d"), others)))
+        assert "c-0001 has this goal and is at work: join it" in refused
+        assert "stop c-0001" in refused  # not the newest, which may be another one
         joined = Client("e")
         other.open(joined, GOAL)  # the same words again, by a session that came later
         assert joined.campaign == number
