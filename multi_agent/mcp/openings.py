@@ -10,7 +10,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from core.files import write_atomic
 from core.words.text import harmless
 from experiments.campaign.holder import is_alive, process_here
 from experiments.ledger.store import Ledger
-from experiments.runs.background import new_log, start_in_background
+from experiments.runs.background import error_in, new_log, start_in_background
 from multi_agent.llm.choose import redact
 
 LAST_LINES = 5
@@ -56,13 +56,13 @@ class Opening:
 
     def last_words(self) -> str:
         """Why it ended, as far as its log tells: the sentence that refused it, else its last lines."""
-        try:
+        refused: str | None = None
+        lines: list[str] = []
+        with suppress(OSError):
+            refused = error_in(self.log)
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        except OSError:
-            lines = []
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if errors:
-            return harmless(redact(errors[-1]))
+        if refused is not None:
+            return harmless(redact(refused))
         end = "the campaign's process ended" + ("" if self.code is None else f" with exit code {self.code}")
         said = " | ".join(line.strip() for line in lines[-LAST_LINES:])
         return harmless(redact(f"{end}; its last lines: {said or 'none'}. Its log: {self.log}"))
