@@ -1,7 +1,8 @@
 """Programs that draw training curves elsewhere, each behind one small interface, and the process that they run in.
 
 They run in a process of their own (`work_off`), which is told in lines of JSON what may leave. So what they print, start, install as
-handlers or hang in is theirs, and no run waits for them. A new one is a class here and its name in `SINKS`.
+handlers or hang in is theirs, and no run waits for them. A new one is a class here, its name in `SINKS` and in `cli.options.Sinks`,
+and an extra of that name with its package in `pyproject.toml`.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class _Process:
         try:
             self.process.stdin.write(json.dumps(line, default=str) + "\n")
             self.process.stdin.flush()
-        except OSError:  # it has ended
+        except (OSError, ValueError):  # it has ended, or was closed while this waited
             self._fail()
 
     def close(self) -> None:
@@ -179,19 +179,21 @@ class _Process:
         except subprocess.TimeoutExpired:
             self.give_up()
         else:
-            if code and not self.failed:
+            if code:
                 self._fail()
         self.process.stdout.close()
 
     def give_up(self) -> None:
         """End it with what it has not sent."""
+        told, self.failed = self.failed, True  # first: the thread that waits for it hears of its end at once
         self.process.kill()
         self.process.wait()
-        if not self.failed:
+        if not told:
             self._say(f"was still sending after {FLUSH_S:.0f} s and is ended")
-        self.failed = True
 
     def _fail(self) -> None:
+        if self.failed:
+            return
         self.failed = True
         assert self.process.stdout is not None
         reason = self.process.stdout.read().strip() or "it ended"
