@@ -25,6 +25,7 @@ from core.kernels.gated import GATED_PLACES, GatedStep, gated_act, load_gated
 from core.kernels.jit import as_flat, f32
 from core.kernels.layout import LAYER_PLACES, Activations, Places, Sizes, Step, System
 from core.kernels.policy import act, encode, heads
+from core.kernels.recurrent import load_recurrent
 from core.kernels.ssm_memory import discretize_layers, load_shared
 from core.policy import RecurrentPolicy
 from core.ssm import DiagonalCell, SSMBlock, StateSpaceModel
@@ -102,6 +103,8 @@ class CompiledPolicy:
             load_shared()
         if gated:
             load_gated()
+        if self.recurrent:
+            load_recurrent()
 
         def place(parameter: Tensor | None) -> int:
             return -1 if parameter is None else starts[id(parameter)]

@@ -19,7 +19,7 @@ from core.cells.diag_gru import DiagGRU
 from core.kernels.blas import N, T, product
 from core.kernels.feedback import diag_gru_scan, diag_gru_scan_backward
 from core.kernels.jit import f32
-from core.kernels.recurrent import gru_scan, gru_scan_backward, load_recurrent, lstm_scan, lstm_scan_backward
+from core.kernels.recurrent import gru_scan, gru_scan_backward, lstm_scan, lstm_scan_backward
 from core.recurrent import GRU, LSTM
 
 Arrays = tuple[np.ndarray, ...]
@@ -160,7 +160,6 @@ def recurrent_layers(memory: nn.Module, starts: Mapping[int, int]) -> list[Layer
 
     if not isinstance(memory, LSTM | GRU | DiagGRU) or memory.decoder is not None:
         return []
-    load_recurrent()
     if isinstance(memory, DiagGRU):
         (whole,) = places(memory.feedback)
         size = math.prod(whole.shape[1:])

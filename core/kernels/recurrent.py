@@ -262,7 +262,7 @@ def gru_scan_backward(
 
 @functools.cache
 def load_recurrent() -> None:
-    """Compile or load by themselves what is called both alone and by the kernels above; see `core.kernels.ssm_memory.load_shared`."""
+    """Compile or load by themselves the products that the kernels above share; see `core.kernels.ssm_memory.load_shared`."""
     row, square, other = np.zeros(1, f32), np.zeros((1, 1), f32), np.zeros(1, f32)
     add_row(row, square, other)
     add_rows(row, row, square, other, other.copy())
