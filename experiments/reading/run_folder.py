@@ -20,6 +20,7 @@ from experiments.reading.figures import RETURN, SUCCESS_RATE
 from experiments.reading.plot_files import write_plot
 from experiments.runs.paths import Paths
 from experiments.runs.runner import RUNG_SCORE
+from meta_rl.evaluate import evaluate
 from meta_rl.learner import Learner
 from meta_rl.rollout import SUCCESS
 
@@ -90,7 +91,7 @@ def _test(model: Path, tasks: np.ndarray, columns: int, episodes: int) -> dict[s
     """Return and success by shots: the mean over tasks, its 95 % interval over tasks (Student's t of a return, Wilson's of a
     success rate), and each task's own mean over `episodes`."""
     learner = Learner.load(model)
-    results = [learner.evaluate(tasks, episodes=columns, seed=TEST_SEED + number) for number in range(episodes)]
+    results = [evaluate(learner, tasks, episodes=columns, seed=TEST_SEED + number) for number in range(episodes)]
     quantities = {"return": np.mean([result.returns for result in results], axis=0)}
     if SUCCESS in results[0].extras:
         quantities[SUCCESS] = np.mean([result.extras[SUCCESS] for result in results], axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import InputError
+from core.words.commands import command
 from experiments.runs.few_shot import kept_model
 from meta_rl.learner import Learner
 from meta_rl.rl2 import RL2
@@ -24,6 +25,6 @@ def load_agent(model: str | Path, name: str | None = None) -> RL2Agent:
         kind = learner.config.kind
         raise InputError(
             f"model: {model} was trained by {kind}, allowed: models of rl2, which adapt in their memory while they act. "
-            f"Its adaptation is a part of evaluating it: Learner.load({str(files)!r}).evaluate(tasks, episodes=2, seed=0)"
+            f"Its adaptation is a part of evaluating it: {command('evaluate', str(model))}"
         )
     return RL2Agent(name or (Path(model).name if Path(model).is_dir() else files.stem), learner)

@@ -53,7 +53,7 @@ class PredictionGain(FrozenConfig):
 def prediction_gain(model: Path, *, seed: int = 0) -> PredictionGain:
     """Measure it on the search tasks of a kept model's family; the policy is left as it is. model: its files, without suffix."""
     learner: Any = Learner.load(model)
-    family = learner.family
+    family = learner.family.examined
     tasks = family.eval_tasks("search")
     worlds = family.make(EPISODES)
     try:
