@@ -143,6 +143,8 @@ def run_spec(
     from experiments.runs.runner import queue_run
 
     ledger = options.create()
+    if out is not None:  # which ends on the held-out tasks
+        ledger.must_not_forestall(wanted.task, "confirmation")
     run_ids = [
         queue_run(ledger, wanted.model_copy(update={"seed": chosen}), purpose="manual", pool="search", proposer="human")
         for chosen in _chosen_seeds(ledger, wanted, "search", seeds)

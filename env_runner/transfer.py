@@ -15,12 +15,12 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from core.errors import InputError, bad_value
-from env_runner.cut_families import LONGEST_ID
 from env_runner.drawing import Lived, Picture, Track
 from env_runner.task_distributions import get_family
 from env_runner.task_family import EnvOptions, Pool, TaskFamily, TaskVectorEnv, register_resolver
 
 MARK = "@on="
+LONGEST_ID = 64  # characters: with both revisions and the versions of three packages it fits the ledger's column
 
 
 class ExaminedFamily(TaskFamily):

@@ -7,8 +7,10 @@ ledger, finds it before its campaign is in the ledger. Who starts one holds the 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from experiments.runs.background import error_in, new_log, start_in_background
 from multi_agent.llm.choose import redact
 
 LAST_LINES = 5
+PLANNING_S = 600  # no plan takes that long without a word
 ON_PURPOSE = (0, 130)  # exit codes of a campaign that is done or was paused
 
 
@@ -47,7 +50,18 @@ class Opening:
 
     @property
     def has_ended(self) -> bool:
-        return self.child.poll() is not None if self.child is not None else not is_alive(self.process)
+        if self.child is not None:
+            return self.child.poll() is not None
+        return not is_alive(self.process) or self._is_silent()
+
+    def _is_silent(self) -> bool:
+        """Whether a process of another machine, of which nothing else tells, has neither made its campaign nor said a word for long."""
+        if self.campaign is not None or self.process["host"] == socket.gethostname():
+            return False
+        try:
+            return time.time() - self.log.stat().st_mtime > PLANNING_S
+        except OSError:
+            return True
 
     @property
     def code(self) -> int | None:
@@ -108,7 +122,7 @@ class Openings:
             return []
         own = {opening.process["pid"]: opening for opening in self._own}
         found = [Opening(**(told | {"words": tuple(told["words"]), "log": Path(told["log"])})) for told in kept]
-        return [own.get(opening.process["pid"], opening) for opening in found if is_alive(opening.process)]
+        return [own.get(opening.process["pid"], opening) for opening in found if not opening.has_ended]
 
     def made(self, opening: Opening, campaign: int) -> None:
         """Write down which campaign a process made."""

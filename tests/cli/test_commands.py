@@ -13,7 +13,9 @@ import pytest
 
 import main
 from core.errors import InputError
+from experiments.ledger import Ledger
 from experiments.ledger.models import Campaign
+from experiments.ledger.store import now
 from experiments.runs.paths import CHECKOUT, Paths
 
 READING = {
@@ -50,6 +52,15 @@ def test_every_reading_command_prints_words_and_json_and_writes_nothing(argument
     assert _call(capsys, data, *arguments).strip()
     json.loads(_call(capsys, data, *arguments, "--json"))
     assert (data / "ledger.db").read_bytes() == before
+
+
+def test_a_run_that_would_end_on_held_out_tasks_waits_for_a_verdict_that_is_due(tmp_path: Path, capsys) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    values = {"goal": "beat LSTM on point-robot", "question": {"task": "point-robot"}, "plan": {}, "stage": "search"}
+    ledger.add(Campaign(**values, seed=0, status="paused", llm="offline", provenance={}, created_at=now()))
+    words = ["run", "--preset", "point-robot.lstm", "--env-steps", "64k", "--out", str(tmp_path / "folder")]
+    assert "c-0001 will be judged on the confirmation tasks" in _call(capsys, tmp_path, *words, code=2)
+    assert ledger.runs(None) == []
 
 
 def test_a_comparison_says_what_differs_and_by_how_much(data: Path, capsys) -> None:

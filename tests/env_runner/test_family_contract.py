@@ -266,3 +266,17 @@ def test_training_tasks_of_one_call_fill_every_part_of_each_parameters_range():
     many = np.concatenate([family.sample_tasks(np.random.default_rng(s), 1)[:, 0] for s in range(2000)])
     assert abs(many.mean() - 1.5) < 0.06
     assert abs(many.std() - 3 / 12**0.5) < 0.03
+
+
+@pytest.mark.parametrize("family_id", [name for name in STEPPABLE if name in FAMILIES])
+def test_cuts_of_a_family_are_its_own_worlds_with_shorter_episodes(family_id: str):
+    family = get_family(family_id)
+    steps = min(family.horizon - 1, 6)
+    shorter = f"{family_id}@steps={steps}"
+    whole = live(family, 0, seed=3, steps=steps)
+    for cut in (get_family(shorter), get_family(f"{shorter}@on={family_id}")):
+        found = live(cut, 0, seed=3, steps=steps)
+        for one, other in zip(whole[: 1 + 4 * (steps - 1)], found, strict=False):
+            np.testing.assert_array_equal(one, other)
+        assert found[-1].all(), "truncated where the cut says"
+    assert get_family(f"{shorter}@on={family_id}").examined is family

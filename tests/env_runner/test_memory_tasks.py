@@ -138,7 +138,7 @@ def test_a_learner_is_trained_in_the_first_family_and_scored_on_the_second() -> 
         ("t-maze@on=t-maze", "scored on itself already"),
         ("t-maze@on=t-maze:30@on=t-maze:40", "one family after @on="),
         ("t-maze@on=t-mase", "Did you mean 't-maze'"),
-        ("halfcheetah-vel@train=0,1,2,3,4,5,6,7,8,9@test=10,11,12,13@on=halfcheetah-vel-classic", "80 characters"),
+        ("halfcheetah-vel@train=0,1,2,3,4,5,6,7,8,9@test=10,11,12,13@on=halfcheetah-vel-classic", "64 characters"),
     ],
 )
 def test_families_that_cannot_be_scored_on_each_other_are_refused(name: str, says: str) -> None:

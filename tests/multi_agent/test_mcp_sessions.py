@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from experiments.ledger.store import now
 from experiments.reading.queries import list_campaigns
 from multi_agent.mcp import mailbox, server
 from multi_agent.mcp.driver import Client
+from multi_agent.mcp.openings import PLANNING_S, Opening
 from multi_agent.mcp.values import OpenArguments
 
 GOAL = OpenArguments(goal="beat LSTM on point-robot", env_steps="1M")
@@ -99,6 +102,29 @@ def test_a_campaign_that_is_opened_twice_at_once_is_one_also_by_two_servers_and_
         for opening in one.openings.living():
             os.kill(opening.process["pid"], signal.SIGKILL)
     wait_until(lambda: one.openings.living() == [])  # the server's child is no zombie
+
+
+def test_a_process_of_another_machine_that_never_said_more_blocks_no_goal_for_ever(tmp_path: Path) -> None:
+    driver, log = driver_of(tmp_path), tmp_path / "mcp" / "there.log"
+    log.parent.mkdir()
+    log.write_text("Measuring this machine's training throughput ...")
+    there = {
+        "pid": 7,
+        "host": "another-machine",
+        "start": 1,
+        "where": "x",
+        "since": "2026-01-01T00:00:00+00:00",
+        "token": "t",
+    }
+    opening = Opening(there, ("resume",), "g", log, newest=0)
+    (tmp_path / "mcp" / "opened.json").write_text(json.dumps([{"process": there, "words": ["resume"], "goal": "g", "newest": 0, "campaign": None, "log": str(log)}]))  # fmt: skip
+    assert not opening.has_ended
+    assert [o.goal for o in driver.openings.living()] == ["g"]
+    os.utime(log, (log.stat().st_atime, time.time() - PLANNING_S - 1))
+    assert opening.has_ended
+    assert driver.openings.living() == []
+    opening.campaign = 1  # from then on the campaign's own signs of life tell
+    assert not opening.has_ended
 
 
 def test_a_campaign_that_dies_at_its_start_is_told_with_its_last_lines_and_one_that_dies_later_too(
