@@ -400,12 +400,17 @@ def _end(lab: Lab, options: LedgerOptions, *, take_over: bool = False, hook: Hoo
 
 
 def _conclude(lab: Lab, options: LedgerOptions, hook: Hook | None = None) -> int:
-    """Keep the better model, write the report, show the verdict; a report that fails loses no model. hook: who is told of it, where it is a new one."""
+    """Keep the better model, write the report, show the verdict; a report that fails loses no model, and a model that cannot be written
+    loses neither report nor verdict. hook: who is told of it, where it is a new one."""
     from cli.live import verdict_lines, verdict_panel
     from experiments.reading.report import keep_model, write_report
 
     output, ledger = options.output, lab.ledger
-    model = keep_model(ledger, lab.number, lab.paths) if lab.is_judged() else None
+    model, lost = None, None
+    try:
+        model = keep_model(ledger, lab.number, lab.paths) if lab.is_judged() else None
+    except OSError as error:
+        lost = InputError(f"the better model was not kept: {error}. Its run's own is in {lab.paths.data / 'models'}")
     html, _ = write_report(ledger, lab.number, lab.paths)
     shown: dict[str, Any] = {"campaign": lab.campaign_id, "verdict": None, "report": str(html), "model": None}
     if not lab.is_judged():  # a person stopped it before there was anything to judge
@@ -425,4 +430,6 @@ def _conclude(lab: Lab, options: LedgerOptions, hook: Hook | None = None) -> int
         commands += [command("show", f"r-{run_id:04d}"), command("rerun", f"r-{run_id:04d}", "--check")]
     commands.append(command("runs", "--campaign", lab.campaign_id))
     output.result(shown, verdict_panel(lines, verdict.outcome), "next  " + "\n      ".join(commands))
+    if lost is not None:
+        raise lost
     return 0

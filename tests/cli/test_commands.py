@@ -63,6 +63,17 @@ def test_a_run_that_would_end_on_held_out_tasks_waits_for_a_verdict_that_is_due(
     assert ledger.runs(None) == []
 
 
+def test_a_model_that_cannot_be_kept_costs_neither_report_nor_verdict(data: Path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.reading.report.keep_model", full)
+    said = _call(capsys, data, "resume", "c-0001", code=2)
+    assert "INCONCLUSIVE" in said or "CONFIRMED" in said or "REFUTED" in said
+    assert "the better model was not kept: [Errno 28] No space left on device" in said
+    assert list(data.rglob("*.html"))
+
+
 def test_a_comparison_says_what_differs_and_by_how_much(data: Path, capsys) -> None:
     words = _call(capsys, data, "compare", "r-0008", "r-0009")
     assert "r-0008 minus r-0009 over 40 tasks: +" in words
