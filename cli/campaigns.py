@@ -102,6 +102,8 @@ def research(
             )
         questions = []
     choice = brain.choose()
+    if choice.kind == "replay":
+        with_campaign(choice, options.read())  # which must be there
     found = ""
     if not dry_run and choice.make_chat is not None:
         asked = time.monotonic()

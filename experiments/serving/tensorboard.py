@@ -21,6 +21,7 @@ from experiments.ledger.models import Run
 from experiments.ledger.store import Ledger, join_value, readable_id
 from experiments.metrics import WATCHED
 from experiments.tables import flatten
+from experiments.vocabulary import FINISHED
 
 INSTALL = 'pip install -e ".[tensorboard]"'
 TRAINING_S = "time/train_s"
@@ -55,7 +56,7 @@ def scalars(ledger: Ledger, run: Run, *, since: int = 0) -> Iterator[tuple[str, 
     for metric in ledger.metrics(run.id, since=since):
         if not (hidden and metric.name == WATCHED):
             yield metric.name, metric.env_steps, join_value(metric.value, metric.kind)
-    if hidden:
+    if hidden or run.status not in FINISHED:  # whose last step is not known yet
         return
     by_tag: dict[str, list[float]] = {}
     for row in ledger.evals([run.id], name=None):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from core.errors import InputError, unknown_name
+from core.errors import InputError, nearest, unknown_name
 from core.words.commands import command
 from core.words.text import STARS, keys_in, without_password
 from experiments.vocabulary import readable_id
@@ -202,8 +202,13 @@ def _check_key(key_env: str) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", key_env):
         raise InputError("--llm-key-env: allowed is the name of an environment variable that holds the key, not a key")
     if not os.environ.get(key_env):
-        known = [name for name in os.environ if re.search(r"(?i)key|token", name)]
-        raise unknown_name("--llm-key-env: an environment variable that is set", key_env, known)
+        vendors = tuple(
+            start for vendor in PROVIDERS.values() for start in vendor.secrets
+        )  # never suggested: such a key is its vendor's
+        known = [name for name in os.environ if re.search(r"(?i)key|token", name) and not name.startswith(vendors)]
+        close = nearest(key_env, known)
+        hint = f". Did you mean {close!r}?" if close else f"; set it first: export {key_env}=..."
+        raise InputError(f"--llm-key-env: no environment variable {key_env!r} is set{hint}")
     _hidden[os.environ[key_env].strip()] = f"<{key_env}>"
 
 

@@ -188,17 +188,20 @@ class Driver:
     # ---- what a client sees ---------------------------------------------------------------
 
     def campaign(self, client: Client, named: str | None) -> int:
-        """The campaign that a client named now or last, else the newest. InputError where there is none."""
+        """The campaign that a client named now or last, else the newest that is at work and asks MCP clients, else the newest. InputError
+        where there is none."""
         if named is not None:
             client.campaign, client.opening = self.ledger.resolve(named, "campaign"), None
         if client.campaign is not None:
             return client.campaign
         if client.opening is not None:
             raise InputError(f"the campaign is being planned: ask next_turn in {AGAIN_S['planning']} s")
-        newest = self._newest()
-        if newest is None:
+        with self.ledger.session() as session:
+            rows = list(session.scalars(select(Campaign).order_by(Campaign.id.desc())))
+        if not rows:
             raise InputError("there is no campaign yet: start one with the tool open_campaign")
-        return newest
+        asking = (c.id for c in rows if c.llm.startswith("mcp") and standing_of(c) == "running")
+        return next(asking, rows[0].id)
 
     def turn(self, client: Client) -> OpenTurn | None:
         """The turn that is this client's; one that waits for anybody becomes its own. None where there is none, or another session has it."""

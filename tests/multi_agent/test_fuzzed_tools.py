@@ -45,6 +45,7 @@ PLAUSIBLE = {
     "values": st.lists(PARAM, max_size=4),
     "view": st.sampled_from(["incumbent", "top", "runs", "failures", "baseline", "sensitivity", "confirmation"]),
     "limit": st.integers(-1, 40),
+    "skip": st.integers(-1, 40),
     "reason": st.text(max_size=30),
     "changes": st.lists(PARAM, max_size=4),
     "base": st.sampled_from(["incumbent", "suggestion", "best"]),
