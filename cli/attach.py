@@ -9,10 +9,12 @@ from cli.options import LedgerOptions
 from core.words.commands import command
 
 if TYPE_CHECKING:
+    from experiments.ledger.store import Ledger
     from experiments.reading.following import Followed
     from experiments.runs.paths import Paths
 
 LOOK_EVERY_S = 1.0
+START_S = 120.0  # that a process which was put in the background may take until it works on its campaign
 REPORT_S = 60.0  # that a campaign which has just ended may take for its report
 
 
@@ -30,9 +32,16 @@ def attach(campaign: str | None = None, /, *, options: LedgerOptions = LedgerOpt
     ledger = options.read()
     from cli.live import LiveView
     from experiments.reading.following import Followed, running_campaign
+    from experiments.vocabulary import readable_id
 
     number = running_campaign(ledger) if campaign is None else ledger.resolve(campaign, "campaign")
-    output, followed = options.output, Followed(ledger, number)
+    output = options.output
+    if not _has_begun(ledger, number):
+        output.say(f"{readable_id('c', number)} was just made; waiting for its process to begin.")
+        began = time.monotonic()
+        while not _has_begun(ledger, number) and time.monotonic() - began < START_S:
+            time.sleep(LOOK_EVERY_S)
+    followed = Followed(ledger, number)
     name = followed.campaign_id
     view = LiveView(output.console, quiet=output.quiet, redraw=not output.json)
     view.lab = followed
@@ -49,6 +58,15 @@ def attach(campaign: str | None = None, /, *, options: LedgerOptions = LedgerOpt
         output.say(words, always=True)
         return 0
     return _say_end(followed, options)
+
+
+def _has_begun(ledger: Ledger, number: int) -> bool:
+    """Whether anybody has worked on a campaign; one that was just made, perhaps with --detach, is on its way and not paused."""
+    from experiments.ledger.store import now
+
+    row = ledger.get_campaign(number)
+    is_new = (now() - row.created_at).total_seconds() < START_S
+    return not (is_new and row.status == "paused" and row.holder is None and not ledger.events(number))
 
 
 def _follow(followed: Followed, view: Any) -> None:

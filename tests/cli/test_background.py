@@ -191,6 +191,25 @@ def test_a_campaign_whose_process_has_ended_says_how_to_go_on(tmp_path: Path, ot
     assert shown["resume"] == f"python main.py resume c-0001 --data-dir {data}"
 
 
+def test_a_campaign_that_was_just_made_is_waited_for_and_not_called_paused(
+    tmp_path: Path, other: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    ledger = campaign(data, "paused")
+
+    def taken(_: float) -> None:  # while it waits, the process begins, and ends without a word
+        held_by(ledger, other.pid)
+        with ledger.session() as session:
+            session.get_one(Campaign, 1).status = "running"
+        other.communicate()
+
+    monkeypatch.setattr("cli.attach.time.sleep", taken)
+    assert main.main(["attach", "c-1", "--data-dir", str(data)]) == 1
+    said = capsys.readouterr()
+    assert "c-0001 was just made; waiting for its process to begin" in said.out + said.err
+    assert "is interrupted" in said.out
+
+
 def test_a_finished_campaign_shows_its_verdict_and_ends(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (data / "ledger.db").read_bytes()
     assert main.main(["attach", "--data-dir", str(data)]) == 0
