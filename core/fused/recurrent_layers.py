@@ -9,7 +9,7 @@ Shapes: B sequences, T steps, R = B T rows, D inputs, H width, G widths in p.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,8 @@ class Layer:
     """How many states (B, H) it carries from step to step."""
     traced: int
     """How many buffers (B, T, H) its kernels want, the output last."""
+    kernel: Callable[..., None]
+    """Forward through time: p, what is derived of the parameters, the states at the start, keep, and the buffers."""
 
     def __init__(self, places: list[Place]) -> None:
         self.places, shape = places, places[0].shape
@@ -56,7 +58,7 @@ class Layer:
 
     def scan(self, derived: Arrays, gates: np.ndarray, traced: Arrays, start: Arrays, keep: np.ndarray) -> None:
         """gates (B, T, G H) holds p; from the states `start` through all steps."""
-        raise NotImplementedError
+        type(self).kernel(gates, *derived, *start, keep, *traced)
 
     def last(self, traced: Arrays) -> Arrays:
         """The states after the last step, each (B, H)."""
@@ -83,14 +85,11 @@ def outer(blas: int, left: np.ndarray, columns: int, right: np.ndarray, out: np.
 class LSTMLayer(Layer):
     """`core.recurrent.lstm_reference`; traced: q, c, tanh(c), h."""
 
-    parts, states, traced = 4, 2, 4
+    parts, states, traced, kernel = 4, 2, 4, staticmethod(lstm_scan)
 
     def derived(self, weights: np.ndarray) -> Arrays:
         _, recurrent, bias, other = self.of(weights)
         return bias + other, np.ascontiguousarray(recurrent.T)
-
-    def scan(self, derived: Arrays, gates: np.ndarray, traced: Arrays, start: Arrays, keep: np.ndarray) -> None:
-        lstm_scan(gates, *derived, *start, keep, *traced)  # pyright: ignore[reportCallIssue]
 
     def last(self, traced: Arrays) -> Arrays:
         return traced[3][:, -1], traced[1][:, -1]
@@ -110,14 +109,11 @@ class LSTMLayer(Layer):
 class GRULayer(Layer):
     """`core.recurrent.gru_reference`; traced: q, a_n, h."""
 
-    parts, traced = 3, 3
+    parts, traced, kernel = 3, 3, staticmethod(gru_scan)
 
     def derived(self, weights: np.ndarray) -> Arrays:
         _, recurrent, bias, other = self.of(weights)
         return bias, other, np.ascontiguousarray(recurrent.T)
-
-    def scan(self, derived: Arrays, gates: np.ndarray, traced: Arrays, start: Arrays, keep: np.ndarray) -> None:
-        gru_scan(gates, *derived, *start, keep, *traced)  # pyright: ignore[reportCallIssue]
 
     def slopes(
         self, weights: np.ndarray, gradients: np.ndarray, gates: np.ndarray, traced: Arrays, start: Arrays,
@@ -135,13 +131,10 @@ class GRULayer(Layer):
 class DiagGRULayer(Layer):
     """`core.cells.diag_gru.diag_gru_reference`; traced: h."""
 
-    parts, traced = 3, 1
+    parts, traced, kernel = 3, 1, staticmethod(diag_gru_scan)
 
     def derived(self, weights: np.ndarray) -> Arrays:
         return tuple(self.of(weights)[1:])
-
-    def scan(self, derived: Arrays, gates: np.ndarray, traced: Arrays, start: Arrays, keep: np.ndarray) -> None:
-        diag_gru_scan(gates, *derived, *start, keep, *traced)  # pyright: ignore[reportCallIssue]
 
     def slopes(
         self, weights: np.ndarray, gradients: np.ndarray, gates: np.ndarray, traced: Arrays, start: Arrays,
